@@ -1,0 +1,80 @@
+# Every target works from a clean checkout: the first one asked for makes .venv and installs the project into it.
+# Needed on the machine: python3 (3.11 or newer, with its venv module), make, and g++ for the tests.
+
+PYTHON ?= python3
+VENV ?= .venv
+# More words for a command: make test ARGS="-k plan -x". For pip: make test PIP_ARGS="--find-links wheels".
+ARGS ?=
+PIP_ARGS ?=
+
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+STAMP := $(VENV)/.stamp
+PIP := $(PY) -m pip --no-input --disable-pip-version-check
+
+CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+XDIST ?= $(if $(filter 1,$(CORES)),,-n 2)
+
+# CXX is what torch builds extensions with; the built ones stay inside the checkout.
+export CXX
+export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test soak bench lint format mutants clean distclean compiler
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo '  ARGS="..." is passed on to the command, for example: make test ARGS="-k plan -x"'
+
+install: $(STAMP) ## make .venv with the project and all its extras
+
+demo: $(STAMP) ## run the demonstration
+	$(BIN)/offload-plus demo $(ARGS)
+
+test: $(STAMP) compiler ## run the tests, soak tests left out
+	$(PY) -m pytest $(XDIST) --durations=10 $(ARGS)
+
+soak: $(STAMP) compiler ## run the tests that take minutes
+	$(PY) -m pytest -m soak --timeout=3600 --durations=0 $(ARGS)
+
+bench: $(STAMP) ## run the benchmarks
+	$(BIN)/offload-plus bench $(ARGS)
+
+lint: $(STAMP) ## ruff check, ruff format --check, mypy
+	@rc=0; for check in 'ruff check .' 'ruff format --check .' mypy; do \
+	  echo "$(BIN)/$$check"; $(BIN)/$$check || rc=1; done; exit $$rc
+
+format: $(STAMP) ## let ruff mend and format the sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+mutants: $(STAMP) compiler ## break the code on purpose and see that a test notices
+	$(PY) -m tests.mutants $(ARGS)
+
+clean: ## remove caches and everything built, .venv stays
+	rm -rf .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info demo-output bench-output
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean ## remove .venv as well
+	rm -rf $(VENV)
+
+compiler: $(STAMP)
+	@command -v $(firstword $(CXX)) >/dev/null || { \
+	  echo "error: $(firstword $(CXX)) not found: the tests build a simulated accelerator in C++."; \
+	  echo "       Install g++ (Debian, Ubuntu: apt-get install g++), or name a compiler: make test CXX=clang++"; \
+	  exit 1; } >&2
+	@$(PY) -c 'import os, sysconfig as s; h = s.get_path("include") + "/Python.h"; os.path.exists(h) or exit(\
+	  f"error: {h} not found: the tests build a C++ extension.\n       Install the Python headers (Debian, Ubuntu: apt-get install python3-dev).")'
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "error: $(PYTHON) not found; install Python 3.11 or newer, or name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or exit(\
+	  f"error: $(PYTHON) is Python {v}; 3.11 or newer is needed. Name one: make PYTHON=python3.12")'
+	@$(PY) -m pip --version >/dev/null 2>&1 || { \
+	  echo "making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv --clear $(VENV); } || { \
+	  echo "error: $(PYTHON) -m venv failed (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
+	@echo "installing the project and its pinned dependencies into $(VENV) (torch is large; minutes the first time)"
+	$(PIP) install $(PIP_ARGS) -c constraints.txt setuptools
+	$(PIP) install $(PIP_ARGS) -c constraints.txt --no-build-isolation -e '.[torchao,cli,test,dev]'
+	@touch $@

@@ -1,0 +1,72 @@
+"""Group offloading for diffusers that is always right, and a linter for modular pipelines.
+
+Public names are imported on first use, so that ``import diffusers_offload_plus`` does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import (
+        CompileOrderError,
+        ContractError,
+        HookConflictError,
+        InvalidPolicyError,
+        NotOffloadedError,
+        OffloadPlusError,
+        UnsupportedModelError,
+    )
+    from .offload.enabling import disable_group_offload, enable_group_offload, upgrade
+    from .offload.extending import extend
+    from .offload.onloading import onloaded
+    from .offload.report import offload_report
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "CompileOrderError": ".errors",
+    "ContractError": ".errors",
+    "HookConflictError": ".errors",
+    "InvalidPolicyError": ".errors",
+    "NotOffloadedError": ".errors",
+    "OffloadPlusError": ".errors",
+    "UnsupportedModelError": ".errors",
+    "disable_group_offload": ".offload.enabling",
+    "enable_group_offload": ".offload.enabling",
+    "extend": ".offload.extending",
+    "offload_report": ".offload.report",
+    "onloaded": ".offload.onloading",
+    "upgrade": ".offload.enabling",
+}
+
+__all__ = [
+    "CompileOrderError",
+    "ContractError",
+    "HookConflictError",
+    "InvalidPolicyError",
+    "NotOffloadedError",
+    "OffloadPlusError",
+    "UnsupportedModelError",
+    "__version__",
+    "disable_group_offload",
+    "enable_group_offload",
+    "extend",
+    "offload_report",
+    "onloaded",
+    "upgrade",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(home, __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

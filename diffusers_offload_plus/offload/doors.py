@@ -1,0 +1,99 @@
+"""Reads that no hook can see: ``F.linear(x, other.weight)``, ``self.out_proj.weight``, a parameter read by ``encode``.
+
+[Note: doors]
+``module.weight`` reaches ``module._parameters["weight"]``. While a model is offloaded that dictionary is a :class:`WatchedDict`, a dict
+like any other but for one thing: looking a name up while its group is not onloaded asks the engine first. Iteration (``items``,
+``values``: state dicts, optimisers, ``.to``) is not intercepted and sees parameters at their host copy. Modules under a compiled
+forward keep plain dictionaries: the hook above them onloads all they have.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from .group import State, WeightGroup
+from .inventory import Entry
+
+__all__ = ["WatchedDict", "computes_on", "install", "uninstall"]
+
+Ask = Callable[[WeightGroup, Entry], torch.Tensor]
+
+
+class WatchedDict(dict[str, Any]):
+    """``_parameters`` or ``_buffers`` of a module whose tensors are offloaded. Copies and pickles as a plain dict."""
+
+    __slots__ = ("_ask", "_watched", "engine")
+
+    def __init__(self, plain: dict[str, Any], watched: dict[str, tuple[WeightGroup, Entry]], ask: Ask, engine: object) -> None:
+        super().__init__(plain)
+        self._watched = watched
+        self._ask = ask
+        self.engine = engine
+
+    def __getitem__(self, name: str) -> Any:
+        watched = self._watched.get(name)
+        if watched is not None and watched[0].state is not State.ONLOADED:
+            value = dict.__getitem__(self, name)
+            # A parameter put in since the inventory was taken is nobody's but the caller's.
+            return self._ask(*watched) if value is watched[1].tensor else value
+        return dict.__getitem__(self, name)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return dict, (dict(self.items()),)
+
+    def copy(self) -> dict[str, Any]:
+        """A plain dict."""
+        return dict(self.items())
+
+
+def install(module: nn.Module, watched: dict[str, tuple[WeightGroup, Entry]], ask: Ask, engine: object) -> None:
+    """Watch the lookups of ``watched`` names on ``module``."""
+    for slot in ("_parameters", "_buffers"):
+        plain: dict[str, Any] = module.__dict__[slot]
+        names = {name: watched[name] for name in plain if name in watched}
+        if names:
+            module.__dict__[slot] = WatchedDict(dict(plain.items()), names, ask, engine)
+
+
+def uninstall(module: nn.Module) -> None:
+    """Give ``module`` its plain dictionaries back, with whatever they hold now."""
+    for slot in ("_parameters", "_buffers"):
+        held = module.__dict__.get(slot)
+        if isinstance(held, WatchedDict):
+            module.__dict__[slot] = held.copy()
+
+
+def computes_on(device: torch.device, modules: set[int]) -> bool:
+    """Whether the caller of an attribute lookup is a method of the model at work on tensors of ``device``.
+
+    This tells ``vae.encode`` reading a weight to compute with it from a script (or ``fuse_qkv_projections``) reading it to look at
+    or change it. Only asked outside of any hooked forward.
+
+    Args:
+        device: where the model computes.
+        modules: ``id`` of each module of the model.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not _is_model_code(frame, modules):
+        # Frames of ours and of ``nn.Module.__getattr__`` lie between; anything else means foreign code.
+        if frame.f_globals.get("__name__", "").split(".")[0] not in ("diffusers_offload_plus", "torch"):
+            return False
+        frame = frame.f_back
+    while frame is not None and _is_model_code(frame, modules):
+        if any(isinstance(value, torch.Tensor) and value.device == device for value in frame.f_locals.values()):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _is_model_code(frame: FrameType, modules: set[int]) -> bool:
+    code = frame.f_code
+    if code.co_argcount == 0 or code.co_name in ("__getattr__", "__getitem__"):
+        return False
+    return id(frame.f_locals.get(code.co_varnames[0])) in modules

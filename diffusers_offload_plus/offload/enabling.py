@@ -1,0 +1,176 @@
+"""``enable_group_offload``, ``disable_group_offload`` and ``upgrade``."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import HookConflictError, NotOffloadedError
+from .diffusers_door import HOOK_NAME, STOCK_HELPER_HOOKS, registry_of, stock_hooks, stock_settings
+from .hook import Attachment, attachment_of
+from .policy import OffloadPolicy
+from .preflight import check_model
+from .targets import components_of, split_excluded
+
+__all__ = ["disable_group_offload", "enable_group_offload", "upgrade"]
+
+logger = logging.getLogger("diffusers_offload_plus")
+
+
+def enable_group_offload(
+    target: Any,
+    onload_device: str | torch.device,
+    offload_device: str | torch.device = "cpu",
+    offload_type: str = "block_level",
+    num_blocks_per_group: int | None = None,
+    non_blocking: bool = False,
+    use_stream: bool = False,
+    record_stream: bool = False,
+    low_cpu_mem_usage: bool = False,
+    offload_to_disk_path: str | None = None,
+    *,
+    block_modules: str | Iterable[str] | None = None,
+    exclude_kwargs: str | Iterable[str] | None = None,
+    exclude_modules: str | Iterable[str] | None = None,
+) -> None:
+    """Keep the weights of ``target`` in host memory and bring them to the device group by group as they are used.
+
+    Takes the arguments of diffusers' own methods of that name, in their order. Called again with other settings it re-plans; with the
+    same settings it does nothing.
+
+    Args:
+        target: a ``DiffusionPipeline``, ``ModularPipeline``, ``ComponentsManager``, or any ``torch.nn.Module``.
+        onload_device: where the model computes. On ``"cpu"`` nothing needs to move.
+        offload_device: where weights rest; the CPU.
+        offload_type: ``"block_level"`` (each block of the model's module lists) or ``"leaf_level"`` (each layer).
+        num_blocks_per_group: blocks that move together at block level; chosen if left out.
+        non_blocking: without streams, copies do not make the calling thread wait.
+        use_stream: copy on a stream of their own, the next group while the present one computes. Pins host memory.
+        record_stream: with ``use_stream``, let copies start without waiting for computation; takes more device memory.
+        low_cpu_mem_usage: with ``use_stream``, pin two buffers instead of all weights.
+        offload_to_disk_path: not supported yet; must be ``None``.
+        block_modules: names of submodules whose own children are cut into blocks; a model's
+            ``_group_offload_block_modules`` if left out.
+        exclude_kwargs: keyword arguments of forward that are never moved; a model's ``_skip_keys`` if left out.
+        exclude_modules: components of a pipeline that are put on ``onload_device`` whole instead.
+
+    Raises:
+        InvalidPolicyError: an argument cannot be used.
+        UnsupportedModelError: a component cannot be offloaded.
+        HookConflictError: a component is offloaded by other means.
+
+    In each case nothing has been changed.
+    """
+    policy = OffloadPolicy.from_arguments(
+        onload_device=onload_device,
+        offload_device=offload_device,
+        offload_type=offload_type,
+        num_blocks_per_group=num_blocks_per_group,
+        non_blocking=non_blocking,
+        use_stream=use_stream,
+        record_stream=record_stream,
+        low_cpu_mem_usage=low_cpu_mem_usage,
+        offload_to_disk_path=offload_to_disk_path,
+        block_modules=block_modules,
+        exclude_kwargs=exclude_kwargs,
+    )
+    kept, excluded = split_excluded(target, components_of(target), exclude_modules)
+    for name, module in kept.items():
+        check_model(module, _for_model(policy, module, len(kept)), name)
+    for module in excluded.values():
+        disable_group_offload(module, missing_ok=True)
+        module.to(policy.onload_device)
+    for name, module in kept.items():
+        _enable(module, _for_model(policy, module, len(kept)), name)
+
+
+def disable_group_offload(target: Any, *, missing_ok: bool = False) -> None:
+    """Remove our hooks from ``target``; its weights are left, bit for bit, in ordinary host memory.
+
+    Args:
+        target: what :func:`enable_group_offload` was given, or one of its components.
+        missing_ok: do not mind if nothing of ``target`` is offloaded.
+
+    Raises:
+        NotOffloadedError: nothing of ``target`` is offloaded by this package.
+    """
+    found = {id(a): a for a in map(attachment_of, components_of(target).values()) if a is not None}
+    if not found and not missing_ok:
+        raise NotOffloadedError(
+            f"{type(target).__name__} is not offloaded by diffusers_offload_plus, so there is nothing to disable."
+        )
+    for attachment in found.values():
+        if isinstance(target, nn.Module) and attachment.root is not target:
+            raise NotOffloadedError(
+                f"{type(target).__name__} is part of '{attachment.label}', which is offloaded as one. "
+                f"Call `disable_group_offload` on '{attachment.label}' itself."
+            )
+        attachment.detach()
+
+
+def upgrade(target: Any) -> None:
+    """Replace diffusers' own group-offloading hooks on ``target`` by ours, with the same settings.
+
+    Raises:
+        NotOffloadedError: no stock hook is there.
+        HookConflictError: a component is offloaded to disk by stock hooks. Its weights are in files that stock diffusers
+            may have mixed up between components; they cannot be trusted.
+    """
+    plans: list[tuple[str, nn.Module, OffloadPolicy]] = []
+    for name, module in components_of(target).items():
+        found = stock_hooks(module)
+        if not found:
+            continue
+        for _, _, hook in found:
+            if hook.config.offload_to_disk_path is not None:
+                raise HookConflictError(
+                    f"'{name}' is offloaded to '{hook.config.offload_to_disk_path}' by stock hooks. What those files hold is not certain "
+                    "(two components in one directory overwrite each other), and the weights are nowhere else. Load the pipeline "
+                    "again with `from_pretrained` and call `diffusers_offload_plus.enable_group_offload`."
+                )
+        settings = stock_settings(found[0][2].config)
+        policy = OffloadPolicy.from_arguments(**settings)
+        check_model(module, policy, name, allow_stock=True)
+        plans.append((name, module, policy))
+    if not plans:
+        raise NotOffloadedError(
+            f"{type(target).__name__} carries no stock group-offloading hooks. Call `enable_group_offload` instead."
+        )
+    for name, module, policy in plans:
+        _remove_stock_hooks(module)
+        _enable(module, policy, name)
+
+
+def _enable(module: nn.Module, policy: OffloadPolicy, label: str) -> None:
+    present = attachment_of(module)
+    if present is not None:
+        if present.policy == policy:
+            present.restore()
+            return
+        logger.info("Group offloading of '%s' is planned anew: its settings have changed.", label)
+        present.detach()
+    Attachment(module, policy, label).attach()
+
+
+def _for_model(policy: OffloadPolicy, module: nn.Module, count: int) -> OffloadPolicy:
+    # In a pipeline a name in `block_modules` concerns the components that have it.
+    if policy.block_modules is None or count == 1:
+        return policy
+    known = {name for name, _ in module.named_modules()}
+    names = tuple(name for name in policy.block_modules if name in known)
+    return dataclasses.replace(policy, block_modules=names or None)
+
+
+def _remove_stock_hooks(module: nn.Module) -> None:
+    # Stock hooks may leave a group on the device after an exception; our inventory takes the values from wherever they are.
+    for part in list(module.modules()):
+        registry = registry_of(part)
+        if registry is not None:
+            for name in (HOOK_NAME, *STOCK_HELPER_HOOKS):
+                registry.remove_hook(name, recurse=False)
+

@@ -1,0 +1,366 @@
+"""Residency of each group while the model runs: onload before use, prefetch what comes next, offload after.
+
+[Note: passes and frames]
+A *pass* is one outermost call into the model, by whatever door: ``model(x)``, ``vae.encode``, a block called alone. A *frame* is one
+hooked module running inside it. A frame holds the groups its module needs; a group is offloaded when no frame holds it. At the end of
+a pass, however it ends, nothing that streams is left on the device. One pass runs at a time: other threads wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from .doors import computes_on, install, uninstall
+from .group import State, WeightGroup
+from .inputs import to_device
+from .inventory import Entry, Inventory, Residency, take_inventory
+from .plan import OffloadPlan, make_plan
+from .policy import OffloadPolicy
+from .residents import Carried
+from .saved import SavedWeights
+from .schedule import Schedule
+from .structure import Structure
+from .transfer import Link
+
+__all__ = ["OffloadEngine"]
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class _Frame:
+    module: nn.Module
+    groups: tuple[WeightGroup, ...]
+    compare: bool
+    borrowed: list[_Borrowed] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class _Borrowed:
+    group: WeightGroup
+    entry: Entry
+    value: torch.Tensor
+    slab: torch.Tensor
+    version: int
+
+
+class OffloadEngine:
+    """Moves the weights of one model.
+
+    Attributes:
+        inventory: what the model is made of, as of the last :meth:`build`.
+        plan: what moves, stays and how much device memory that takes.
+        refresh: called when the model's structure has changed; set by whoever installs the hooks.
+        intact: says whether the hook of a module still fires; set likewise.
+    """
+
+    inventory: Inventory
+    plan: OffloadPlan
+    structure: Structure
+
+    def __init__(self, root: nn.Module, policy: OffloadPolicy, label: str) -> None:
+        self.root = root
+        self.policy = policy
+        self.label = label
+        self.device = policy.device
+        self.moves = self.device.type != "cpu"
+        self.link = Link(policy)
+        self.groups: list[WeightGroup] = []
+        self.carried = Carried(self.link)
+        self.refresh: Callable[[], None] = lambda: None
+        self.intact: Callable[[nn.Module], bool] = lambda module: True
+        self.borrows = 0
+        self.served: dict[str, str] = {}
+        self._exclude = frozenset(policy.exclude_kwargs or getattr(root, "_skip_keys", None) or ())
+        self._lock = threading.RLock()
+        self._owner: int | None = None
+        self._frames: list[_Frame] = []
+        self._active: dict[WeightGroup, None] = {}  # streamed groups touched in this pass, in order
+        self._lingering: list[WeightGroup] = []
+        self._prefetched: list[WeightGroup] = []
+        self._loose: list[_Borrowed] = []
+        self._compare = False
+        self._schedules: dict[int, Schedule] = {}
+        self._schedule = Schedule()
+        self._number: dict[int, int] = {}
+        self._groups_of: dict[int, tuple[WeightGroup, ...]] = {}
+        self._keeps_until_later: set[int] = set()
+        self._managed: dict[int, Entry] = {}
+        self._saved = SavedWeights(self)
+
+    # Set-up
+
+    def build(self) -> None:
+        """(Re)build groups, doors and plan from the model as it is now. Groups whose tensors are the same keep their slab."""
+        self.park()
+        inventory = take_inventory(self.root, self.policy, self.label)
+        self._close_doors()
+        known = {group.spec.key: group for group in self.groups}
+        groups: list[WeightGroup] = []
+        self.link.drain()
+        for spec in inventory.groups if self.moves else ():
+            group = known.pop(spec.key, None)
+            if group is None:
+                group = WeightGroup(spec, self.link)
+            group.spec = spec
+            groups.append(group)
+        self.inventory = inventory
+        self.groups = groups
+        self.plan = make_plan(inventory, [group.nbytes for group in groups], self.policy)
+        self.carried.replace([entry.tensor for entry in inventory.carried] if self.moves else [])
+        self._schedules.clear()
+        self._number = {id(group): number for number, group in enumerate(groups)}
+        self._managed = {id(entry.tensor): entry for group in groups for entry in group.spec.entries}
+        needed: dict[int, list[WeightGroup]] = {}
+        self._keeps_until_later = set()
+        for index, unit in enumerate(inventory.units):
+            for _, trigger in unit.triggers:
+                needed.setdefault(id(trigger), []).extend(group for group in groups if index in group.spec.units)
+            self._keeps_until_later.update(id(trigger) for _, trigger in unit.triggers[:-1])
+        self._groups_of = {module: tuple(dict.fromkeys(found)) for module, found in needed.items()}
+        self.structure = Structure(self.root)
+        self._open_doors()
+        self._onload_residents()
+
+    def tear_down(self) -> None:
+        """Every weight back in plain host memory, doors closed. The engine must not be used after."""
+        with self._lock:
+            self._sweep()
+            self.park()
+            self._close_doors()
+            self._saved.forget()
+            self.link.drain()
+            for group in self.groups:
+                group.release_pinned()
+            self.groups = []
+
+    def park(self) -> None:
+        """Bring what stays on the device between passes back to the host, writes kept. No effect inside a pass."""
+        with self._lock:
+            if self._frames:
+                return
+            with _engine_mode():
+                self._settle(self._loose)
+                for group in self.groups:
+                    group.offload(compare=True)
+                self.carried.to_host()
+
+    # A hooked module runs
+
+    def run(self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call ``forward(*args, **kwargs)`` with what ``module`` needs on the device."""
+        if self._owner == threading.get_ident():
+            return self._run_frame(module, forward, args, kwargs)
+        with self._pass(module):
+            return self._run_frame(module, forward, args, kwargs)
+
+    @contextlib.contextmanager
+    def hold(self, module: nn.Module) -> Iterator[None]:
+        """Keep every group with weights below ``module`` onloaded; writes made meanwhile are kept by comparing bytes."""
+        with contextlib.ExitStack() as stack:
+            if self._owner != threading.get_ident():
+                stack.enter_context(self._pass(self.root))
+            tensors = {id(t) for part in module.modules() for t in (*part._parameters.values(), *part._buffers.values())}
+            groups = tuple(g for g in self.groups if any(id(entry.tensor) in tensors for entry in g.spec.entries))
+            depth = len(self._frames)
+            try:
+                self._enter(_Frame(module, groups, compare=True))
+                yield
+            finally:
+                self._exit(depth)
+
+    def serve(self, group: WeightGroup, entry: Entry) -> torch.Tensor:
+        """Answer a lookup of an offloaded tensor that no hook announced; see [Note: doors]."""
+        inside = self._owner == threading.get_ident() and bool(self._frames)
+        if not inside and not computes_on(self.device, self.structure.ids):
+            return entry.tensor
+        with self._lock, _engine_mode():
+            reader = self._frames[-1] if inside else None
+            self.borrows += 1
+            self.served.setdefault(entry.names[0], self.structure.name_of(reader.module) if reader else "a method other than forward")
+            value, slab = group.borrow(entry)
+        result = value
+        if torch.is_grad_enabled() and entry.tensor.requires_grad:
+            result = entry.tensor.to(self.device)
+        elif isinstance(entry.tensor, nn.Parameter):
+            value = result = nn.Parameter(value, requires_grad=False)
+        loan = _Borrowed(group, entry, value, slab, value._version)
+        (reader.borrowed if reader is not None else self._loose).append(loan)
+        return result
+
+    def group_of_storage(self, tensor: torch.Tensor) -> WeightGroup | None:
+        """The onloaded group whose device slab ``tensor`` (a plain tensor) is a view of."""
+        for group in self.groups:
+            if group.owns_storage(tensor):
+                return group
+        return None
+
+    # Passes
+
+    @contextlib.contextmanager
+    def _pass(self, entry: nn.Module) -> Iterator[None]:
+        with self._lock:
+            self._owner = threading.get_ident()
+            finished = False
+            try:
+                self._begin(entry)
+                with self._saved.recording() if torch.is_grad_enabled() else contextlib.nullcontext():
+                    yield
+                finished = True
+            finally:
+                try:
+                    self._sweep(finished)
+                finally:
+                    self._owner = None
+
+    def _begin(self, entry: nn.Module) -> None:
+        self._sweep()
+        if not self.structure.unchanged(entry, self.intact, self.root):
+            self.refresh()
+        if self.structure.buffers_changed(entry):
+            self.carried.replace(self.structure.loose_buffers(self._managed))
+        self._compare = torch.is_grad_enabled()
+        with _engine_mode():
+            self._settle(self._loose)
+            self._onload_residents()
+            self._schedule = self._schedules.setdefault(id(entry), Schedule())
+            self._schedule.begin()
+
+    def _sweep(self, finished: bool = False) -> None:
+        # Whatever frames an interrupted pass left behind are ended here, so nothing stays on the device.
+        self._exit(0)
+        with _engine_mode():
+            self._lingering.clear()
+            self._prefetched.clear()
+            for group in self._active:
+                group.users = 0
+                group.offload(compare=self._compare)
+            self._active.clear()
+        if finished:
+            self._schedule.end()
+
+    # Frames
+
+    def _run_frame(self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        depth = len(self._frames)
+        try:
+            self._enter(_Frame(module, self._groups_of.get(id(module), ()), self._compare))
+            args, kwargs = to_device(args, kwargs, self.device, self._exclude, self.policy.non_blocking or self.policy.use_stream)
+            return self._kept_valid(forward(*args, **kwargs))
+        finally:
+            self._exit(depth)
+
+    def _enter(self, frame: _Frame) -> None:
+        self._frames.append(frame)
+        for group in frame.groups:
+            group.users += 1
+        with _engine_mode():
+            for group in self._lingering:
+                if not group.users:
+                    group.offload(compare=self._compare)
+            self._lingering.clear()
+            for group in frame.groups:
+                if group.spec.residency is Residency.STREAMED:
+                    self._schedule.use(self._number[id(group)])
+                    self._active[group] = None
+                with _label("onload", group):
+                    group.onload()
+            self._prefetch()
+
+    def _exit(self, depth: int) -> None:
+        with _engine_mode():
+            while len(self._frames) > depth:
+                frame = self._frames.pop()
+                self._settle(frame.borrowed)
+                for group in frame.groups:
+                    group.users = max(0, group.users - 1)
+                    if group.users or group.spec.residency is Residency.RESIDENT:
+                        continue
+                    if id(frame.module) in self._keeps_until_later and not frame.compare and self._frames:
+                        self._lingering.append(group)
+                    else:
+                        with _label("offload", group):
+                            group.offload(compare=frame.compare)
+
+    def _prefetch(self) -> None:
+        depth = self.policy.prefetch_depth
+        if not depth:
+            return
+        wanted = [self.groups[number] for number in self._schedule.upcoming(depth)]
+        for group in self._prefetched:
+            if group not in wanted and group.state is State.PREFETCHED:
+                group.discard()
+        for group in wanted:
+            self._active[group] = None
+            with _label("prefetch", group):
+                group.prefetch()
+        self._prefetched = wanted
+
+    def _settle(self, loans: list[_Borrowed]) -> None:
+        # A borrowed copy that was written through an ordinary in-place operation goes back to the host copy.
+        for loan in loans:
+            loan.group.give_back(loan.entry, loan.value, written=loan.value._version != loan.version)
+        loans.clear()
+
+    def _kept_valid(self, output: Any) -> Any:
+        # A returned parameter would go back to the host with its module; its device memory is returned instead.
+        if not self._managed or not self._holds_managed(output):
+            return output
+        return pytree.tree_map(self._detached_from_parameter, output)
+
+    def _holds_managed(self, value: Any) -> bool:
+        if isinstance(value, torch.Tensor):
+            return id(value) in self._managed
+        if isinstance(value, (tuple, list)):
+            return any(map(self._holds_managed, value))
+        if isinstance(value, dict):
+            return any(map(self._holds_managed, value.values()))
+        return False
+
+    def _detached_from_parameter(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or id(value) not in self._managed:
+            return value
+        return value.view_as(value) if torch.is_grad_enabled() and value.requires_grad else value.detach()
+
+    # Helpers
+
+    def _onload_residents(self) -> None:
+        with _engine_mode():
+            for group in self.groups:
+                if group.spec.residency is Residency.RESIDENT:
+                    group.onload()
+            self.carried.to_device()
+
+    def _open_doors(self) -> None:
+        of_tensor = {id(entry.tensor): (group, entry) for group in self.groups for entry in group.spec.entries}
+        for module in self.structure.open_modules():
+            held = [*module._parameters.items(), *module._buffers.items()]
+            watched = {name: of_tensor[id(tensor)] for name, tensor in held if id(tensor) in of_tensor}
+            if watched:
+                install(module, watched, self.serve, self)
+
+    def _close_doors(self) -> None:
+        for module in self.root.modules():
+            uninstall(module)
+        if hasattr(self, "structure"):
+            for module in self.structure.modules():
+                uninstall(module)
+
+
+@contextlib.contextmanager
+def _engine_mode() -> Iterator[None]:
+    # Weights are no inference tensors and their movement is no part of any graph, whatever mode the caller is in.
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def _label(verb: str, group: WeightGroup) -> contextlib.AbstractContextManager[object]:
+    if not torch.autograd._profiler_enabled():
+        return contextlib.nullcontext()
+    return torch.profiler.record_function(f"offload_plus::{verb} {group.spec.name}")

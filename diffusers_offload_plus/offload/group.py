@@ -1,0 +1,268 @@
+"""One group at run time: its host slab, its device copy, and the re-pointing of parameters between the two.
+
+[Note: a write is copied, never lost]
+Offloading re-points parameters at their host copy and drops the device copy. Before it is dropped: a parameter that others re-pointed
+is found by the identity of its storage; an in-place write is found by the version counter; where counters prove nothing (training,
+``onloaded``) the bytes are compared; buffers are copied back always. Only what was written travels device to host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable
+
+import torch
+
+from .inventory import Entry, GroupSpec
+from .stores.host import HostSlab, view_of
+from .tensors import is_packable, is_wrapper, map_plain, plain_tensors, repoint
+from .transfer import Link, Transfer
+
+__all__ = ["State", "WeightGroup"]
+
+COMPARE_CHUNK = 4 << 20  # bytes compared at a time, so that verifying needs no second slab on the device
+
+
+class State(enum.Enum):
+    """Where the group's parameters point."""
+
+    OFFLOADED = "offloaded"
+    PREFETCHED = "prefetched"  # still at the host copy; the device copy is on its way
+    ONLOADED = "onloaded"
+
+
+@dataclasses.dataclass(slots=True)
+class _Loan:
+    entry: Entry
+    host: torch.Tensor  # what the parameter goes back to
+    version: int | None
+
+
+class _Moved(Exception):
+    """A parameter no longer lies in the slab: others gave it new memory."""
+
+
+class WeightGroup:
+    """The weights of one :class:`.GroupSpec`.
+
+    Attributes:
+        users: how many running modules need the group; it stays onloaded while there are any.
+        written_back: bytes that had to travel device to host because somebody wrote them.
+    """
+
+    def __init__(self, spec: GroupSpec, link: Link) -> None:
+        self.spec = spec
+        self.users = 0
+        self.onloads = 0
+        self.written_back = 0
+        self.rehomed = 0
+        self._link = link
+        self._transfer: Transfer | None = None
+        self._loans: list[_Loan] = []
+        self._storage = 0
+        self.state = State.OFFLOADED
+        self.slab = self._pack()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes one transfer of the group moves."""
+        return self.slab.nbytes
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes the group holds on the device now."""
+        return 0 if self._transfer is None else self._transfer.slab.numel()
+
+    def prefetch(self) -> None:
+        """Start bringing the group to the device. Idempotent."""
+        if self._transfer is None:
+            self._transfer = self._link.start(self._current_slab().bytes)
+            self._link.hold(self.device_bytes)
+            self.state = State.PREFETCHED
+            self.onloads += 1
+
+    def onload(self) -> None:
+        """Point the group's parameters at the device, ordered after the transfer. Idempotent."""
+        if self.state is State.ONLOADED:
+            return
+        self.prefetch()
+        try:
+            self._lend()
+        except _Moved:
+            # Written between prefetch and use: what is under way holds the old values.
+            self.discard()
+            self.prefetch()
+            self._lend()
+
+    def offload(self, *, compare: bool = False) -> None:
+        """Point the parameters back at their host copy and drop the device copy, writes kept. Idempotent.
+
+        Args:
+            compare: compare all bytes instead of trusting version counters.
+        """
+        if self.state is State.ONLOADED:
+            self._keep_writes(compare)
+            for loan in self._loans:
+                if self._on_loan(loan.entry.tensor):
+                    repoint(loan.entry.tensor, loan.host)
+            self._loans = []
+            self.state = State.OFFLOADED
+        self.discard()
+
+    def discard(self) -> None:
+        """Drop a prefetched copy nobody used."""
+        if self.state is State.ONLOADED:
+            return
+        if self._transfer is not None:
+            self._transfer.cancel()
+            self._link.hold(-self.device_bytes)
+            self._transfer = None
+        self.state = State.OFFLOADED
+
+    def borrow(self, entry: Entry) -> tuple[torch.Tensor, torch.Tensor]:
+        """A device copy of one entry beside its parameter, which stays where it is: ``(tensor, slab)``."""
+        slab = self._current_slab()
+        transfer = self._link.start(slab.bytes)
+        transfer.wait()
+        self._link.hold(slab.nbytes)
+        storage = transfer.slab.untyped_storage()
+        return map_plain(entry.tensor.detach(), lambda t: self._view(slab, storage, t)), transfer.slab
+
+    def give_back(self, entry: Entry, value: torch.Tensor, written: bool) -> None:
+        """End a :meth:`borrow`; if the borrowed ``value`` was ``written``, it is copied over the host copy of ``entry``."""
+        if written:
+            for (_, home), (_, new) in zip(plain_tensors(entry.tensor), plain_tensors(value), strict=True):
+                home.detach().copy_(new)
+                self.written_back += new.numel() * new.element_size()
+        self._link.hold(-self.slab.nbytes)
+
+    def owns_storage(self, tensor: torch.Tensor) -> bool:
+        """Whether ``tensor`` is a view of the group's present device slab."""
+        return self._transfer is not None and tensor.untyped_storage()._cdata == self._storage
+
+    def release_pinned(self) -> None:
+        """Move the weights of an offloaded group to ordinary host memory, with nothing of the group left on them."""
+        if self.slab.bytes.numel() and self.slab.bytes.is_pinned():
+            self.slab = self._pack(lambda nbytes: torch.empty(nbytes, dtype=torch.uint8))
+
+    # Host side
+
+    def _pack(self, allocate: Callable[[int], torch.Tensor] | None = None) -> HostSlab:
+        sources = [t for entry in self.spec.entries for _, t in plain_tensors(entry.tensor)]
+        slab = HostSlab([t.detach() for t in sources], allocate or self._link.allocate_host)
+        homes = iter(slab.tensors)
+        for entry in self.spec.entries:
+            repoint(entry.tensor, map_plain(entry.tensor.detach(), lambda _: next(homes)))
+        return slab
+
+    def _current_slab(self) -> HostSlab:
+        # Where others re-pointed a parameter of an offloaded group, the slab is packed anew with what it points at.
+        if not all(self._at_home(t) for entry in self.spec.entries for _, t in plain_tensors(entry.tensor)):
+            self._link.drain()
+            self.slab = self._pack()
+            self.rehomed += 1
+        return self.slab
+
+    def _at_home(self, tensor: torch.Tensor) -> bool:
+        return tensor.numel() == 0 or self.slab.offset_of(tensor) is not None
+
+    # Device side
+
+    def _view(self, slab: HostSlab, storage: torch.UntypedStorage, host: torch.Tensor) -> torch.Tensor:
+        if host.numel() == 0:
+            return torch.empty_strided(host.size(), host.stride(), dtype=host.dtype, device=self._link.device)
+        offset = slab.offset_of(host)
+        if offset is None:
+            raise _Moved
+        return view_of(storage, offset, host, self._link.device)
+
+    def _lend(self) -> None:
+        assert self._transfer is not None
+        storage = self._transfer.slab.untyped_storage()
+        loans: list[tuple[_Loan, torch.Tensor]] = []
+        for entry in self.spec.entries:
+            host = _snapshot(entry.tensor)
+            loans.append((_Loan(entry, host, None), map_plain(host, lambda t: self._view(self.slab, storage, t))))
+        self._transfer.wait()
+        self._storage = storage._cdata
+        for loan, device in loans:
+            repoint(loan.entry.tensor, device)
+            loan.version = _version(loan.entry.tensor)
+            self._loans.append(loan)
+        self.state = State.ONLOADED
+
+    def _on_loan(self, tensor: torch.Tensor) -> bool:
+        return all(
+            t.numel() == 0 or t.untyped_storage()._cdata == self._storage
+            for _, t in plain_tensors(tensor)
+        )
+
+    def _keep_writes(self, compare: bool) -> None:
+        assert self._transfer is not None
+        slab = self._transfer.slab
+        if compare:
+            for start in range(0, slab.numel(), COMPARE_CHUNK):
+                part = slice(start, min(start + COMPARE_CHUNK, slab.numel()))
+                host = self.slab.bytes[part]
+                if not torch.equal(slab[part], host.to(slab.device)):
+                    self._copy_back(slab, part.start, part.stop)
+        for loan in self._loans:
+            tensor = loan.entry.tensor
+            if not self._on_loan(tensor):
+                self._adopt(loan)
+            elif loan.entry.is_buffer or loan.version is None or _version(tensor) != loan.version:
+                for _, t in plain_tensors(tensor):
+                    if t.numel():
+                        start = t.storage_offset() * t.element_size()
+                        extent = self.slab.extent_at(start)
+                        self._copy_back(slab, extent.offset, extent.offset + extent.nbytes)
+
+    def _copy_back(self, slab: torch.Tensor, start: int, stop: int) -> None:
+        self.slab.bytes[start:stop].copy_(slab[start:stop])
+        self.written_back += stop - start
+
+    def _adopt(self, loan: _Loan) -> None:
+        # Others gave the parameter new memory while it was onloaded; its values are the truth unless they are the old ones.
+        tensor = loan.entry.tensor
+        value = map_plain(_snapshot(tensor), lambda t: t.to("cpu"))
+        if _same_bits(value, loan.host):
+            value = loan.host
+        else:
+            self.written_back += sum(t.numel() * t.element_size() for _, t in plain_tensors(value))
+        repoint(tensor, value)
+
+
+def _snapshot(tensor: torch.Tensor) -> torch.Tensor:
+    """An alias of what ``tensor`` points at now, with the same inner tensor objects if it is a wrapper."""
+    return map_plain(tensor, lambda t: t) if is_wrapper(tensor) else tensor.data
+
+
+def _version(tensor: torch.Tensor) -> int | None:
+    """Sum of the version counters of ``tensor``; None where there are none (inference tensors)."""
+    if tensor.is_inference():
+        return None
+    total: int = tensor._version
+    if is_wrapper(tensor):
+        for _, inner in plain_tensors(tensor):
+            if inner.is_inference():
+                return None
+            total += inner._version
+    return total
+
+
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    mine, theirs = list(plain_tensors(a)), list(plain_tensors(b))
+    if [path for path, _ in mine] != [path for path, _ in theirs]:
+        return False
+    for (_, x), (_, y) in zip(mine, theirs, strict=True):
+        if x.dtype != y.dtype or x.size() != y.size() or not (is_packable(x) and is_packable(y)):
+            return False
+        if x.numel() and not torch.equal(_bits(x), _bits(y)):
+            return False
+    return True
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    # NaN equals NaN, and -0.0 does not equal 0.0: what is kept must be the bits.
+    return tensor.contiguous().reshape(-1).view(torch.uint8)

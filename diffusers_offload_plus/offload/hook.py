@@ -1,0 +1,230 @@
+"""The hook on each module, and all hooks of one model taken together.
+
+[Note: the hook and diffusers]
+The hook is registered as ``"group_offloading"``, the name diffusers looks for, so execution devices, the guards of ``.to``, LoRA loaders
+and components managers find it. After changing a model diffusers removes that name everywhere, reads ``hook.config`` of a
+removed hook, and applies stock hooks wherever none is registered. Being removed therefore only marks the attachment stale, and reading
+``config`` of a stale one registers ours again, with a fresh inventory, before diffusers looks.
+
+[Note: compiled forwards]
+A compiled forward must run beneath the hook, for no graph can hold the onloading. ``module.compile()`` puts it above; it is taken from
+there and called by the hook instead. While it is traced the hook is transparent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import CompileOrderError
+from .copying import install_reducer, uninstall_reducer
+from .diffusers_door import HOOK_NAME, HookRegistry, ModelHook, registry_of, stock_config
+from .engine import OffloadEngine
+from .partition import runs
+from .policy import OffloadPolicy
+
+__all__ = ["Attachment", "GroupOffloadPlusHook", "attachment_of"]
+
+
+class GroupOffloadPlusHook(ModelHook):  # type: ignore[misc]
+    """Onloads what its module needs, calls the forward, offloads; also when the forward raises."""
+
+    _is_stateful = False
+
+    def __init__(self, attachment: Attachment, module: nn.Module) -> None:
+        super().__init__()
+        self.attachment = attachment
+        self.installed: Any = None
+        self.compiled: Callable[..., Any] | None = None
+        self._module = module
+
+    @property
+    def config(self) -> Any:
+        """A stock configuration naming our devices; see [Note: the hook and diffusers]."""
+        self.attachment.restore()
+        return self.attachment.config
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Called by the registry in place of the module's forward."""
+        if torch.compiler.is_compiling():
+            if self.compiled is None:
+                raise CompileOrderError(
+                    "This module was compiled after group offloading was enabled and is called on its own. Call the whole model once, "
+                    "or compile before enabling."
+                )
+            return self.fn_ref.original_forward(*args, **kwargs)
+        return self.attachment.engine.run(module, self.compiled or self.fn_ref.original_forward, args, kwargs)
+
+    def deinitalize_hook(self, module: nn.Module) -> nn.Module:  # diffusers' spelling
+        """Called when the hook is removed, by us or by diffusers."""
+        self.attachment.stale = True
+        uninstall_reducer(module)
+        self.give_compiled_back()
+        return module
+
+    def take_compiled(self) -> None:
+        """Call the module's compiled forward from beneath the hook; see [Note: compiled forwards]."""
+        module = self._module
+        if module._compiled_call_impl is not None:
+            self.compiled = module._offload_plus_compiled = module._compiled_call_impl
+            module._compiled_call_impl = None
+
+    def give_compiled_back(self) -> None:
+        """Undo :meth:`take_compiled`."""
+        if self.compiled is not None:
+            self._module._compiled_call_impl = self.compiled
+            del self._module._offload_plus_compiled
+            self.compiled = None
+
+    def fires(self) -> bool:
+        """Whether calling the module still reaches this hook, whatever wrapped or replaced its forward since."""
+        forward = self._module.__dict__.get("forward")
+        while forward is not None:
+            if forward is self.installed:
+                return True
+            forward = getattr(forward, "__wrapped__", None)
+        return False
+
+    def __repr__(self) -> str:
+        return f"GroupOffloadPlusHook({self.attachment.engine.structure.name_of(self._module)})"
+
+
+class Attachment:
+    """One offloaded model: its engine and the hooks on its modules.
+
+    Attributes:
+        stale: hooks were removed or displaced by others, and are to be put back before the next use.
+    """
+
+    def __init__(self, root: nn.Module, policy: OffloadPolicy, label: str) -> None:
+        self.root = root
+        self.policy = policy
+        self.label = label
+        self.stale = False
+        self.engine = OffloadEngine(root, policy, label)
+        self.engine.refresh = self._refresh
+        self.engine.intact = self._intact
+        self.config = stock_config(policy.onload_device, policy.offload_device)
+        self._hooked: dict[int, nn.Module] = {}
+
+    def attach(self) -> None:
+        """Take the inventory, move the weights into their slabs and register the hooks. All or nothing."""
+        try:
+            self._refresh()
+        except BaseException:
+            self.detach()
+            raise
+
+    def detach(self) -> None:
+        """Remove every hook of ours and leave the weights, bit for bit, in plain host memory."""
+        for module in [*self._hooked.values(), *self.root.modules()]:
+            self._unhook(module)
+        self._hooked.clear()
+        self.engine.tear_down()
+        self._invalidate()
+
+    def restore(self) -> None:
+        """Put hooks back that others removed. No effect unless stale."""
+        if self.stale:
+            self._refresh()
+
+    def hook_on(self, module: nn.Module) -> GroupOffloadPlusHook | None:
+        """Our hook on ``module``, if it is this attachment's."""
+        registry = registry_of(module)
+        hook = None if registry is None else registry.get_hook(HOOK_NAME)
+        return hook if isinstance(hook, GroupOffloadPlusHook) and hook.attachment is self else None
+
+    def _refresh(self) -> None:
+        self.stale = False
+        for module in self.root.modules():
+            self._unhook_displaced(module)
+        self.engine.build()
+        modules = list(self._to_hook())
+        wanted = {id(module) for module in modules}
+        for module in list(self._hooked.values()):
+            if id(module) not in wanted:
+                self._unhook(module)
+        for module in modules:
+            self._hook(module)
+        self._hooked = {id(module): module for module in modules}
+        self.engine.structure.settle()
+        self.stale = False
+        self._invalidate()
+
+    def _to_hook(self) -> Iterator[nn.Module]:
+        # Where nothing is triggered a hook only frames the pass. diffusers' re-application looks at the root and at list children.
+        compiled = {id(m) for m in self.root.modules() if m._compiled_call_impl is not None or hasattr(m, "_offload_plus_compiled")}
+        found: dict[int, nn.Module] = {id(self.root): self.root}
+        for child in self.root.children():
+            if isinstance(child, (nn.ModuleList, nn.Sequential)):
+                found.update((id(block), block) for block in child.children())
+            if runs(child):
+                found.setdefault(id(child), child)
+        if hasattr(self.engine, "inventory"):
+            for unit in self.engine.inventory.units:
+                found.update((id(trigger), trigger) for _, trigger in unit.triggers)
+        beneath = {id(m) for owner in self.root.modules() if id(owner) in compiled for m in owner.modules() if m is not owner}
+        return (module for key, module in found.items() if key not in beneath)
+
+    def _hook(self, module: nn.Module) -> None:
+        hook = self.hook_on(module)
+        if hook is None:
+            registry = registry_of(module, create=True)
+            assert registry is not None
+            hook = GroupOffloadPlusHook(self, module)
+            registry.register_hook(hook, HOOK_NAME)
+            hook.installed = module.__dict__["forward"]
+            install_reducer(module, self.engine.park)
+        hook.take_compiled()
+
+    def _unhook(self, module: nn.Module) -> None:
+        if self.hook_on(module) is not None:
+            registry = registry_of(module)
+            assert registry is not None
+            registry.remove_hook(HOOK_NAME, recurse=False)
+            _tidy(module, registry)
+
+    def _unhook_displaced(self, module: nn.Module) -> None:
+        # Removing the hook sets ``forward`` to what lay beneath it when it was registered; what displaced it stays instead.
+        hook = self.hook_on(module)
+        if hook is not None and not hook.fires():
+            kept = module.__dict__.get("forward")
+            self._unhook(module)
+            if kept is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.forward = kept
+
+    def _intact(self, module: nn.Module) -> bool:
+        if id(module) not in self._hooked:
+            return True
+        hook = self.hook_on(module)
+        return hook is not None and hook.fires()
+
+    def _invalidate(self) -> None:
+        registry = registry_of(self.root)
+        if registry is not None:
+            registry.invalidate_child_registries_cache()
+
+
+def attachment_of(module: nn.Module) -> Attachment | None:
+    """The attachment of the first module at or below ``module`` that carries a hook of ours."""
+    for part in module.modules():
+        registry = registry_of(part)
+        hook = None if registry is None else registry.get_hook(HOOK_NAME)
+        if isinstance(hook, GroupOffloadPlusHook):
+            return hook.attachment
+    return None
+
+
+def _tidy(module: nn.Module, registry: HookRegistry) -> None:
+    # Leave the instance as it was found: no empty registry, and no ``forward`` where the class's own will do.
+    if registry.hooks:
+        return
+    module.__dict__.pop("_diffusers_hook", None)
+    forward = module.__dict__.get("forward")
+    if getattr(forward, "__func__", None) is type(module).forward and getattr(forward, "__self__", None) is module:
+        del module.__dict__["forward"]

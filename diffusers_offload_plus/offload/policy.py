@@ -1,0 +1,185 @@
+"""What the caller asked for: validated once, then immutable."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from ..errors import InvalidPolicyError
+
+__all__ = ["OffloadPolicy", "OffloadType", "resolve_device", "supports_streams"]
+
+
+class OffloadType(str, enum.Enum):
+    """How a model is cut into groups; the values are those of diffusers."""
+
+    BLOCK_LEVEL = "block_level"
+    LEAF_LEVEL = "leaf_level"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OffloadPolicy:
+    """The settings of one offloaded model. Two models with equal policies are offloaded alike.
+
+    Build one with :meth:`from_arguments`, which validates; fields are named after diffusers' arguments.
+    """
+
+    onload_device: torch.device
+    offload_device: torch.device = torch.device("cpu")
+    offload_type: OffloadType = OffloadType.BLOCK_LEVEL
+    num_blocks_per_group: int = 1
+    non_blocking: bool = False
+    use_stream: bool = False
+    record_stream: bool = False
+    low_cpu_mem_usage: bool = False
+    block_modules: tuple[str, ...] | None = None
+    exclude_kwargs: tuple[str, ...] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """The onload device with its index resolved."""
+        return resolve_device(self.onload_device)
+
+    @property
+    def prefetch_depth(self) -> int:
+        """How many groups are onloaded ahead of the one in use."""
+        return 1 if self.use_stream else 0
+
+    @property
+    def pins_host_memory(self) -> bool:
+        """Whether weights rest in pinned host memory."""
+        return self.use_stream and not self.low_cpu_mem_usage
+
+    @classmethod
+    def from_arguments(
+        cls,
+        *,
+        onload_device: str | int | torch.device,
+        offload_device: str | torch.device = "cpu",
+        offload_type: str | OffloadType = "block_level",
+        num_blocks_per_group: int | None = None,
+        non_blocking: bool = False,
+        use_stream: bool = False,
+        record_stream: bool = False,
+        low_cpu_mem_usage: bool = False,
+        offload_to_disk_path: object = None,
+        block_modules: str | Iterable[str] | None = None,
+        exclude_kwargs: str | Iterable[str] | None = None,
+    ) -> OffloadPolicy:
+        """Validate the arguments of ``enable_group_offload`` and return the policy they describe.
+
+        Raises:
+            InvalidPolicyError: an argument cannot be used; the message names it, what was expected and what to do.
+        """
+        device = _existing_device(onload_device)
+        rest = _device("offload_device", offload_device)
+        if rest.type != "cpu":
+            raise InvalidPolicyError(
+                f"`offload_device` must be the CPU, got '{rest}'. Weights rest in host memory; leave the argument out."
+            )
+        try:
+            kind = OffloadType(offload_type)
+        except ValueError:
+            expected = " or ".join(f"'{member.value}'" for member in OffloadType)
+            raise InvalidPolicyError(f"`offload_type` must be {expected}, got {offload_type!r}.") from None
+        flags = {
+            "non_blocking": non_blocking,
+            "use_stream": use_stream,
+            "record_stream": record_stream,
+            "low_cpu_mem_usage": low_cpu_mem_usage,
+        }
+        for name, value in flags.items():
+            if not isinstance(value, bool):
+                raise InvalidPolicyError(f"`{name}` must be True or False, got {value!r}.")
+        if offload_to_disk_path is not None:
+            raise InvalidPolicyError(
+                f"`offload_to_disk_path` is not supported by this version, got {offload_to_disk_path!r}. Leave it out: "
+                "weights then rest in host memory. (Disk offloading without guards runs silently on wrong weights.)"
+            )
+        if use_stream and not supports_streams(device):
+            raise InvalidPolicyError(
+                f"`use_stream=True` needs an onload device with streams, got '{device}'. Pass `use_stream=False`."
+            )
+        if record_stream and not use_stream:
+            raise InvalidPolicyError("`record_stream=True` needs `use_stream=True`. Pass both, or neither.")
+        return cls(
+            onload_device=device,
+            offload_device=rest,
+            offload_type=kind,
+            num_blocks_per_group=_blocks(num_blocks_per_group),
+            non_blocking=non_blocking,
+            use_stream=use_stream,
+            record_stream=record_stream,
+            low_cpu_mem_usage=low_cpu_mem_usage,
+            block_modules=_names("block_modules", block_modules),
+            exclude_kwargs=_names("exclude_kwargs", exclude_kwargs),
+        )
+
+
+def supports_streams(device: torch.device) -> bool:
+    """Whether copies to ``device`` can run beside its computation."""
+    return device.type not in ("cpu", "mps") and hasattr(torch.get_device_module(device.type), "Stream")
+
+
+def resolve_device(device: torch.device) -> torch.device:
+    """``device`` with an index: the current one where none is given. The CPU has none."""
+    if device.type == "cpu" or device.index is not None:
+        return device
+    module = torch.get_device_module(device.type)
+    current = getattr(module, "current_device", None)
+    return torch.device(device.type, current() if current is not None else 0)
+
+
+def _device(name: str, value: Any) -> torch.device:
+    try:
+        return torch.device(value)
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidPolicyError(f"`{name}` must name a torch device such as 'cuda' or 'cuda:1', got {value!r}: {reason}") from None
+
+
+def _existing_device(value: Any) -> torch.device:
+    device = _device("onload_device", value)
+    if device.type == "cpu":
+        return device
+    if device.type == "meta":
+        raise InvalidPolicyError("`onload_device` must be a device that computes, got 'meta'.")
+    try:
+        module = torch.get_device_module(device.type)
+        available, count = module.is_available(), module.device_count()
+    except (RuntimeError, AttributeError):
+        available, count = False, 0
+    if not available or count == 0:
+        raise InvalidPolicyError(
+            f"`onload_device` is '{device}', but this machine has no usable '{device.type}' device. "
+            "Name a device that exists, or 'cpu'."
+        )
+    if device.index is not None and device.index >= count:
+        raise InvalidPolicyError(
+            f"`onload_device` is '{device}', but the highest '{device.type}' index on this machine is {count - 1}."
+        )
+    return device
+
+
+def _blocks(value: int | None) -> int:
+    if value is None:
+        return 1
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidPolicyError(
+            f"`num_blocks_per_group` must be an integer of at least 1, got {value!r}. Leave it out to have it chosen."
+        )
+    return value
+
+
+def _names(argument: str, value: str | Iterable[str] | None) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    names = (value,) if isinstance(value, str) else tuple(value)
+    for name in names:
+        if not isinstance(name, str):
+            raise InvalidPolicyError(f"`{argument}` must be a list of names, got {name!r} in it.")
+    return names

@@ -1,0 +1,46 @@
+"""Tensors carried to the device one by one and kept there: small buffers, and what cannot be copied as bytes."""
+
+from __future__ import annotations
+
+import torch
+
+from .tensors import map_plain, plain_tensors, repoint
+from .transfer import Link
+
+__all__ = ["Carried"]
+
+
+class Carried:
+    """Parameters and buffers that live on the device between passes; forward may write them as it likes."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._tensors: list[torch.Tensor] = []
+        self._bytes = 0
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """The tensors, wherever they are now."""
+        return tuple(self._tensors)
+
+    def replace(self, tensors: list[torch.Tensor]) -> None:
+        """Carry ``tensors`` from now on. Those no longer carried stay where they are."""
+        self._tensors = tensors
+
+    def to_device(self) -> None:
+        """Bring those that are elsewhere to the device."""
+        self._move(self._link.device)
+
+    def to_host(self) -> None:
+        """Bring all back to host memory, with what was written to them."""
+        self._move(torch.device("cpu"))
+
+    def _move(self, device: torch.device) -> None:
+        on_device = 0
+        for tensor in self._tensors:
+            if any(plain.device != device for _, plain in plain_tensors(tensor)):
+                repoint(tensor, map_plain(tensor.detach(), lambda t: t.to(device)))
+            if device.type != "cpu":
+                on_device += sum(t.numel() * t.element_size() for _, t in plain_tensors(tensor))
+        self._link.hold(on_device - self._bytes)
+        self._bytes = on_device

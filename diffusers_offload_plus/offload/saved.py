@@ -1,0 +1,161 @@
+"""Backward through offloaded weights.
+
+[Note: saved weights]
+Autograd keeps what backward needs. A weight it kept as it lay on the device would hold its whole group there until backward,
+and with it, block by block, the model. So while a grad-enabled pass runs, a saved view of a device slab is replaced by a note of where in
+which host slab it lies, and backward brings that group to the device again, one group at a time. Weights changed in place between
+forward and backward raise, as they do without offloading.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import OffloadPlusError
+from .group import WeightGroup
+from .stores.host import HostSlab, view_of
+from .tensors import is_wrapper, map_plain
+from .transfer import Link
+
+if TYPE_CHECKING:
+    from .engine import OffloadEngine
+
+__all__ = ["SavedWeights", "WeightsChangedError"]
+
+
+class WeightsChangedError(OffloadPlusError, RuntimeError):
+    """Weights needed for backward were changed in place after forward."""
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class _Note:
+    group: WeightGroup
+    slab: HostSlab
+    offset: int
+    like: torch.Tensor  # on the meta device: dtype, size and strides
+    version: int
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class _NotedWrapper:
+    template: torch.Tensor
+    parts: list[Any]
+
+
+class SavedWeights:
+    """The saved-tensor hooks of one engine, and the landing of gradients on the host beside their parameters."""
+
+    def __init__(self, engine: OffloadEngine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._present: tuple[HostSlab, torch.Tensor] | None = None
+        self._landing: dict[int, list[Any]] = {}
+        self._stash: dict[int, torch.Tensor] = {}
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """While active, saved weights are noted instead of kept."""
+        if not self._engine.moves:
+            yield
+            return
+        self._land_gradients()
+        with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
+            yield
+
+    def forget(self) -> None:
+        """Remove what was registered on parameters."""
+        for handles in self._landing.values():
+            for handle in handles:
+                handle.remove()
+        self._landing.clear()
+
+    # Saved tensors
+
+    def _pack(self, tensor: torch.Tensor) -> Any:
+        if is_wrapper(tensor):
+            parts: list[Any] = []
+
+            def note(plain: torch.Tensor) -> torch.Tensor:
+                parts.append(self._pack(plain))
+                return torch.empty_like(plain, device="meta")
+
+            return _NotedWrapper(map_plain(tensor, note), parts)
+        group = self._engine.group_of_storage(tensor)
+        if group is None:
+            return tensor
+        offset = tensor.storage_offset() * tensor.element_size()
+        like = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
+        return _Note(group, group.slab, offset, like, _versions(group))
+
+    def _unpack(self, packed: Any) -> torch.Tensor:
+        if isinstance(packed, _NotedWrapper):
+            parts = iter(packed.parts)
+            return map_plain(packed.template, lambda _: self._unpack(next(parts)))
+        if not isinstance(packed, _Note):
+            return packed  # type: ignore[no-any-return]
+        if _versions(packed.group) != packed.version:
+            raise WeightsChangedError(
+                f"Weights of '{packed.group.spec.name}' were changed in place between forward and backward. "
+                "Call backward before changing them (optimizer.step, load_state_dict), or run forward again."
+            )
+        with self._lock, torch.no_grad():
+            if self._present is None or self._present[0] is not packed.slab:
+                self._drop()
+                self._present = (packed.slab, self._bring(self._engine.link, packed.slab))
+            device = self._engine.device
+            return view_of(self._present[1].untyped_storage(), packed.offset, packed.like, device)
+
+    def _bring(self, link: Link, slab: HostSlab) -> torch.Tensor:
+        transfer = link.start(slab.bytes)
+        transfer.wait()
+        link.hold(slab.nbytes)
+        # Dropped at the end of this backward; the tensors it handed out live as long as their holders.
+        engine: Any = torch.autograd.Variable._execution_engine
+        with contextlib.suppress(RuntimeError):  # unpacked outside of a backward: dropped with the next group
+            engine.queue_callback(self._drop)
+        return transfer.slab
+
+    def _drop(self) -> None:
+        if self._present is not None:
+            self._engine.link.hold(-self._present[0].nbytes)
+            self._present = None
+
+    # Gradients
+
+    def _land_gradients(self) -> None:
+        for group in self._engine.groups:
+            for entry in group.spec.entries:
+                tensor = entry.tensor
+                if tensor.requires_grad and tensor.is_leaf and id(tensor) not in self._landing:
+                    self._landing[id(tensor)] = [
+                        tensor.register_hook(self._taking_off(tensor)),
+                        tensor.register_post_accumulate_grad_hook(self._land),
+                    ]
+
+    def _taking_off(self, tensor: torch.Tensor) -> Any:
+        # Closures over the parameter, so that autograd accumulates on the device and never mixes devices.
+        def set_aside(_: torch.Tensor) -> None:
+            if tensor.grad is not None and tensor.grad.device != self._engine.device:
+                self._stash[id(tensor)] = tensor.grad
+                tensor.grad = None
+
+        return set_aside
+
+    def _land(self, tensor: torch.Tensor) -> None:
+        fresh = tensor.grad
+        before = self._stash.pop(id(tensor), None)
+        if fresh is None:
+            tensor.grad = before
+            return
+        landed = fresh.to(tensor.device)
+        tensor.grad = landed if before is None else before.add_(landed)
+
+
+def _versions(group: WeightGroup) -> int:
+    return sum(entry.tensor._version for entry in group.spec.entries if not entry.tensor.is_inference())

@@ -1,0 +1,84 @@
+"""Weights at rest in host memory: one exactly sized allocation a group.
+
+[Note: own storage]
+Every tensor of a slab is a view over an ``UntypedStorage`` of its own (its slice of the slab), never over the slab as a whole.
+Code that looks at storages then sees what it saw before: sharded ``save_pretrained`` writes the same files, and ``torch.save`` or
+``deepcopy`` of one parameter takes that parameter alone.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Sequence
+
+import torch
+
+from .layout import Extent, SlabLayout, lay_out
+
+__all__ = ["HostSlab", "view_of"]
+
+
+def view_of(
+    storage: torch.UntypedStorage, byte_offset: int, like: torch.Tensor, device: torch.device
+) -> torch.Tensor:
+    """A tensor over ``storage`` with the dtype, size and strides of ``like``, its first element at ``byte_offset``."""
+    view = torch.empty(0, dtype=like.dtype, device=device)
+    return view.set_(storage, byte_offset // like.element_size(), like.size(), like.stride())  # type: ignore[call-overload, no-any-return]
+
+
+class HostSlab:
+    """The packed host copy of some tensors.
+
+    Attributes:
+        bytes: the slab as a one-dimensional uint8 tensor, ready to travel as one copy.
+        tensors: the host tensors, in the order given; each has the values, dtype, size and strides of its source.
+    """
+
+    def __init__(self, sources: Sequence[torch.Tensor], allocate: Callable[[int], torch.Tensor]) -> None:
+        """Copy ``sources`` (dense, on any one device) into a slab from ``allocate(nbytes)``."""
+        self.layout: SlabLayout = lay_out(sources)
+        self.bytes = allocate(self.layout.nbytes)
+        whole = self.bytes.untyped_storage()
+        host = torch.device("cpu")
+        slices = [whole[extent.offset : extent.offset + extent.nbytes] for extent in self.layout.extents]
+        self.tensors: list[torch.Tensor] = []
+        self._offsets: dict[int, int] = {}
+        for source, index in zip(sources, self.layout.extent_of, strict=True):
+            if index is None:
+                self.tensors.append(torch.empty_strided(source.size(), source.stride(), dtype=source.dtype))
+                continue
+            extent = self.layout.extents[index]
+            home = view_of(slices[index], source.data_ptr() - extent.start, source, host)
+            _copy_bytes(source, home)
+            self.tensors.append(home)
+            self._offsets[slices[index]._cdata] = extent.offset
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of host memory the slab holds, alignment included."""
+        return self.layout.nbytes
+
+    def offset_of(self, tensor: torch.Tensor) -> int | None:
+        """Where in the slab the first byte of ``tensor`` lies, or ``None`` if its memory is not of this slab.
+
+        ``tensor`` may be any view: what decides is whose storage it is on, so a tensor re-pointed by others is found.
+        """
+        base = self._offsets.get(tensor.untyped_storage()._cdata)
+        return None if base is None else base + tensor.storage_offset() * tensor.element_size()
+
+    def extent_at(self, offset: int) -> Extent:
+        """The extent that the byte at ``offset`` of the slab belongs to."""
+        extents = self.layout.extents
+        return extents[bisect.bisect_right(extents, offset, key=lambda extent: extent.offset) - 1]
+
+
+def _copy_bytes(source: torch.Tensor, home: torch.Tensor) -> None:
+    # Byte for byte over the whole range: values, gaps between strided elements and NaN payloads alike.
+    offset = source.storage_offset() * source.element_size()
+    last = sum((size - 1) * stride for size, stride in zip(source.size(), source.stride(), strict=True))
+    nbytes = (last + 1) * source.element_size()
+    raw = torch.empty(0, dtype=torch.uint8, device=source.device).set_(  # type: ignore[call-overload]
+        source.untyped_storage(), offset, (nbytes,), (1,)
+    )
+    start = home.storage_offset() * home.element_size()
+    torch.empty(0, dtype=torch.uint8).set_(home.untyped_storage(), start, (nbytes,), (1,)).copy_(raw)  # type: ignore[call-overload]

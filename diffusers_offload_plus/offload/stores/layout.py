@@ -1,0 +1,94 @@
+"""Where each tensor's bytes lie in a packed slab: a pure function of addresses.
+
+Tensors whose bytes overlap in memory (ties, views of one base) form one *extent* and keep overlapping in the slab. Extents are
+aligned so that kernels see the alignment they would see on tensors allocated alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from ...errors import UnsupportedModelError
+
+__all__ = ["ALIGNMENT", "Extent", "SlabLayout", "address_range", "cluster", "lay_out"]
+
+ALIGNMENT = 64  # bytes; what CPU and CUDA allocators of torch give at least
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Extent:
+    """A run of bytes that one or several overlapping tensors occupy.
+
+    Attributes:
+        start: first address in source memory.
+        nbytes: length in bytes.
+        offset: place in the slab, in bytes; set by :func:`lay_out`.
+    """
+
+    start: int
+    nbytes: int
+    offset: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SlabLayout:
+    """The extents of one slab and which extent each tensor belongs to (``None``: it has no bytes)."""
+
+    extents: tuple[Extent, ...]
+    extent_of: tuple[int | None, ...]
+    nbytes: int
+
+
+def address_range(tensor: torch.Tensor) -> tuple[int, int]:
+    """The half-open range of addresses a dense tensor may touch; empty for a tensor without elements."""
+    start = tensor.data_ptr()
+    if tensor.numel() == 0:
+        return start, start
+    last = sum((size - 1) * stride for size, stride in zip(tensor.size(), tensor.stride(), strict=True))
+    return start, start + (last + 1) * tensor.element_size()
+
+
+def cluster(ranges: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Indices of ``ranges``, grouped so that two overlapping ranges share a group. Empty ranges are left out."""
+    groups: list[list[int]] = []
+    end = 0
+    for index in sorted((i for i, (a, b) in enumerate(ranges) if a < b), key=lambda i: ranges[i]):
+        start, stop = ranges[index]
+        if groups and start < end:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+        end = max(end, stop) if groups[-1][0] != index else stop
+    return groups
+
+
+def lay_out(tensors: Iterable[torch.Tensor]) -> SlabLayout:
+    """Lay the bytes of ``tensors`` (dense, all on one device) out in one slab, in the order given."""
+    items = list(tensors)
+    ranges = [address_range(tensor) for tensor in items]
+    extent_of: list[int | None] = [None] * len(items)
+    extents: list[Extent] = []
+    offset = 0
+    for members in sorted(cluster(ranges), key=min):
+        start = _common_base(ranges, members, [items[i].element_size() for i in members])
+        nbytes = max(ranges[i][1] for i in members) - start
+        for i in members:
+            extent_of[i] = len(extents)
+        extents.append(Extent(start=start, nbytes=nbytes, offset=offset))
+        offset += -(-nbytes // ALIGNMENT) * ALIGNMENT
+    return SlabLayout(extents=tuple(extents), extent_of=tuple(extent_of), nbytes=offset)
+
+
+def _common_base(ranges: Sequence[tuple[int, int]], members: Sequence[int], itemsizes: Sequence[int]) -> int:
+    # set_() counts offsets in elements, so every member must lie a whole number of its elements after the base.
+    lowest = min(ranges[i][0] for i in members)
+    for back in range(16):
+        if all((ranges[i][0] - lowest + back) % size == 0 for i, size in zip(members, itemsizes, strict=True)):
+            return lowest - back
+    raise UnsupportedModelError(
+        "Tensors that share memory with offsets that are no multiple of their element size cannot be offloaded. "
+        "Clone one of them first."
+    )

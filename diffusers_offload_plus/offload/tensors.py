@@ -1,0 +1,74 @@
+"""Any parameter as its plain tensors, and back: TorchAO and every other traceable tensor subclass.
+
+A *plain* tensor owns memory itself. A wrapper subclass owns none; its memory is that of the inner tensors that
+``__tensor_flatten__`` names, which may be wrappers in turn. Going through that protocol, rather than through lists of attribute names,
+is what makes optional inner tensors and subclasses nobody thought of come along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+__all__ = ["has_memory", "is_packable", "is_wrapper", "map_plain", "plain_tensors", "repoint"]
+
+
+def is_wrapper(tensor: torch.Tensor) -> bool:
+    """Whether ``tensor`` is a wrapper subclass, with its data in inner tensors."""
+    # Plain tensors and parameters are nearly all there is; spare them the protocol check.
+    kind = type(tensor)
+    if kind is torch.Tensor or kind is torch.nn.Parameter:
+        return False
+    return bool(is_traceable_wrapper_subclass(tensor))
+
+
+def plain_tensors(tensor: torch.Tensor, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield ``(path, plain tensor)`` for every tensor that holds memory of ``tensor``; the path of a plain one is ``prefix``."""
+    if not is_wrapper(tensor):
+        yield prefix, tensor
+        return
+    names, _ = _flatten(tensor)
+    for name in names:
+        yield from plain_tensors(getattr(tensor, name), f"{prefix}.{name}" if prefix else name)
+
+
+def map_plain(tensor: torch.Tensor, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Return ``tensor`` rebuilt with ``function`` applied to each plain tensor in it. ``tensor`` is not changed."""
+    if not is_wrapper(tensor):
+        return function(tensor)
+    names, context = _flatten(tensor)
+    inner = {name: map_plain(getattr(tensor, name), function) for name in names}
+    rebuild: Any = type(tensor)
+    result: torch.Tensor = rebuild.__tensor_unflatten__(inner, context, tensor.size(), tensor.stride())
+    return result
+
+
+def repoint(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    """Make ``tensor`` (a parameter or buffer) stand for the memory of ``value``; its identity stays, ``value`` is not changed.
+
+    For a wrapper the outer tensor and the inner attributes are both set: either alone leaves device and data
+    disagreeing. Nothing here needs the tensor to be free of weak references, as ``torch.utils.swap_tensors`` would.
+    """
+    tensor.data = value
+    if is_wrapper(value):
+        for name in _flatten(value)[0]:
+            setattr(tensor, name, getattr(value, name))
+
+
+def has_memory(tensor: torch.Tensor) -> bool:
+    """Whether a plain tensor has values at all: neither on the meta device nor uninitialised."""
+    return not tensor.is_meta and not isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin)
+
+
+def is_packable(tensor: torch.Tensor) -> bool:
+    """Whether a plain tensor is a view of dense bytes, so that copying the bytes copies the tensor."""
+    return tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_conj() and not tensor.is_neg()
+
+
+def _flatten(tensor: torch.Tensor) -> tuple[list[str], Any]:
+    protocol: Any = tensor
+    names, context = protocol.__tensor_flatten__()
+    return names, context
