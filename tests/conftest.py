@@ -1,0 +1,40 @@
+"""The device all engine tests run on: CUDA where there is one, else the simulated accelerator."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.meter import Meter, meter_for
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    # Tiny tensors: a thread pool per xdist worker costs more than it gives.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where offloaded models compute."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", 0)
+    from tests.simulated import register
+
+    register()
+    return torch.device("sim", 0)
+
+
+@pytest.fixture
+def meter(device: torch.device) -> Iterator[Meter]:
+    """Counts what the device did since the test began; fails the test on a race or on leaked device memory."""
+    gc.collect()
+    found = meter_for(device)
+    found.reset()
+    yield found
+    assert found.races == 0, found.race_log
+    gc.collect()
+    assert found.leaked == 0, f"{found.leaked} device bytes are still held after the test"

@@ -1,0 +1,47 @@
+"""A simulated accelerator for tests: torch device ``"sim"``. See README.md."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from .device import (
+    Copy,
+    DeviceUsage,
+    Stats,
+    capacity,
+    copy_log,
+    logged_copies,
+    register,
+    reset_stats,
+    set_copy_log,
+    stats,
+    trim,
+)
+
+__all__ = [
+    "DEVICE",
+    "Copy",
+    "DeviceUsage",
+    "Stats",
+    "capacity",
+    "copy_log",
+    "logged_copies",
+    "register",
+    "reset_stats",
+    "set_copy_log",
+    "stats",
+    "trim",
+]
+
+if TYPE_CHECKING:
+    DEVICE: torch.device
+
+
+def __getattr__(name: str) -> torch.device:
+    # The device type has its name only once it is registered.
+    if name == "DEVICE":
+        register()
+        return torch.device("sim", 0)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

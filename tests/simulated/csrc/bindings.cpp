@@ -1,0 +1,90 @@
+#include <torch/csrc/utils/pybind.h>
+
+#include "device.h"
+#include "memory.h"
+
+namespace py = pybind11;
+using namespace simulated;
+
+namespace {
+
+py::dict stats() {
+  Ledger book;
+  {
+    Lock lock;
+    book = ledger();
+  }
+  py::list devices;
+  for (const Usage& usage : book.devices) {
+    devices.append(py::make_tuple(usage.live, usage.peak));
+  }
+  py::dict values;
+  values["live"] = book.device_total.live;
+  values["peak"] = book.device_total.peak;
+  values["h2d"] = book.h2d;
+  values["d2h"] = book.d2h;
+  values["copies"] = book.copies;
+  values["pinned"] = book.pinned.live;
+  values["peak_pinned"] = book.pinned.peak;
+  values["races"] = book.races;
+  values["race_log"] = py::tuple(py::cast(book.race_log));
+  values["host_syncs"] = book.host_syncs;
+  values["devices"] = devices;
+  return values;
+}
+
+py::list copy_log() {
+  std::vector<CopyRecord> records;
+  {
+    Lock lock;
+    records = ledger().copy_log;
+  }
+  py::list log;
+  for (const CopyRecord& record : records) {
+    log.append(py::make_tuple(name(record.kind), record.nbytes, record.stream));
+  }
+  return log;
+}
+
+} // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
+  module.attr("DEVICE_COUNT") = int(kDevices);
+  module.def("register_device", &register_device);
+  module.def("stats", &stats);
+  module.def("reset_stats", [] {
+    Lock lock;
+    ledger().reset();
+  });
+  module.def("reset_peak", [](int device) {
+    check_device(device);
+    Lock lock;
+    ledger().devices[device].reset_peak();
+  });
+  module.def("trim", [] {
+    Lock lock;
+    memory().trim();
+  });
+  module.def("copy_log", &copy_log);
+  module.def("set_copy_log", [](bool enabled) {
+    Lock lock;
+    ledger().log_copies = enabled;
+    ledger().copy_log.clear();
+  });
+  module.def("capacity", [](int device) {
+    check_device(device);
+    Lock lock;
+    return ledger().capacity[device];
+  });
+  module.def("set_capacity", [](int device, int64_t nbytes) {
+    check_device(device);
+    Lock lock;
+    ledger().capacity[device] = nbytes;
+  });
+  module.def("default_generator", &default_generator);
+  module.def("set_device", [](int device) {
+    check_device(device);
+    set_current_device(device);
+  });
+  module.def("current_device", [] { return int(current_device()); });
+}
