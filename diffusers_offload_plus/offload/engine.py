@@ -21,7 +21,8 @@ from torch.utils import _pytree as pytree
 from .doors import computes_on, install, uninstall
 from .group import State, WeightGroup
 from .inputs import to_device
-from .inventory import Entry, Inventory, Residency, take_inventory
+from .inventory import Entry, Residency, take_inventory
+from .partition import Unit
 from .plan import OffloadPlan, make_plan
 from .policy import OffloadPolicy
 from .residents import Carried
@@ -36,31 +37,20 @@ __all__ = ["OffloadEngine"]
 @dataclasses.dataclass(eq=False, slots=True)
 class _Frame:
     module: nn.Module
-    groups: tuple[WeightGroup, ...]
+    groups: list[WeightGroup]
     compare: bool
-    borrowed: list[_Borrowed] = dataclasses.field(default_factory=list)
-
-
-@dataclasses.dataclass(eq=False, slots=True)
-class _Borrowed:
-    group: WeightGroup
-    entry: Entry
-    value: torch.Tensor
-    slab: torch.Tensor
-    version: int
 
 
 class OffloadEngine:
     """Moves the weights of one model.
 
     Attributes:
-        inventory: what the model is made of, as of the last :meth:`build`.
+        units: what the model is cut into, as of the last :meth:`build`.
         plan: what moves, stays and how much device memory that takes.
         refresh: called when the model's structure has changed; set by whoever installs the hooks.
         intact: says whether the hook of a module still fires; set likewise.
     """
 
-    inventory: Inventory
     plan: OffloadPlan
     structure: Structure
 
@@ -71,11 +61,11 @@ class OffloadEngine:
         self.device = policy.device
         self.moves = self.device.type != "cpu"
         self.link = Link(policy)
+        self.units: list[Unit] = []
         self.groups: list[WeightGroup] = []
         self.carried = Carried(self.link)
         self.refresh: Callable[[], None] = lambda: None
         self.intact: Callable[[nn.Module], bool] = lambda module: True
-        self.borrows = 0
         self.served: dict[str, str] = {}
         self._exclude = frozenset(policy.exclude_kwargs or getattr(root, "_skip_keys", None) or ())
         self._lock = threading.RLock()
@@ -84,7 +74,7 @@ class OffloadEngine:
         self._active: dict[WeightGroup, None] = {}  # streamed groups touched in this pass, in order
         self._lingering: list[WeightGroup] = []
         self._prefetched: list[WeightGroup] = []
-        self._loose: list[_Borrowed] = []
+        self._borrowed: list[tuple[WeightGroup, Entry, torch.Tensor, torch.Tensor]] = []
         self._compare = False
         self._schedules: dict[int, Schedule] = {}
         self._schedule = Schedule()
@@ -92,6 +82,7 @@ class OffloadEngine:
         self._groups_of: dict[int, tuple[WeightGroup, ...]] = {}
         self._keeps_until_later: set[int] = set()
         self._managed: dict[int, Entry] = {}
+        self._carried_parameters: list[torch.Tensor] = []
         self._saved = SavedWeights(self)
 
     # Set-up
@@ -110,10 +101,12 @@ class OffloadEngine:
                 group = WeightGroup(spec, self.link)
             group.spec = spec
             groups.append(group)
-        self.inventory = inventory
+        self.units = inventory.units
         self.groups = groups
         self.plan = make_plan(inventory, [group.nbytes for group in groups], self.policy)
-        self.carried.replace([entry.tensor for entry in inventory.carried] if self.moves else [])
+        carried = inventory.carried if self.moves else []
+        self._carried_parameters = [entry.tensor for entry in carried if not entry.is_buffer]
+        self.carried.replace([entry.tensor for entry in carried])
         self._schedules.clear()
         self._number = {id(group): number for number, group in enumerate(groups)}
         self._managed = {id(entry.tensor): entry for group in groups for entry in group.spec.entries}
@@ -146,9 +139,11 @@ class OffloadEngine:
             if self._frames:
                 return
             with _engine_mode():
-                self._settle(self._loose)
+                self._settle()
                 for group in self.groups:
                     group.offload(compare=True)
+                if self.groups or self.carried.tensors:
+                    self._recount_buffers(self.root)
                 self.carried.to_host()
 
     # A hooked module runs
@@ -167,7 +162,7 @@ class OffloadEngine:
             if self._owner != threading.get_ident():
                 stack.enter_context(self._pass(self.root))
             tensors = {id(t) for part in module.modules() for t in (*part._parameters.values(), *part._buffers.values())}
-            groups = tuple(g for g in self.groups if any(id(entry.tensor) in tensors for entry in g.spec.entries))
+            groups = [g for g in self.groups if any(id(entry.tensor) in tensors for entry in g.spec.entries)]
             depth = len(self._frames)
             try:
                 self._enter(_Frame(module, groups, compare=True))
@@ -176,23 +171,28 @@ class OffloadEngine:
                 self._exit(depth)
 
     def serve(self, group: WeightGroup, entry: Entry) -> torch.Tensor:
-        """Answer a lookup of an offloaded tensor that no hook announced; see [Note: doors]."""
-        inside = self._owner == threading.get_ident() and bool(self._frames)
-        if not inside and not computes_on(self.device, self.structure.ids):
+        """Answer a lookup of an offloaded tensor that no hook announced; see [Note: doors].
+
+        Inside a pass the group is onloaded for as long as the innermost hooked module runs. Outside of one there is no telling how
+        long the caller needs it, so it is lent a device copy that lives as long as it is held.
+        """
+        if self._owner == threading.get_ident() and self._frames:
+            frame = self._frames[-1]
+            self.served.setdefault(entry.names[0], self.structure.name_of(frame.module))
+            group.users += 1
+            frame.groups.append(group)
+            with _engine_mode():
+                self._onload(group)
             return entry.tensor
+        if not computes_on(self.device, self.structure.ids):
+            return entry.tensor
+        self.served.setdefault(entry.names[0], "a method other than forward")
         with self._lock, _engine_mode():
-            reader = self._frames[-1] if inside else None
-            self.borrows += 1
-            self.served.setdefault(entry.names[0], self.structure.name_of(reader.module) if reader else "a method other than forward")
             value, slab = group.borrow(entry)
-        result = value
+            self._borrowed.append((group, entry, value, slab))
         if torch.is_grad_enabled() and entry.tensor.requires_grad:
-            result = entry.tensor.to(self.device)
-        elif isinstance(entry.tensor, nn.Parameter):
-            value = result = nn.Parameter(value, requires_grad=False)
-        loan = _Borrowed(group, entry, value, slab, value._version)
-        (reader.borrowed if reader is not None else self._loose).append(loan)
-        return result
+            return entry.tensor.to(self.device)
+        return value
 
     def group_of_storage(self, tensor: torch.Tensor) -> WeightGroup | None:
         """The onloaded group whose device slab ``tensor`` (a plain tensor) is a view of."""
@@ -223,11 +223,10 @@ class OffloadEngine:
         self._sweep()
         if not self.structure.unchanged(entry, self.intact, self.root):
             self.refresh()
-        if self.structure.buffers_changed(entry):
-            self.carried.replace(self.structure.loose_buffers(self._managed))
+        self._recount_buffers(entry)
         self._compare = torch.is_grad_enabled()
         with _engine_mode():
-            self._settle(self._loose)
+            self._settle()
             self._onload_residents()
             self._schedule = self._schedules.setdefault(id(entry), Schedule())
             self._schedule.begin()
@@ -250,7 +249,7 @@ class OffloadEngine:
     def _run_frame(self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         depth = len(self._frames)
         try:
-            self._enter(_Frame(module, self._groups_of.get(id(module), ()), self._compare))
+            self._enter(_Frame(module, list(self._groups_of.get(id(module), ())), self._compare))
             args, kwargs = to_device(args, kwargs, self.device, self._exclude, self.policy.non_blocking or self.policy.use_stream)
             return self._kept_valid(forward(*args, **kwargs))
         finally:
@@ -266,18 +265,13 @@ class OffloadEngine:
                     group.offload(compare=self._compare)
             self._lingering.clear()
             for group in frame.groups:
-                if group.spec.residency is Residency.STREAMED:
-                    self._schedule.use(self._number[id(group)])
-                    self._active[group] = None
-                with _label("onload", group):
-                    group.onload()
+                self._onload(group)
             self._prefetch()
 
     def _exit(self, depth: int) -> None:
         with _engine_mode():
             while len(self._frames) > depth:
                 frame = self._frames.pop()
-                self._settle(frame.borrowed)
                 for group in frame.groups:
                     group.users = max(0, group.users - 1)
                     if group.users or group.spec.residency is Residency.RESIDENT:
@@ -287,6 +281,13 @@ class OffloadEngine:
                     else:
                         with _label("offload", group):
                             group.offload(compare=frame.compare)
+
+    def _onload(self, group: WeightGroup) -> None:
+        if group.spec.residency is Residency.STREAMED:
+            self._schedule.use(self._number[id(group)])
+            self._active[group] = None
+        with _label("onload", group):
+            group.onload()
 
     def _prefetch(self) -> None:
         depth = self.policy.prefetch_depth
@@ -302,11 +303,10 @@ class OffloadEngine:
                 group.prefetch()
         self._prefetched = wanted
 
-    def _settle(self, loans: list[_Borrowed]) -> None:
-        # A borrowed copy that was written through an ordinary in-place operation goes back to the host copy.
-        for loan in loans:
-            loan.group.give_back(loan.entry, loan.value, written=loan.value._version != loan.version)
-        loans.clear()
+    def _settle(self) -> None:
+        for group, entry, value, _ in self._borrowed:
+            group.give_back(entry, value)
+        self._borrowed.clear()
 
     def _kept_valid(self, output: Any) -> Any:
         # A returned parameter would go back to the host with its module; its device memory is returned instead.
@@ -336,6 +336,11 @@ class OffloadEngine:
                 if group.spec.residency is Residency.RESIDENT:
                     group.onload()
             self.carried.to_device()
+
+    def _recount_buffers(self, below: nn.Module) -> None:
+        # Forward and ``.to`` put new tensors in place of buffers; whatever is there now is what the model has.
+        if self.moves and self.structure.buffers_changed(below):
+            self.carried.replace([*self._carried_parameters, *self.structure.loose_buffers(self._managed)])
 
     def _open_doors(self) -> None:
         of_tensor = {id(entry.tensor): (group, entry) for group in self.groups for entry in group.spec.entries}

@@ -16,7 +16,7 @@ import torch
 
 from .inventory import Entry, GroupSpec
 from .stores.host import HostSlab, view_of
-from .tensors import is_packable, is_wrapper, map_plain, plain_tensors, repoint
+from .tensors import is_wrapper, map_plain, plain_tensors, repoint, same_bits
 from .transfer import Link, Transfer
 
 __all__ = ["State", "WeightGroup"]
@@ -129,12 +129,12 @@ class WeightGroup:
         storage = transfer.slab.untyped_storage()
         return map_plain(entry.tensor.detach(), lambda t: self._view(slab, storage, t)), transfer.slab
 
-    def give_back(self, entry: Entry, value: torch.Tensor, written: bool) -> None:
-        """End a :meth:`borrow`; if the borrowed ``value`` was ``written``, it is copied over the host copy of ``entry``."""
-        if written:
-            for (_, home), (_, new) in zip(plain_tensors(entry.tensor), plain_tensors(value), strict=True):
-                home.detach().copy_(new)
-                self.written_back += new.numel() * new.element_size()
+    def give_back(self, entry: Entry, value: torch.Tensor) -> None:
+        """End a :meth:`borrow`; if the borrowed ``value`` was written, it is copied over the host copy of ``entry``."""
+        for (_, home), (_, lent) in zip(plain_tensors(entry.tensor), plain_tensors(value), strict=True):
+            if not same_bits(home.detach().to(lent.device), lent):
+                home.data.copy_(lent)
+                self.written_back += lent.numel() * lent.element_size()
         self._link.hold(-self.slab.nbytes)
 
     def owns_storage(self, tensor: torch.Tensor) -> bool:
@@ -226,7 +226,7 @@ class WeightGroup:
         # Others gave the parameter new memory while it was onloaded; its values are the truth unless they are the old ones.
         tensor = loan.entry.tensor
         value = map_plain(_snapshot(tensor), lambda t: t.to("cpu"))
-        if _same_bits(value, loan.host):
+        if same_bits(value, loan.host):
             value = loan.host
         else:
             self.written_back += sum(t.numel() * t.element_size() for _, t in plain_tensors(value))
@@ -249,20 +249,3 @@ def _version(tensor: torch.Tensor) -> int | None:
                 return None
             total += inner._version
     return total
-
-
-def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    mine, theirs = list(plain_tensors(a)), list(plain_tensors(b))
-    if [path for path, _ in mine] != [path for path, _ in theirs]:
-        return False
-    for (_, x), (_, y) in zip(mine, theirs, strict=True):
-        if x.dtype != y.dtype or x.size() != y.size() or not (is_packable(x) and is_packable(y)):
-            return False
-        if x.numel() and not torch.equal(_bits(x), _bits(y)):
-            return False
-    return True
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    # NaN equals NaN, and -0.0 does not equal 0.0: what is kept must be the bits.
-    return tensor.contiguous().reshape(-1).view(torch.uint8)

@@ -163,9 +163,8 @@ class Attachment:
                 found.update((id(block), block) for block in child.children())
             if runs(child):
                 found.setdefault(id(child), child)
-        if hasattr(self.engine, "inventory"):
-            for unit in self.engine.inventory.units:
-                found.update((id(trigger), trigger) for _, trigger in unit.triggers)
+        for unit in self.engine.units:
+            found.update((id(trigger), trigger) for _, trigger in unit.triggers)
         beneath = {id(m) for owner in self.root.modules() if id(owner) in compiled for m in owner.modules() if m is not owner}
         return (module for key, module in found.items() if key not in beneath)
 

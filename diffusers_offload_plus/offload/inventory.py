@@ -197,7 +197,8 @@ def _clusters(entries: list[Entry]) -> list[list[Entry]]:
 def _is_carried(group: list[Entry]) -> bool:
     if any(not is_packable(t) for entry in group for _, t in plain_tensors(entry.tensor)):
         return True
-    return all(entry.is_buffer for entry in group) and sum(entry.nbytes for entry in group) <= SMALL_BUFFER_BYTES
+    # Buffers that share memory move as a group, which keeps them sharing it.
+    return len(group) == 1 and group[0].is_buffer and group[0].nbytes <= SMALL_BUFFER_BYTES
 
 
 def _is_roots_own(root: nn.Module, units: list[Unit], needed: frozenset[int]) -> bool:

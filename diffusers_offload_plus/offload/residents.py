@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .tensors import map_plain, plain_tensors, repoint
+from .tensors import map_plain, plain_tensors, relocate, repoint
 from .transfer import Link
 
 __all__ = ["Carried"]
@@ -39,7 +39,7 @@ class Carried:
         on_device = 0
         for tensor in self._tensors:
             if any(plain.device != device for _, plain in plain_tensors(tensor)):
-                repoint(tensor, map_plain(tensor.detach(), lambda t: t.to(device)))
+                repoint(tensor, map_plain(tensor.detach(), lambda t: relocate(t, device)))
             if device.type != "cpu":
                 on_device += sum(t.numel() * t.element_size() for _, t in plain_tensors(tensor))
         self._link.hold(on_device - self._bytes)

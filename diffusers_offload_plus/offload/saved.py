@@ -88,7 +88,8 @@ class SavedWeights:
             return _NotedWrapper(map_plain(tensor, note), parts)
         group = self._engine.group_of_storage(tensor)
         if group is None:
-            return tensor
+            # Detached: a node that kept its own output, graph and all, would keep itself alive.
+            return tensor.detach()
         offset = tensor.storage_offset() * tensor.element_size()
         like = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
         return _Note(group, group.slab, offset, like, _versions(group))

@@ -13,7 +13,16 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-__all__ = ["has_memory", "is_packable", "is_wrapper", "map_plain", "plain_tensors", "repoint"]
+__all__ = [
+    "has_memory",
+    "is_packable",
+    "is_wrapper",
+    "map_plain",
+    "plain_tensors",
+    "relocate",
+    "repoint",
+    "same_bits",
+]
 
 
 def is_wrapper(tensor: torch.Tensor) -> bool:
@@ -66,6 +75,37 @@ def has_memory(tensor: torch.Tensor) -> bool:
 def is_packable(tensor: torch.Tensor) -> bool:
     """Whether a plain tensor is a view of dense bytes, so that copying the bytes copies the tensor."""
     return tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_conj() and not tensor.is_neg()
+
+
+def relocate(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy of a plain tensor on ``device`` with its strides; a tensor that is there already is returned as it is.
+
+    ``Tensor.to`` makes expanded and strided tensors contiguous; this copies the bytes they span.
+    """
+    if tensor.device == device:
+        return tensor
+    if not is_packable(tensor) or tensor.numel() == 0:
+        return tensor.to(device)
+    last = sum((size - 1) * stride for size, stride in zip(tensor.size(), tensor.stride(), strict=True))
+    span = tensor.detach().as_strided((last + 1,), (1,)).to(device)
+    return span.as_strided(tensor.size(), tensor.stride(), 0)
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors have the same structure, dtypes, sizes and bits. NaN equals NaN, and -0.0 does not equal 0.0."""
+    mine, theirs = list(plain_tensors(a)), list(plain_tensors(b))
+    if [path for path, _ in mine] != [path for path, _ in theirs]:
+        return False
+    for (_, x), (_, y) in zip(mine, theirs, strict=True):
+        if x.dtype != y.dtype or x.size() != y.size() or not (is_packable(x) and is_packable(y)):
+            return False
+        if x.numel() and not torch.equal(_bytes_of(x), _bytes_of(y)):
+            return False
+    return True
+
+
+def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
 def _flatten(tensor: torch.Tensor) -> tuple[list[str], Any]:

@@ -15,7 +15,7 @@ from tests.policies import POLICIES
 from tests.zoo.case import ModelCase
 from tests.zoo.models import MODELS
 
-CASES = {case.name: case for case in (MODELS.values() if isinstance(MODELS, dict) else MODELS)}
+CASES = MODELS
 
 
 @functools.cache
@@ -25,21 +25,26 @@ def built(name: str) -> nn.Module:
 
 @functools.cache
 def expected(name: str, call: str, device: torch.device) -> list[torch.Tensor]:
-    return CASES[name].run(copy.deepcopy(built(name)).to(device), call, device)
+    model = copy.deepcopy(built(name)).to(device)
+    outputs = CASES[name].run(model, call, device)
+    forget_caches(model)
+    return outputs
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", CASES)
 def test_every_door_gives_the_unoffloaded_output(name: str, policy: str, device: torch.device, meter: Meter) -> None:
     case: ModelCase = CASES[name]
-    wanted = {call: expected(name, call, device) for call in case.calls}
+    # Tiling and slicing touch no other weights; one policy with streams and one without see them.
+    calls = [call for call in case.calls if call not in case.repeats or policy in ("block", "leaf-stream")]
+    wanted = {call: expected(name, call, device) for call in calls}
     model = copy.deepcopy(built(name))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     meter.reset()
     dop.enable_group_offload(model, device, **POLICIES[policy])
     for turn in range(2):  # the second pass prefetches
-        for call in case.calls:
+        for call in calls:
             outputs = case.run(model, call, device)
             assert len(outputs) == len(wanted[call])
             for got, want in zip(outputs, wanted[call], strict=True):
@@ -57,11 +62,13 @@ def test_every_door_gives_the_unoffloaded_output(name: str, policy: str, device:
 
 def forget_caches(model: nn.Module) -> None:
     """Empty ``functools`` caches on methods: they keep the model and its device tensors alive, offloaded or not."""
-    for module in model.modules():
-        for member in vars(type(module)).values():
-            clear = getattr(member, "cache_clear", None)
-            if clear is not None:
-                clear()
+    for kind in {type(module) for module in model.modules()}:
+        for member in vars(kind).values():
+            cells = [cell.cell_contents for cell in getattr(member, "__closure__", None) or ()]
+            for cached in (member, *cells):
+                clear = getattr(cached, "cache_clear", None)
+                if clear is not None:
+                    clear()
 
 
 def sum_of_served(report: object, model: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""The module that PyTorch finds as ``torch.sim``: what ``torch.cuda`` is for CUDA, as far as an offloading layer asks."""
+"""The module PyTorch finds as ``torch.sim``: what ``torch.cuda`` is for CUDA, as far as an offloading layer asks."""
 
 from __future__ import annotations
 
@@ -57,7 +57,10 @@ def _index(device: DeviceLike) -> int:
         if device.type != "sim":
             raise ValueError(f"expected a simulated device, got {device}")
         device = device.index
-    return current_device() if device is None or device < 0 else device
+    if device is None or device < 0:
+        return current_device()
+    _device.extension().check_device(device)
+    return device
 
 
 # Devices
@@ -87,7 +90,7 @@ def set_device(device: DeviceLike) -> None:
     _device.extension().set_device(_index(device))
 
 
-class device:  # noqa: N801 - the name every backend module of PyTorch has
+class device:
     """Context manager: makes a device the current one. ``None`` changes nothing."""
 
     def __init__(self, device: DeviceLike) -> None:

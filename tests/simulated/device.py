@@ -1,5 +1,7 @@
 """Registers the simulated accelerator as torch device ``"sim"``, and reads and sets what tests care about.
 
+Example::
+
     from tests.simulated import DEVICE, reset_stats, stats
 
     reset_stats()

@@ -57,7 +57,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
     ledger().reset();
   });
   module.def("reset_peak", [](int device) {
-    check_device(device);
     Lock lock;
     ledger().devices[device].reset_peak();
   });
@@ -72,19 +71,15 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
     ledger().copy_log.clear();
   });
   module.def("capacity", [](int device) {
-    check_device(device);
     Lock lock;
     return ledger().capacity[device];
   });
   module.def("set_capacity", [](int device, int64_t nbytes) {
-    check_device(device);
     Lock lock;
     ledger().capacity[device] = nbytes;
   });
   module.def("default_generator", &default_generator);
-  module.def("set_device", [](int device) {
-    check_device(device);
-    set_current_device(device);
-  });
+  module.def("check_device", [](int device) { check_device(device); });
+  module.def("set_device", [](int device) { set_current_device(device); });
   module.def("current_device", [] { return int(current_device()); });
 }

@@ -33,6 +33,12 @@ bool is_plain(const at::Tensor& source, const at::Tensor& destination) {
       source.is_conj() == destination.is_conj() && source.is_neg() == destination.is_neg();
 }
 
+// The same bytes as a CPU tensor that owns nothing and keeps nothing alive.
+at::Tensor bare(const at::Tensor& tensor) {
+  Internal internal;
+  return at::from_blob(data_of(tensor), tensor.sizes(), tensor.strides(), at::TensorOptions().dtype(tensor.dtype()));
+}
+
 void copy_bytes(const at::Tensor& source, const at::Tensor& destination) {
   Internal internal;
   as_cpu(destination).copy_(as_cpu(source));
@@ -47,6 +53,13 @@ const char* describe(CopyKind kind) {
     default:
       return "device-to-device copy";
   }
+}
+
+CopyKind kind_of(const at::Tensor& source, const at::Tensor& destination) {
+  if (!is_sim(source)) {
+    return CopyKind::HostToDevice;
+  }
+  return is_sim(destination) ? CopyKind::DeviceToDevice : CopyKind::DeviceToHost;
 }
 
 struct Copy {
@@ -73,33 +86,29 @@ struct Copy {
 
   // The queue holds bare pointers, as a device does: the memory they point to may be freed, but stays in quarantine.
   void run_later() const {
-    const Range written = range_of(destination), read = range_of(source);
+    const Range read = range_of(source);
     const bool from_host = kind == CopyKind::HostToDevice;
+    if (from_host) {
+      memory().settle(read, lane, Mode::Read); // only writes that are still to come are wrong
+    }
     const uint64_t expected = from_host ? checksum(read) : 0;
-    memory().settle(written, lane);
-    Internal internal;
-    auto from = at::from_blob(data_of(source), source.sizes(), source.strides(), at::TensorOptions().dtype(source.dtype()));
-    auto queued = scheduler().enqueue(lane, [from, to = as_cpu(destination), read, expected, from_host] {
+    prepare_destination();
+    auto queued = scheduler().enqueue(lane, [from = bare(source), to = bare(destination), read, expected, from_host] {
       if (from_host && memory().find(read.begin) != nullptr && checksum(read) != expected) {
         ledger().race("pinned host memory overwritten before a queued host-to-device copy read it");
       }
       copy_bytes(from, to);
     });
     note(queued);
-    poison(written);
   }
 
   void stage_and_run_later() const {
     ++ledger().host_syncs;
     scheduler().host_wait(lane);
-    const Range written = range_of(destination);
-    memory().settle(written, lane);
+    prepare_destination();
     Internal internal;
-    auto queued = scheduler().enqueue(lane, [staged = source.clone(), to = as_cpu(destination)] { copy_bytes(staged, to); });
-    memory().access(written, queued, Mode::Write, describe(kind));
-    if (destination.is_non_overlapping_and_dense()) {
-      poison(written);
-    }
+    auto queued = scheduler().enqueue(lane, [from = source.clone(), to = bare(destination)] { copy_bytes(from, to); });
+    memory().access(range_of(destination), queued, Mode::Write, describe(kind));
   }
 
   // Runs on the current stream of the source's device, which waits for the destination's before, and the other way after.
@@ -111,8 +120,13 @@ struct Copy {
   }
 
  private:
-  static void poison(Range range) {
-    std::memset(const_cast<char*>(range.begin), kPoison, range.size());
+  // Between now and the copy nobody may count on the old bytes or on the new ones.
+  void prepare_destination() const {
+    const Range written = range_of(destination);
+    memory().settle(written, lane, Mode::Write);
+    if (destination.is_non_overlapping_and_dense()) {
+      std::memset(const_cast<char*>(written.begin), kPoison, written.size());
+    }
   }
 };
 
@@ -123,9 +137,7 @@ at::Tensor copy_from(const at::Tensor& source, const at::Tensor& destination, bo
     copy_bytes(source, destination);
     return destination;
   }
-  const CopyKind kind = !is_sim(source) ? CopyKind::HostToDevice
-      : !is_sim(destination)            ? CopyKind::DeviceToHost
-                                        : CopyKind::DeviceToDevice;
+  const CopyKind kind = kind_of(source, destination);
   const auto device = (is_sim(source) ? source : destination).device().index();
   Lock lock;
   const Lane lane = current_lane(device);

@@ -172,10 +172,11 @@ void Memory::access(Range range, Epoch by, Mode mode, const char* what) {
   }
 }
 
-void Memory::settle(Range range, Lane lane) {
+void Memory::settle(Range range, Lane lane, Mode mode) {
   if (Block* block = find(range.begin)) {
     for (const Access& earlier : block->accesses) {
-      if (earlier.range.overlaps(range) && scheduler().knows(lane, earlier.by)) {
+      const bool conflicts = mode == Mode::Write || earlier.mode == Mode::Write;
+      if (conflicts && earlier.range.overlaps(range) && scheduler().knows(lane, earlier.by)) {
         scheduler().drain(earlier.by);
       }
     }

@@ -73,8 +73,8 @@ class Memory {
 
   // Checks one access of operation `by` against all earlier ones of other streams, and remembers it.
   void access(Range range, Epoch by, Mode mode, const char* what);
-  // Executes the queued operations on `range` that `lane` is ordered after, so that its bytes may be poisoned.
-  void settle(Range range, Lane lane);
+  // Executes the queued operations that `lane` is ordered after and that conflict with an access to `range` now.
+  void settle(Range range, Lane lane, Mode mode);
   void record_stream(const void* pointer, Lane lane);
 
  private:

@@ -1,0 +1,42 @@
+"""The commands of ``offload-plus``, one module each.
+
+A command module is light to import and offers what :class:`Command` lists. What is heavy (torch, diffusers) it imports
+inside ``run``. To add a command, write ``commands/<name>.py`` and put ``<name>`` into :data:`COMMANDS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Iterator
+from typing import Protocol, cast
+
+from ..errors import OffloadPlusError
+
+__all__ = ["COMMANDS", "Command", "CommandError", "load_commands"]
+
+COMMANDS: tuple[str, ...] = ("demo",)
+"""Names of the commands, in the order in which the help lists them."""
+
+
+class CommandError(OffloadPlusError):
+    """A command cannot do what its arguments ask for."""
+
+
+class Command(Protocol):
+    """What a module in this package has to define."""
+
+    SUMMARY: str
+    """One line for the list of commands."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's own arguments."""
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Do it; returns the exit code."""
+
+
+def load_commands() -> Iterator[tuple[str, Command]]:
+    """Yield the name and the module of every command."""
+    for name in COMMANDS:
+        yield name, cast(Command, importlib.import_module(f"{__name__}.{name}"))

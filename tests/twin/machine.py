@@ -1,0 +1,335 @@
+"""A random model beside an un-offloaded deep copy on the same device: whatever is done to both, they must agree."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import gc
+from typing import Any
+
+import torch
+from hypothesis import note
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from torch import nn
+
+import diffusers_offload_plus as dop
+from diffusers_offload_plus.offload.hook import attachment_of
+from diffusers_offload_plus.offload.tensors import plain_tensors
+from tests.meter import Meter
+from tests.policies import POLICIES
+from tests.twin import trees
+from tests.twin.modules import CONDITIONS, ROWS, WIDTH, Counting, Dense, Failure, Model, Scale
+
+COVERAGE: collections.Counter[tuple[str, str, str]] = collections.Counter()
+OPERATIONS = (
+    "enable", "replan", "forward", "forward-grad", "skipping", "failing", "interrupted", "part", "encode", "edit", "edit-data",
+    "repoint", "load", "cast", "add", "remove", "replace", "save", "copy", "onloaded", "disable",
+)  # fmt: skip
+TIERS = ("host", "pinned host", "staged host")
+LEVELS = ("block_level", "leaf_level")
+
+# Where a piece reads another's weight without calling it, or is entered twice by way of sharing, calls do not follow the tree.
+UNBOUND = {"reading", "shared", "attending"}
+
+
+def state_bits(model: nn.Module) -> dict[str, list[torch.Tensor]]:
+    """Every tensor of ``model``, persistent or not, as bytes on the CPU."""
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: [bits(t) for _, t in plain_tensors(tensor)] for name, tensor in named}
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The values of ``tensor`` as bytes on the CPU."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).clone()
+
+
+class Twins(RuleBasedStateMachine):
+    """The state machine. ``device`` and ``meter`` are set by the test that runs it."""
+
+    device: torch.device
+    meter: Meter
+
+    @initialize(recipe=trees.recipes, policy=st.sampled_from(sorted(POLICIES)))
+    def start(self, recipe: trees.Recipe, policy: str) -> None:
+        gc.collect()
+        self.meter.reset()
+        self.recipe = recipe
+        self.model: Model = trees.build(recipe)
+        self.twin: Model = copy.deepcopy(self.model).to(self.device)
+        self.pinned = self.meter.pinned
+        self.identity = {name: id(p) for name, p in self.model.named_parameters()}
+        self.dtype = torch.float32
+        self.seed = 0
+        self.followed_tree = not (recipe.kinds & UNBOUND)
+        self.cell = ("", "")
+        self.enable(policy)
+
+    # Helpers
+
+    def did(self, operation: str) -> None:
+        COVERAGE[operation, *self.cell] += 1
+        note(operation)
+
+    def input(self) -> torch.Tensor:
+        self.seed += 1
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randn(ROWS, WIDTH, generator=generator).to(self.device, self.dtype)
+
+    def both(self, call: Any) -> None:
+        x = self.input()
+        got, want = call(self.model, x.clone()), call(self.twin, x.clone())
+        assert torch.equal(bits(got), bits(want)), f"outputs differ by {(got.cpu() - want.cpu()).abs().max()}"
+
+    def pick(self, number: int) -> tuple[str, nn.Parameter]:
+        named = list(self.model.named_parameters())
+        return named[number % len(named)]
+
+    @property
+    def enabled(self) -> bool:
+        return attachment_of(self.model) is not None
+
+    # Residency
+
+    def enable(self, policy: str) -> None:
+        dop.enable_group_offload(self.model, self.device, **POLICIES[policy])
+        report = dop.offload_report(self.model).components[0]
+        tier = "staged host" if POLICIES[policy].get("low_cpu_mem_usage") else report.tier
+        self.cell = (tier, report.offload_type)
+
+    @precondition(lambda self: not self.enabled)
+    @rule(policy=st.sampled_from(sorted(POLICIES)))
+    def enable_again(self, policy: str) -> None:
+        self.enable(policy)
+        self.did("enable")
+
+    @precondition(lambda self: self.enabled)
+    @rule(policy=st.sampled_from(sorted(POLICIES)))
+    def replan(self, policy: str) -> None:
+        self.did("replan")
+        self.enable(policy)
+
+    @precondition(lambda self: self.enabled)
+    @rule()
+    def disable(self) -> None:
+        self.did("disable")
+        dop.disable_group_offload(self.model)
+        gc.collect()
+        held = {s.data_ptr(): s.nbytes() for s in self.storages(self.twin)}
+        assert self.meter.live <= sum(held.values()), "device memory is still held after disable"
+        assert all(t.device.type == "cpu" for t in self.tensors(self.model))
+        assert self.meter.pinned == self.pinned or not self.meter.exact, "pinned memory is still held after disable"
+
+    @staticmethod
+    def tensors(model: nn.Module) -> list[torch.Tensor]:
+        return [t for tensor in (*model.parameters(), *model.buffers()) for _, t in plain_tensors(tensor)]
+
+    def storages(self, model: nn.Module) -> list[torch.UntypedStorage]:
+        return [t.untyped_storage() for t in self.tensors(model)]
+
+    # Passes
+
+    @precondition(lambda self: self.enabled)
+    @rule()
+    def forward(self) -> None:
+        self.did("forward")
+        with torch.no_grad():
+            self.both(lambda model, x: model(x))  # whatever was changed before is settled now
+            engine = attachment_of(self.model).engine  # type: ignore[union-attr]
+            copies, engine.link.peak = engine.link.copies, engine.link.live
+            self.both(lambda model, x: model(x))
+        assert engine.link.copies > copies
+        if self.followed_tree:
+            assert engine.link.peak <= engine.plan.device_bound, "more on the device than the plan promises"
+
+    @precondition(lambda self: self.enabled)
+    @rule()
+    def forward_grad(self) -> None:
+        self.did("forward-grad")
+        self.both(lambda model, x: model(x).detach())
+
+    @precondition(lambda self: self.enabled)
+    @rule(skip=st.frozensets(st.integers(0, 4), max_size=3), inference=st.booleans())
+    def skipping(self, skip: frozenset[int], inference: bool) -> None:
+        self.did("skipping")
+        # A buffer reassigned in inference mode could not be written outside of it, offloaded or not.
+        inference = inference and not any(isinstance(module, Counting) for module in self.model.modules())
+        with torch.inference_mode(inference), torch.no_grad(), CONDITIONS.set(skip=skip):
+            x = self.input()
+            assert torch.equal(bits(self.model(x)), bits(self.twin(x)))
+
+    @precondition(lambda self: self.enabled)
+    @rule(at=st.integers(1, 6), error=st.sampled_from([Failure, KeyboardInterrupt, ValueError]))
+    def failing(self, at: int, error: type[BaseException]) -> None:
+        self.did("failing" if error is not KeyboardInterrupt else "interrupted")
+        x = self.input()
+        results: list[Any] = []
+        for model in (self.model, self.twin):
+            with torch.no_grad(), CONDITIONS.set(fail_at=at, error=error):
+                try:
+                    results.append(bits(model(x)))
+                except error as raised:
+                    results.append(type(raised))
+        got, want = results
+        assert got is want if isinstance(want, type) else torch.equal(got, want)
+
+    @precondition(lambda self: self.enabled)
+    @rule(number=st.integers(0, 200))
+    def part(self, number: int) -> None:
+        self.did("part")
+        parts = [name for name, module in self.model.named_modules() if name and type(module).__module__ == Dense.__module__]
+        name = parts[number % len(parts)] if parts else "blocks.0"
+        with torch.no_grad():
+            self.both(lambda model, x: model.get_submodule(name)(x))
+
+    @precondition(lambda self: self.enabled)
+    @rule()
+    def encode(self) -> None:
+        self.did("encode")
+        with torch.no_grad():
+            self.both(lambda model, x: model.encode(x))
+
+    # Changes by the user
+
+    def write(self, number: int, change: Any) -> None:
+        name, mine = self.pick(number)
+        theirs = self.twin.get_parameter(name)
+        for (_, a), (_, b) in zip(plain_tensors(mine), plain_tensors(theirs), strict=True):
+            if a.is_floating_point() and not (a.numel() > 1 and 0 in a.stride()):
+                change(a)
+                change(b)
+
+    @precondition(lambda self: self.enabled)
+    @rule(number=st.integers(0, 200))
+    def edit(self, number: int) -> None:
+        self.did("edit")
+        with torch.no_grad():
+            self.write(number, lambda t: t.mul_(0.5))
+
+    @precondition(lambda self: self.enabled)
+    @rule(number=st.integers(0, 200))
+    def edit_data(self, number: int) -> None:
+        self.did("edit-data")
+        self.write(number, lambda t: t.data.add_(0.25))
+
+    @precondition(lambda self: self.enabled)
+    @rule(number=st.integers(0, 200))
+    def repoint(self, number: int) -> None:
+        self.did("repoint")
+        name, mine = self.pick(number)
+        if type(mine) is nn.Parameter:
+            theirs = self.twin.get_parameter(name)
+            mine.data = mine.data.clone() * 0.5
+            theirs.data = theirs.data.clone() * 0.5
+
+    @precondition(lambda self: self.enabled)
+    @rule(number=st.integers(0, 200), quietly=st.booleans())
+    def write_onloaded(self, number: int, quietly: bool) -> None:
+        self.did("onloaded")
+        with dop.onloaded(self.model), torch.no_grad():
+            assert all(t.device == self.device for t in self.tensors(self.model) if t.numel())
+            self.write(number, (lambda t: t.data.mul_(0.5)) if quietly else (lambda t: t.mul_(0.5)))
+
+    @precondition(lambda self: self.enabled and "wrapped" not in self.recipe.kinds)
+    @rule()
+    def load(self) -> None:
+        self.did("load")
+        state = {name: value.detach().cpu().clone() for name, value in self.twin.state_dict().items()}
+        for value in state.values():
+            if value.is_floating_point() and type(value) is torch.Tensor:
+                value.mul_(0.75)
+        if any(type(value) is not torch.Tensor for value in state.values()) or "strided" in self.recipe.kinds:
+            state = {name: value for name, value in state.items() if type(value) is torch.Tensor and "wide" not in name}
+        self.model.load_state_dict(state, strict=False)
+        self.twin.load_state_dict(state, strict=False)
+
+    @precondition(lambda self: self.enabled and not self.recipe.kinds & {"int8", "wrapped", "strided"})
+    @rule()
+    def cast(self) -> None:
+        self.did("cast")
+        self.dtype = torch.float64 if self.dtype is torch.float32 else torch.float32
+        self.model.to(self.dtype)
+        self.twin.to(self.dtype)
+
+    def reapply(self) -> None:
+        from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
+
+        _maybe_remove_and_reapply_group_offloading(self.model)
+        stock = [m for m in self.model.modules() if "GroupOffloadingHook" in repr(getattr(m, "_diffusers_hook", ""))]
+        assert not stock, "diffusers applied hooks of its own"
+
+    @precondition(lambda self: self.enabled and len(self.model.blocks) < 6)
+    @rule(kind=st.sampled_from([Dense, Scale, Counting]), reapply=st.booleans())
+    def add(self, kind: type[nn.Module], reapply: bool) -> None:
+        self.did("add")
+        block = kind().to(self.dtype)
+        self.model.blocks.append(block)
+        self.twin.blocks.append(copy.deepcopy(block).to(self.device))
+        if reapply:
+            self.reapply()
+        self.identity = {name: id(p) for name, p in self.model.named_parameters()}
+
+    # What is read but no longer part of the model is nobody's to move.
+    @precondition(lambda self: self.enabled and len(self.model.blocks) > 1 and "reading" not in self.recipe.kinds)
+    @rule(number=st.integers(1, 9), reapply=st.booleans())
+    def remove(self, number: int, reapply: bool) -> None:
+        self.did("remove")
+        index = number % len(self.model.blocks)
+        if index:
+            del self.model.blocks[index]
+            del self.twin.blocks[index]
+        if reapply:
+            self.reapply()
+        self.identity = {name: id(p) for name, p in self.model.named_parameters()}
+
+    @precondition(lambda self: self.enabled)
+    @rule()
+    def replace(self) -> None:
+        self.did("replace")
+        fresh = nn.Linear(WIDTH, WIDTH, dtype=self.dtype)
+        self.twin.head = copy.deepcopy(fresh).to(self.device)
+        self.model.head = fresh
+        self.reapply()
+        self.identity = {name: id(p) for name, p in self.model.named_parameters()}
+
+    # Looking
+
+    @precondition(lambda self: self.enabled)
+    @rule()
+    def save(self) -> None:
+        self.did("save")
+        mine, theirs = self.model.state_dict(), self.twin.state_dict()
+        assert list(mine) == list(theirs)
+
+    @precondition(lambda self: self.enabled)
+    @rule()
+    def deepcopy(self) -> None:
+        self.did("copy")
+        duplicate = copy.deepcopy(self.model)
+        assert type(duplicate) is Model
+        assert not any(hasattr(module, "_diffusers_hook") for module in duplicate.modules())
+        mine, theirs = state_bits(duplicate), state_bits(self.twin)
+        assert all(all(map(torch.equal, mine[name], theirs[name])) for name in theirs)
+
+    @invariant()
+    def agree(self) -> None:
+        if not hasattr(self, "model"):
+            return
+        mine, theirs = state_bits(self.model), state_bits(self.twin)
+        assert list(mine) == list(theirs)
+        for name in theirs:
+            assert all(map(torch.equal, mine[name], theirs[name])), f"{name} differs"
+        assert self.meter.races == 0, self.meter.race_log
+        assert self.identity == {name: id(p) for name, p in self.model.named_parameters()}, "a parameter was replaced"
+        if self.enabled:
+            engine = attachment_of(self.model).engine  # type: ignore[union-attr]
+            lent = sum(slab.numel() for *_, slab in engine._borrowed)  # to a method other than forward, until the next pass
+            assert engine.link.live <= engine.plan.resident_bytes + lent, "something that streams stayed on the device"
+
+    def teardown(self) -> None:
+        if hasattr(self, "model") and self.enabled:
+            self.disable()
+        for name in ("model", "twin"):
+            self.__dict__.pop(name, None)
+        gc.collect()
+        assert self.meter.leaked == 0, f"{self.meter.leaked} device bytes leaked"
