@@ -38,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(commands: dict[str, Command]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="offload-plus", description="Group offloading for diffusers that is always right.")
+    parser = argparse.ArgumentParser(
+        prog="offload-plus", description="Group offloading for diffusers that is always right."
+    )
     parser.add_argument("--version", action="version", version=f"offload-plus {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in commands.items():

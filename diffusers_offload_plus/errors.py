@@ -1,8 +1,8 @@
 """Every error the package raises on purpose.
 
-Each class derives from :class:`OffloadPlusError` and from the builtin that fits best, so that code which already catches
-``ValueError`` or ``RuntimeError`` keeps working. A message names the parameter or module, what was expected, what was found and
-what to do next.
+Each class derives from :class:`OffloadPlusError` and from the builtin that fits best, so that code which already
+catches ``ValueError`` or ``RuntimeError`` keeps working. A message names the parameter or module, what was expected,
+what was found and what to do next.
 """
 
 from __future__ import annotations

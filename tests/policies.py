@@ -9,6 +9,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "block-stream": {"offload_type": "block_level", "use_stream": True},
     "block-2-stream": {"offload_type": "block_level", "use_stream": True, "num_blocks_per_group": 2},
     "block-record": {"offload_type": "block_level", "use_stream": True, "record_stream": True},
+    "block-lean": {"offload_type": "block_level", "use_stream": True, "low_cpu_mem_usage": True},
     "leaf": {"offload_type": "leaf_level", "non_blocking": True},
     "leaf-stream": {"offload_type": "leaf_level", "use_stream": True},
     "leaf-record": {"offload_type": "leaf_level", "use_stream": True, "record_stream": True},

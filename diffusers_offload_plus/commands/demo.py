@@ -1,8 +1,10 @@
-"""``offload-plus demo``: one pipeline un-offloaded, with stock group offloading and with ours, measured side by side."""
+"""``offload-plus demo``: one pipeline un-offloaded, with stock offloading and with ours, side by side."""
 
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 from pathlib import Path
 
 from . import CommandError
@@ -18,23 +20,31 @@ DTYPES = ("bf16", "int8")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the demonstration."""
     parser.description = (
-        "Runs one pipeline un-offloaded, with the group offloading of diffusers and with that of this package, from the same "
-        "seed; compares the images bit for bit, and reports time, memory and bytes moved. Then shows two faults of the "
-        "stock disk offloading. The pipeline is a Flux at reduced width with random weights, built in code; nothing is "
-        "downloaded. Exit code: 0 if our images are those of the un-offloaded pipeline, 1 if not, 2 on wrong arguments."
+        "Runs one pipeline un-offloaded, with the group offloading of diffusers and with that of this package, from "
+        "the same seed; compares the images bit for bit, and reports time, memory and bytes moved. Then shows two "
+        "faults of the stock disk offloading. The pipeline is a Flux at reduced width with random weights, built in "
+        "code; nothing is downloaded. Exit code: 0 if our images are those of the un-offloaded pipeline, 1 if not, 2 "
+        "on wrong arguments."
     )
     parser.add_argument(
-        "--device", help="torch device that computes, such as cuda, cuda:1 or cpu (default: the accelerator if there is one)"
+        "--device",
+        help="torch device that computes, such as cuda, cuda:1 or cpu (default: the accelerator if there is one)",
     )
     add_import_argument(parser)
     parser.add_argument(
         "--model", type=Path, metavar="DIR", help="use the diffusers checkpoint in this local directory instead"
     )
-    parser.add_argument("--steps", type=_at_least_two, metavar="N", help="denoising steps of the measured run (default: 6)")
-    parser.add_argument("--height", type=_positive, metavar="PIXELS", help="of the image (default: 128; the model's own with --model)")
+    parser.add_argument(
+        "--steps", type=_at_least_two, metavar="N", help="denoising steps of the measured run (default: 5; 3 with --small)"
+    )
+    parser.add_argument(
+        "--height", type=_positive, metavar="PIXELS", help="of the image (default: 128; 32 with --small; the model's own with --model)"
+    )
     parser.add_argument("--width", type=_positive, metavar="PIXELS", help="of the image (default: as --height)")
     parser.add_argument("--prompt", default="a lighthouse in a storm", metavar="TEXT")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the weights and of the noise (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the weights and of the noise (default: 0)"
+    )
     parser.add_argument(
         "--dtypes",
         type=_dtypes,
@@ -44,7 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--small", action="store_true", help="a pipeline of a few MB: for a quick look")
     parser.add_argument(
-        "--output", type=Path, default=Path("offload-plus-demo"), metavar="DIR", help="where files go (default: ./offload-plus-demo)"
+        "--output",
+        type=Path,
+        default=Path("offload-plus-demo"),
+        metavar="DIR",
+        help="where files go (default: ./offload-plus-demo)",
     )
 
 
@@ -54,9 +68,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise CommandError("--small is about the pipeline that is built in code; it cannot be combined with --model.")
     if arguments.model is not None and not (arguments.model / "model_index.json").is_file():
         raise CommandError(
-            f"--model {arguments.model}: no model_index.json in this directory. Name one that `DiffusionPipeline.save_pretrained` "
-            "has written, or a snapshot of a checkpoint on the Hub."
+            f"--model {arguments.model}: no model_index.json in this directory. Name one that "
+            "`DiffusionPipeline.save_pretrained` has written, or a snapshot of a checkpoint on the Hub."
         )
+    _settle_environment()
     import_plugins(arguments.imports)
 
     from ..demo.options import DemoOptions
@@ -75,6 +90,17 @@ def run(arguments: argparse.Namespace) -> int:
         output=arguments.output,
     )
     return run_demo(options)
+
+
+def _settle_environment() -> None:
+    """Set what libraries read when they are imported; what the user has set stays."""
+    # Threads that spin at a barrier take time from those they wait for: a busy machine got 20 times slower by that.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Notes about optional parts that are not installed would hide the figures.
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _positive(text: str) -> int:

@@ -20,8 +20,9 @@ def add_import_argument(parser: argparse.ArgumentParser) -> None:
         metavar="MODULE[:FUNCTION]",
         action="append",
         default=[],
-        help="import MODULE first, and call its FUNCTION without arguments if one is named: for devices that are registered "
-        "by a package of their own, such as torch_npu. Modules in the current directory are found too. May be repeated",
+        help="import MODULE first, and call its FUNCTION without arguments if one is named: for devices that are "
+        "registered by a package of their own, such as torch_npu. Modules in the current directory are found too. "
+        "May be repeated",
     )
 
 
@@ -40,8 +41,8 @@ def import_plugins(specifications: list[str]) -> None:
             module = importlib.import_module(name)
         except (ImportError, ValueError, TypeError) as error:
             raise CommandError(
-                f"--import {specification}: cannot import the module {name!r}: {error}. It has to be installed, or lie below the "
-                "current directory."
+                f"--import {specification}: cannot import the module {name!r}: {error}. It has to be installed, or "
+                "lie below the current directory."
             ) from error
         if not function:
             continue
@@ -51,4 +52,6 @@ def import_plugins(specifications: list[str]) -> None:
         try:
             register()
         except Exception as error:
-            raise CommandError(f"--import {specification}: {function}() raised {type(error).__name__}: {error}") from error
+            raise CommandError(
+                f"--import {specification}: {function}() raised {type(error).__name__}: {error}"
+            ) from error

@@ -1,6 +1,7 @@
 """Two faults of stock disk offloading, reproduced, beside what this package does in their place.
 
-Stock hooks leave a placeholder without values where a weight was, and name files after modules only. Both faults follow.
+Stock hooks name files after modules only, and leave a placeholder without values where a weight was: the first fault
+follows from the one, the second from the other.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Outcome:
     """What one implementation did.
 
     Attributes:
-        who: ``stock`` or ``offload-plus``.
+        who: ``diffusers`` or ``offload-plus``.
         tier: where the weights were to rest: ``disk`` or ``memory``.
         error: a measure of what is wrong: 0 is right. ``None`` if there is no result, since it raised.
         text: the same in words.
@@ -73,7 +74,9 @@ def _mixed_up(options: DemoOptions, folder: Path) -> FaultResult:
         for model in models:
             enable(model)
         errors = [_error(_output(model, options), right) for model, right in zip(models, expected, strict=True)]
-        return errors[1], f"second model's output is off by {_number(errors[1])}" if errors[1] else "both outputs right"
+        return errors[1], f"second model's output is off by {_number(errors[1])}" if errors[
+            1
+        ] else "both outputs right"
 
     directory = str(folder / "shared")
     return FaultResult(
@@ -81,7 +84,7 @@ def _mixed_up(options: DemoOptions, folder: Path) -> FaultResult:
         action="two transformers of equal shape are offloaded to one directory",
         device=str(options.device),
         outcomes=(
-            _outcome("stock", "disk", lambda: second_of_two(lambda model: _stock(model, options, directory))),
+            _outcome("diffusers", "disk", lambda: second_of_two(lambda model: _stock(model, options, directory))),
             _outcome("offload-plus", "disk", lambda: second_of_two(lambda model: _ours(model, options, directory))),
             _outcome("offload-plus", "memory", lambda: second_of_two(lambda model: _ours(model, options, None))),
         ),
@@ -96,7 +99,9 @@ def _saved(options: DemoOptions, folder: Path) -> FaultResult:
         enable(model)
         model.save_pretrained(str(folder / name))
         wrong = _differing(_read(folder / name), right)
-        return float(wrong), f"{wrong} of {len(right)} saved tensors are wrong" if wrong else f"all {len(right)} saved tensors right"
+        return float(
+            wrong
+        ), f"{wrong} of {len(right)} saved tensors are wrong" if wrong else f"all {len(right)} saved tensors right"
 
     directory = str(folder / "saving")
     return FaultResult(
@@ -104,9 +109,19 @@ def _saved(options: DemoOptions, folder: Path) -> FaultResult:
         action="save_pretrained is called while a transformer is offloaded",
         device=str(options.device),
         outcomes=(
-            _outcome("stock", "disk", lambda: saved_while("saved-stock", lambda model: _stock(model, options, directory))),
-            _outcome("offload-plus", "disk", lambda: saved_while("saved-disk", lambda model: _ours(model, options, directory))),
-            _outcome("offload-plus", "memory", lambda: saved_while("saved-memory", lambda model: _ours(model, options, None))),
+            _outcome(
+                "stock", "disk", lambda: saved_while("saved-stock", lambda model: _stock(model, options, directory))
+            ),
+            _outcome(
+                "offload-plus",
+                "disk",
+                lambda: saved_while("saved-disk", lambda model: _ours(model, options, directory)),
+            ),
+            _outcome(
+                "offload-plus",
+                "memory",
+                lambda: saved_while("saved-memory", lambda model: _ours(model, options, None)),
+            ),
         ),
     )
 
@@ -117,9 +132,9 @@ def _outcome(who: str, tier: str, act: Callable[[], tuple[float, str]]) -> Outco
     except InvalidPolicyError as refusal:
         reason = str(refusal).split(". ")[0].split(", got ")[0]
         return Outcome(who=who, tier=tier, error=None, text=f"refused beforehand: InvalidPolicyError: {reason}")
-    except Exception as error:  # whatever stock code may raise is a result, too
-        reason = (str(error).strip().splitlines() or [""])[0]
-        return Outcome(who=who, tier=tier, error=None, text=f"raised {type(error).__name__}: {reason}")
+    except Exception as failure:  # whatever stock code may raise is a result, too
+        reason = (str(failure).strip().splitlines() or [""])[0]
+        return Outcome(who=who, tier=tier, error=None, text=f"raised {type(failure).__name__}: {reason}")
     return Outcome(who=who, tier=tier, error=error, text=text)
 
 

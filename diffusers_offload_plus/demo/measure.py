@@ -18,7 +18,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..offload.tensors import plain_tensors
 
-__all__ = ["CopyCounter", "DeviceMemory", "HostMemory", "MemorySampler", "Sample", "StepClock", "host_memory", "release_memory", "tells_host_memory"]
+__all__ = [
+    "DeviceMemory",
+    "HostMemory",
+    "HostSampler",
+    "Inspector",
+    "StepClock",
+    "Timeline",
+    "host_memory",
+    "release_memory",
+    "tells_host_memory",
+]
 
 MIB = 1 << 20
 
@@ -27,7 +37,8 @@ MIB = 1 << 20
 class HostMemory:
     """Bytes of host memory that this process holds.
 
-    ``anonymous`` is what has to fit into memory: allocations, and memory shared with a device, as pinned memory may be.
+    ``anonymous`` is what has to fit into memory: allocations, and what is shared with a device, as pinned memory
+    may be.
     ``file`` are pages of mapped files (libraries, checkpoints), which the system can drop and read again.
     """
 
@@ -36,12 +47,15 @@ class HostMemory:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
-    """Memory at one moment; ``device`` is ``None`` where it cannot be told, and on the CPU."""
+class Timeline:
+    """Memory over time: pairs of seconds and bytes, and moments that have a name.
 
-    seconds: float
-    device: int | None
-    host: HostMemory
+    ``device`` is empty on the CPU and where the device does not tell.
+    """
+
+    host: tuple[tuple[float, int], ...] = ()
+    device: tuple[tuple[float, int], ...] = ()
+    marks: tuple[tuple[float, str], ...] = ()
 
 
 def host_memory() -> HostMemory:
@@ -93,10 +107,6 @@ class DeviceMemory:
         """Bytes of tensors on the device now."""
         return self._ask("memory_allocated")
 
-    def reserved(self) -> int | None:
-        """Bytes that the allocator holds, in use or not."""
-        return self._ask("memory_reserved")
-
     def peak(self) -> int | None:
         """The most bytes of tensors since :meth:`reset_peak`."""
         return self._ask("max_memory_allocated")
@@ -134,26 +144,24 @@ def tells_host_memory(device: torch.device) -> bool:
     return not inside
 
 
-class MemorySampler:
-    """Samples memory on a thread of its own while the block runs.
+class HostSampler:
+    """Samples host memory on a thread of its own while the block runs.
 
     Attributes:
-        samples: what was seen, in order; seconds count from the beginning of the block.
-        marks: moments that were given a name.
+        begin: when the block began, by ``time.perf_counter``.
+        samples: seconds since then, and what was held beyond ``baseline``.
     """
 
-    def __init__(self, device: DeviceMemory, baseline: HostMemory, interval: float = 0.02) -> None:
-        self._device = device
+    def __init__(self, baseline: HostMemory, interval: float = 0.02) -> None:
         self._baseline = baseline
         self._interval = interval
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="memory sampler", daemon=True)
-        self._begin = 0.0
-        self.samples: list[Sample] = []
-        self.marks: list[tuple[float, str]] = []
+        self._thread = threading.Thread(target=self._run, name="host memory sampler", daemon=True)
+        self.begin = 0.0
+        self.samples: list[tuple[float, HostMemory]] = []
 
-    def __enter__(self) -> MemorySampler:
-        self._begin = time.perf_counter()
+    def __enter__(self) -> HostSampler:
+        self.begin = time.perf_counter()
         self._sample()
         self._thread.start()
         return self
@@ -165,16 +173,10 @@ class MemorySampler:
         self._thread.join()
         self._sample()
 
-    def mark(self, name: str) -> None:
-        """Name this moment."""
-        self._sample()
-        self.marks.append((time.perf_counter() - self._begin, name))
-
-    def peak_host(self) -> HostMemory:
+    def peak(self) -> HostMemory:
         """The most of each kind that was seen."""
         return HostMemory(
-            anonymous=max(sample.host.anonymous for sample in self.samples),
-            file=max(sample.host.file for sample in self.samples),
+            anonymous=max(held.anonymous for _, held in self.samples), file=max(held.file for _, held in self.samples)
         )
 
     def _run(self) -> None:
@@ -182,25 +184,31 @@ class MemorySampler:
             self._sample()
 
     def _sample(self) -> None:
-        now = host_memory()
-        grown = HostMemory(
-            anonymous=max(0, now.anonymous - self._baseline.anonymous), file=max(0, now.file - self._baseline.file)
-        )
-        self.samples.append(Sample(time.perf_counter() - self._begin, self._device.allocated(), grown))
+        now, before = host_memory(), self._baseline
+        held = HostMemory(anonymous=max(0, now.anonymous - before.anonymous), file=max(0, now.file - before.file))
+        self.samples.append((time.perf_counter() - self.begin, held))
 
 
-class CopyCounter(TorchDispatchMode):
-    """Counts the bytes of every copy between host and device that is dispatched while the block runs, whoever asks for it.
+class Inspector(TorchDispatchMode):
+    """Sees every operation that is dispatched while the block runs, whoever asks for it.
+
+    Copies between host and device are counted. After operations the device's memory is noted, at most every few
+    milliseconds: on the thread that computes, and at moments when weights are in use.
 
     Attributes:
         to_device: bytes copied from host to device.
         to_host: bytes copied from device to host.
+        samples: ``time.perf_counter()``, and bytes of tensors on the device.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, device: DeviceMemory, interval: float = 0.002) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._device = device
+        self._interval = interval
+        self._next = 0.0
         self.to_device = 0
         self.to_host = 0
+        self.samples: list[tuple[float, int]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -208,6 +216,12 @@ class CopyCounter(TorchDispatchMode):
             self._count(args[0], result)
         elif func is torch.ops.aten.copy_.default:
             self._count(args[1], args[0])
+        now = time.perf_counter()
+        if now >= self._next:
+            self._next = now + self._interval
+            held = self._device.allocated()
+            if held is not None:
+                self.samples.append((now, held))
         return result
 
     def _count(self, source: torch.Tensor, target: torch.Tensor) -> None:
@@ -223,24 +237,28 @@ class CopyCounter(TorchDispatchMode):
 
 
 class StepClock:
-    """Called at the end of each step: waits for the device, and notes the time and what ``also`` returns."""
+    """Called at the end of each step: waits for the device, and notes the time and what ``also`` returns.
+
+    Attributes:
+        ends: when steps ended, by ``time.perf_counter``.
+    """
 
     def __init__(self, wait: Callable[[], None], also: Callable[[], tuple[int, int]] | None = None) -> None:
         self._wait = wait
         self._also = also
-        self._ends: list[float] = []
+        self.ends: list[float] = []
         self._noted: list[tuple[int, int]] = []
 
     def __call__(self, step: int) -> None:
         self._wait()
-        self._ends.append(time.perf_counter())
+        self.ends.append(time.perf_counter())
         if self._also is not None:
             self._noted.append(self._also())
 
     @property
     def seconds(self) -> tuple[float, ...]:
-        """From the end of each step to that of the next: the first step has no beginning that can be seen from outside."""
-        return tuple(later - earlier for earlier, later in zip(self._ends, self._ends[1:], strict=False))
+        """From the end of each step to that of the next: the beginning of the first cannot be seen from outside."""
+        return tuple(later - earlier for earlier, later in zip(self.ends, self.ends[1:], strict=False))
 
     @property
     def differences(self) -> tuple[tuple[int, int], ...]:

@@ -19,7 +19,18 @@ from torch import nn
 from . import DemoError
 from .options import DemoOptions
 
-__all__ = ["FULL", "SMALL", "Image", "StepCallback", "build_pipeline", "flux_transformer", "models_of", "run_pipeline", "weight_bytes"]
+__all__ = [
+    "FULL",
+    "SMALL",
+    "Image",
+    "StepCallback",
+    "build_pipeline",
+    "describe",
+    "flux_transformer",
+    "models_of",
+    "run_pipeline",
+    "weight_bytes",
+]
 
 Image = npt.NDArray[np.float32]
 """Height, width, three channels."""
@@ -82,11 +93,22 @@ def build_pipeline(options: DemoOptions, dtype: str) -> Any:
     Raises:
         DemoError: a library that is needed is not installed, or the checkpoint cannot be loaded.
     """
-    pipeline = _loaded(options.model) if options.model is not None else _flux(SMALL if options.small else FULL, options.seed)
+    pipeline = (
+        _loaded(options.model) if options.model is not None else _flux(SMALL if options.small else FULL, options.seed)
+    )
     pipeline.set_progress_bar_config(disable=True)
     if dtype == "int8":
         _quantize(pipeline)
     return pipeline
+
+
+def describe(options: DemoOptions) -> str:
+    """The pipeline in words."""
+    if options.model is not None:
+        return f"the checkpoint in {options.model}"
+    if options.small:
+        return "a tiny FluxPipeline, random weights"
+    return "a FluxPipeline of published depth and reduced width, random weights"
 
 
 def models_of(pipeline: Any) -> dict[str, nn.Module]:
@@ -106,7 +128,7 @@ def weight_bytes(pipeline: Any) -> int:
 
 
 def run_pipeline(pipeline: Any, options: DemoOptions, steps: int, on_step: StepCallback) -> Image:
-    """From the prompt to an image. The noise comes from a generator on the CPU, so that it is the same for every device."""
+    """From the prompt to an image. The noise comes from a generator on the CPU: the same for every device."""
 
     def ended(_pipeline: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         on_step(step)
@@ -135,9 +157,9 @@ def run_pipeline(pipeline: Any, options: DemoOptions, steps: int, on_step: StepC
 
 
 def flux_transformer(scale: Scale, seed: int, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
-    """Flux's transformer with random weights under which each step changes the latents about as much as a trained one does."""
+    """Flux's transformer with random weights, under which each step changes the latents visibly."""
     with _fresh(seed, dtype):
-        transformer = diffusers.FluxTransformer2DModel(
+        transformer: Any = diffusers.FluxTransformer2DModel(
             num_layers=scale.blocks,
             num_single_layers=scale.single_blocks,
             num_attention_heads=scale.heads,
@@ -148,7 +170,9 @@ def flux_transformer(scale: Scale, seed: int, dtype: torch.dtype = torch.bfloat1
         )
         # Linear layers start out with weights that shrink what passes; the last one makes up for it.
         nn.init.normal_(transformer.proj_out.weight, std=1.5 * transformer.inner_dim**-0.5)
-    return transformer.eval()
+    transformer.eval()
+    model: nn.Module = transformer
+    return model
 
 
 def _flux(scale: Scale, seed: int) -> Any:
@@ -183,7 +207,7 @@ def _flux(scale: Scale, seed: int) -> Any:
             )
         )
     with _fresh(seed + 3):
-        vae = diffusers.AutoencoderKL(
+        vae: Any = diffusers.AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
             block_out_channels=VAE_CHANNELS,
@@ -228,7 +252,9 @@ def _t5_tokenizer() -> Any:
 def _loaded(directory: Path) -> Any:
     diffusers.utils.logging.disable_progress_bar()
     try:
-        return diffusers.DiffusionPipeline.from_pretrained(str(directory), torch_dtype=torch.bfloat16, local_files_only=True)
+        return diffusers.DiffusionPipeline.from_pretrained(
+            str(directory), torch_dtype=torch.bfloat16, local_files_only=True
+        )
     except (OSError, ValueError, ImportError) as error:
         raise DemoError(f"The checkpoint in {directory} cannot be loaded: {error}") from error
 
@@ -240,7 +266,11 @@ def _quantize(pipeline: Any) -> None:
     for name, model in models_of(pipeline).items():
         # The autoencoder is nearly all convolutions, and people leave it alone.
         if not name.startswith("vae"):
-            quantize_(model, Int8WeightOnlyConfig(set_inductor_config=False), filter_fn=lambda part, _: type(part) is nn.Linear)
+            quantize_(
+                model,
+                Int8WeightOnlyConfig(set_inductor_config=False),
+                filter_fn=lambda part, _: type(part) is nn.Linear,
+            )
 
 
 @contextlib.contextmanager

@@ -61,7 +61,7 @@ class DemoOptions:
             device=resolve_device(found),
             model=model,
             small=small,
-            steps=steps if steps is not None else 3 if small else 6,
+            steps=steps if steps is not None else 3 if small else 5,
             height=height if height is not None else side,
             width=width if width is not None else height if height is not None else side,
             prompt=prompt,

@@ -5,20 +5,21 @@ from __future__ import annotations
 import dataclasses
 import enum
 import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-from . import DemoError
 from ..offload.enabling import enable_group_offload
 from ..offload.report import OffloadReport, offload_report
-from .measure import CopyCounter, DeviceMemory, HostMemory, MemorySampler, Sample, StepClock, host_memory, release_memory
+from . import DemoError
+from .measure import DeviceMemory, HostMemory, HostSampler, Inspector, StepClock, Timeline, host_memory, release_memory
 from .models import Image, build_pipeline, run_pipeline, weight_bytes
 from .options import DemoOptions
 
-__all__ = ["WARM_UP_STEPS", "Method", "ScenarioResult", "run_scenario", "scenarios"]
+__all__ = ["WARM_UP_STEPS", "Method", "ScenarioResult", "load_libraries", "run_scenario", "scenarios"]
 
 WARM_UP_STEPS = 2
 OFFLOAD_TYPE = "leaf_level"
@@ -28,7 +29,7 @@ class Method(enum.Enum):
     """How the weights are held; the values are what tables call it."""
 
     UNOFFLOADED = "un-offloaded"
-    STOCK = "stock"
+    STOCK = "diffusers"
     OURS = "offload-plus"
 
 
@@ -40,12 +41,13 @@ class ScenarioResult:
         error: what it raised, if it did; all else is then empty.
         same_image: whether the image is bit for bit that of the un-offloaded pipeline in the same dtype.
         step_seconds: times of the steps of the measured run, without the first.
-        device_peak: most bytes of tensors on the device, from enabling to the end of the measured run.
-        host_peak: the most host memory sampled in that time.
-        to_device, to_host: bytes that a step copies, counted during the warm-up.
-        samples, marks: the memory over time.
+        device_peak: most bytes of tensors on the device, from placing the weights to the end of the measured run.
+        host_peak: the most host memory sampled from placing the weights to the end of the warm-up.
+        to_device, to_host: bytes that one step copies, counted during the warm-up.
+        copied_to_device: bytes that the whole warm-up copied.
+        timeline: memory while the weights are placed and during the warm-up.
         report: what our own report says, in text.
-        reported_to_device: bytes that our own report counted over both runs.
+        reported_to_device: bytes that our own report had counted by the end of the warm-up.
     """
 
     dtype: str
@@ -59,9 +61,8 @@ class ScenarioResult:
     host_peak: HostMemory | None = None
     to_device: int | None = None
     to_host: int | None = None
-    counted_to_device: int | None = None
-    samples: tuple[Sample, ...] = ()
-    marks: tuple[tuple[float, str], ...] = ()
+    copied_to_device: int | None = None
+    timeline: Timeline = dataclasses.field(default_factory=Timeline)
     report: str = ""
     reported_to_device: int | None = None
 
@@ -81,21 +82,34 @@ def scenarios(options: DemoOptions) -> list[tuple[str, Method]]:
     return [(dtype, method) for dtype in options.dtypes for method in Method]
 
 
-def steps_of(options: DemoOptions) -> int:
-    """How many steps one scenario takes."""
-    return WARM_UP_STEPS + options.steps
+def load_libraries(options: DemoOptions) -> None:
+    """Run a tiny pipeline, so that what libraries keep from their first use on is not measured."""
+    side = 32
+    tiny = dataclasses.replace(options, model=None, small=True, height=side, width=side)
+    for dtype in options.dtypes:
+        pipeline = build_pipeline(tiny, dtype)
+        pipeline.to(options.device)
+        run_pipeline(pipeline, tiny, WARM_UP_STEPS, lambda step: None)
 
 
 def run_scenario(
-    options: DemoOptions, dtype: str, method: Method, reference: Image | None, advance: Callable[[], None]
+    options: DemoOptions,
+    dtype: str,
+    method: Method,
+    *,
+    reference: Image | None,
+    tells_host: bool,
+    advance: Callable[[], None],
 ) -> ScenarioResult:
     """Build, place, warm up, run. ``advance`` is called after every step.
+
+    ``tells_host`` says whether host memory can be told from the device's.
 
     An exception becomes the result's ``error``: a scenario that fails must not hide the others.
     """
     release_memory()
     try:
-        return _run(options, dtype, method, reference, advance)
+        return _run(options, dtype, method, reference, tells_host, advance)
     except DemoError:
         raise
     except Exception as error:
@@ -106,31 +120,39 @@ def run_scenario(
 
 
 def _run(
-    options: DemoOptions, dtype: str, method: Method, reference: Image | None, advance: Callable[[], None]
+    options: DemoOptions,
+    dtype: str,
+    method: Method,
+    reference: Image | None,
+    tells_host: bool,
+    advance: Callable[[], None],
 ) -> ScenarioResult:
     device = DeviceMemory(options.device)
-    baseline, device_baseline = host_memory(), device.allocated()
+    baseline, device_baseline = host_memory(), device.allocated() or 0
     pipeline = build_pipeline(options, dtype)
     weights = weight_bytes(pipeline)
     release_memory()
     device.reset_peak()
-    with MemorySampler(device, baseline) as sampler:
-        sampler.mark("place" if method is Method.UNOFFLOADED else "enable")
+    inspector = Inspector(device)
+    inspected = StepClock(device.synchronize, lambda: (inspector.to_device, inspector.to_host))
+    with HostSampler(baseline) as host:
         _place(pipeline, options, method)
-
-        sampler.mark("warm-up")
-        counter = CopyCounter()
-        warm_up = StepClock(device.synchronize, lambda: (counter.to_device, counter.to_host))
-        with counter:
-            run_pipeline(pipeline, options, WARM_UP_STEPS, _both(warm_up, advance))
-
-        sampler.mark("run")
-        clock = StepClock(device.synchronize)
-        image = run_pipeline(pipeline, options, options.steps, _both(clock, advance))
-        device.synchronize()
+        placed = time.perf_counter()
+        with inspector:
+            run_pipeline(pipeline, options, WARM_UP_STEPS, _both(inspected, advance))
+    reported = _reported(offload_report(pipeline)) if method is Method.OURS else None
+    # The instruments are off by now.
+    clock = StepClock(device.synchronize)
+    image = run_pipeline(pipeline, options, options.steps, _both(clock, advance))
+    device.synchronize()
     device_peak = device.peak()
     report = offload_report(pipeline) if method is Method.OURS else None
-    to_device, to_host = warm_up.differences[-1]
+    to_device, to_host = inspected.differences[-1]
+    timeline = Timeline(
+        host=tuple((second, held.anonymous) for second, held in host.samples),
+        device=tuple((moment - host.begin, held - device_baseline) for moment, held in inspector.samples),
+        marks=((placed - host.begin, "placed"), *((moment - host.begin, "step") for moment in inspected.ends)),
+    )
     return ScenarioResult(
         dtype=dtype,
         method=method,
@@ -138,15 +160,14 @@ def _run(
         image=image,
         same_image=None if reference is None else bool(np.array_equal(image, reference)),
         step_seconds=clock.seconds,
-        device_peak=None if device_peak is None or device_baseline is None else device_peak - device_baseline,
-        host_peak=sampler.peak_host(),
+        device_peak=None if device_peak is None else device_peak - device_baseline,
+        host_peak=host.peak() if tells_host else None,
         to_device=to_device,
         to_host=to_host,
-        counted_to_device=counter.to_device,
-        samples=tuple(sampler.samples),
-        marks=tuple(sampler.marks),
+        copied_to_device=inspector.to_device,
+        timeline=timeline,
         report="" if report is None else str(report),
-        reported_to_device=None if report is None else _reported(report),
+        reported_to_device=reported,
     )
 
 

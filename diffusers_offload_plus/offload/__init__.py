@@ -1,0 +1,1 @@
+"""The offloading engine, from tensors (:mod:`.tensors`) up to pipelines (:mod:`.enabling`)."""

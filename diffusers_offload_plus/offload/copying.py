@@ -1,13 +1,13 @@
 """Copies of an offloaded module: ``copy.copy``, ``copy.deepcopy``, pickling and ``torch.save`` give a plain one.
 
-A hooked forward is bound to its module, so a copy that took it along would run the original's weights. The copy is of the original
-class, without hooks, with all weights in host memory.
+A hooked forward is bound to its module, so a copy that took it along would run the original's weights. The copy is
+of the original class, without hooks, with all weights in host memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -21,7 +21,7 @@ def install_reducer(module: nn.Module, park: Callable[[], None]) -> None:
 
     def reduce(protocol: Any) -> Any:
         park()
-        make, args, state, *rest = type(module).__reduce_ex__(module, protocol)
+        make, args, state, *rest = cast("tuple[Any, ...]", type(module).__reduce_ex__(module, protocol))
         return make, args, plain_state(state), *rest
 
     module.__dict__["__reduce_ex__"] = reduce
@@ -33,5 +33,6 @@ def uninstall_reducer(module: nn.Module) -> None:
 
 
 def plain_state(held: dict[str, Any]) -> dict[str, Any]:
-    """The state of a module without hooks: a ``forward`` that diffusers' or accelerate's hooks put there is left out."""
+    """The state of a module without hooks: a ``forward`` that diffusers' or accelerate's hooks put there is left
+    out."""
     return {name: value for name, value in held.items() if name not in _HOOKING}

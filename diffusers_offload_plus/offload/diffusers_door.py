@@ -1,7 +1,8 @@
-"""The one door to ``diffusers.hooks``: every name of it that we rely on, public or private, is imported here and nowhere else.
+"""The one door to ``diffusers.hooks``: every name of it that we rely on, public or private, is imported here and
+nowhere else.
 
-A name that is gone or has changed raises :class:`~..errors.ContractError` at import and says which. ``tests/test_contracts.py`` pins
-what each of them does.
+A name that is gone or has changed raises :class:`~..errors.ContractError` at import and says which.
+``tests/test_contracts.py`` pins what each of them does.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def _require_parameters(owner: Any, *names: str) -> None:
     missing = [name for name in names if name not in known]
     if missing:
         raise ContractError(
-            f"`{owner.__module__}.{owner.__qualname__}` no longer takes {', '.join(missing)}, on which diffusers_offload_plus relies."
+            f"`{owner.__module__}.{owner.__qualname__}` no longer takes {', '.join(missing)}, on which "
+            f"diffusers_offload_plus relies."
         )
 
 
@@ -67,14 +69,23 @@ STOCK_HELPER_HOOKS: tuple[str, ...] = (
     _require(_GROUP, "_LAYER_EXECUTION_TRACKER"),
     _require(_GROUP, "_LAZY_PREFETCH_GROUP_OFFLOADING"),
 )
-for _name in ("register_hook", "remove_hook", "get_hook", "check_if_exists_or_initialize", "invalidate_child_registries_cache"):
+for _name in (
+    "register_hook",
+    "remove_hook",
+    "get_hook",
+    "check_if_exists_or_initialize",
+    "invalidate_child_registries_cache",
+):
     _require(_HOOKS, "HookRegistry")
     if not hasattr(HookRegistry, _name):
-        raise ContractError(f"diffusers' HookRegistry has no `{_name}` any more, on which diffusers_offload_plus relies.")
+        raise ContractError(
+            f"diffusers' HookRegistry has no `{_name}` any more, on which diffusers_offload_plus relies."
+        )
 _require_parameters(
-    _StockConfig, "onload_device", "offload_device", "offload_type", "non_blocking", "record_stream", "low_cpu_mem_usage",
-    "num_blocks_per_group", "offload_to_disk_path", "stream", "block_modules", "exclude_kwargs",
-)  # fmt: skip
+    _StockConfig,
+    *("onload_device", "offload_device", "offload_type", "num_blocks_per_group", "block_modules", "exclude_kwargs"),
+    *("non_blocking", "stream", "record_stream", "low_cpu_mem_usage", "offload_to_disk_path"),
+)
 
 
 def registry_of(module: nn.Module, *, create: bool = False) -> HookRegistry | None:
@@ -85,10 +96,11 @@ def registry_of(module: nn.Module, *, create: bool = False) -> HookRegistry | No
 
 
 def stock_config(onload_device: torch.device, offload_device: torch.device) -> Any:
-    """What diffusers reads from a hook: the devices, and settings under which its re-application adds no hook of its own.
+    """What diffusers reads from a hook: the devices, and settings under which its re-application adds no hook of its
+    own.
 
-    Block level, one block a group, no streams: diffusers then applies hooks to the root and to the children of its direct
-    ``ModuleList`` and ``Sequential`` children only, which all carry ours.
+    Block level, one block a group, no streams: diffusers then applies hooks to the root and to the children of its
+    direct ``ModuleList`` and ``Sequential`` children only, which all carry ours.
     """
     return _StockConfig(
         onload_device=onload_device,
@@ -116,12 +128,21 @@ def stock_hooks(root: nn.Module) -> list[tuple[str, nn.Module, Any]]:
     return found
 
 
-def stock_settings(config: Any) -> dict[str, Any]:
-    """The settings of a stock hook as arguments of ``enable_group_offload``."""
+def stock_settings(config: Any, root: nn.Module) -> dict[str, Any]:
+    """The settings of a stock hook on ``root`` as arguments of ``enable_group_offload``.
+
+    Lists that are only the class's own defaults (which may name children an instance lacks) are left to be found
+    again.
+    """
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    settings.pop("module_prefix", None)
+    for derived in ("module_prefix", "block_modules", "exclude_kwargs"):
+        settings.pop(derived, None)
     settings["use_stream"] = settings.pop("stream") is not None
     settings["offload_type"] = settings["offload_type"].value
     if settings["num_blocks_per_group"] is None:
         settings.pop("num_blocks_per_group")
+    for name, default in (("block_modules", "_group_offload_block_modules"), ("exclude_kwargs", "_skip_keys")):
+        given = getattr(config, name)
+        if given is not None and given is not getattr(root, default, None):
+            settings[name] = given
     return settings

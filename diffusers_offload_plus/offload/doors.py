@@ -1,18 +1,19 @@
 """Reads that no hook can see: ``F.linear(x, other.weight)``, ``self.out_proj.weight``, a parameter read by ``encode``.
 
 [Note: doors]
-``module.weight`` reaches ``module._parameters["weight"]``. While a model is offloaded that dictionary is a :class:`WatchedDict`, a dict
-like any other but for one thing: looking a name up while its group is not onloaded asks the engine first. Iteration (``items``,
-``values``: state dicts, optimisers, ``.to``) is not intercepted and sees parameters at their host copy. Modules under a compiled
-forward keep plain dictionaries: the hook above them onloads all they have.
+``module.weight`` reaches ``module._parameters["weight"]``. While a model is offloaded that dictionary is a
+:class:`WatchedDict`, a dict like any other but for this: looking a name up while its group is not onloaded asks the
+engine first, and before it is iterated (state dicts, optimisers, ``.to``) copies still reading host memory are
+waited for, since the caller may be about to write it. Iteration sees parameters at their host copy. Modules under a
+compiled forward keep plain dictionaries: the hook above them onloads all.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import ItemsView, ValuesView
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -22,18 +23,20 @@ from .inventory import Entry
 
 __all__ = ["WatchedDict", "computes_on", "install", "uninstall"]
 
-Ask = Callable[[WeightGroup, Entry], torch.Tensor]
+
+class _Engine(Protocol):
+    def serve(self, group: WeightGroup, entry: Entry) -> torch.Tensor: ...
+    def settle_host(self) -> None: ...
 
 
 class WatchedDict(dict[str, Any]):
     """``_parameters`` or ``_buffers`` of a module whose tensors are offloaded. Copies and pickles as a plain dict."""
 
-    __slots__ = ("_ask", "_watched", "engine")
+    __slots__ = ("_watched", "engine")
 
-    def __init__(self, plain: dict[str, Any], watched: dict[str, tuple[WeightGroup, Entry]], ask: Ask, engine: object) -> None:
+    def __init__(self, plain: dict[str, Any], watched: dict[str, tuple[WeightGroup, Entry]], engine: _Engine) -> None:
         super().__init__(plain)
         self._watched = watched
-        self._ask = ask
         self.engine = engine
 
     def __getitem__(self, name: str) -> Any:
@@ -41,24 +44,34 @@ class WatchedDict(dict[str, Any]):
         if watched is not None and watched[0].state is not State.ONLOADED:
             value = dict.__getitem__(self, name)
             # A parameter put in since the inventory was taken is nobody's but the caller's.
-            return self._ask(*watched) if value is watched[1].tensor else value
+            return self.engine.serve(*watched) if value is watched[1].tensor else value
         return dict.__getitem__(self, name)
 
+    def items(self) -> ItemsView[str, Any]:  # type: ignore[override]
+        """As of a dict, once no copy reads host memory any more."""
+        self.engine.settle_host()
+        return super().items()
+
+    def values(self) -> ValuesView[Any]:  # type: ignore[override]
+        """As of a dict, once no copy reads host memory any more."""
+        self.engine.settle_host()
+        return super().values()
+
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return dict, (dict(self.items()),)
+        return dict, (self.copy(),)
 
     def copy(self) -> dict[str, Any]:
         """A plain dict."""
-        return dict(self.items())
+        return dict(dict.items(self))
 
 
-def install(module: nn.Module, watched: dict[str, tuple[WeightGroup, Entry]], ask: Ask, engine: object) -> None:
+def install(module: nn.Module, watched: dict[str, tuple[WeightGroup, Entry]], engine: _Engine) -> None:
     """Watch the lookups of ``watched`` names on ``module``."""
     for slot in ("_parameters", "_buffers"):
         plain: dict[str, Any] = module.__dict__[slot]
         names = {name: watched[name] for name in plain if name in watched}
         if names:
-            module.__dict__[slot] = WatchedDict(dict(plain.items()), names, ask, engine)
+            module.__dict__[slot] = WatchedDict(dict(dict.items(plain)), names, engine)
 
 
 def uninstall(module: nn.Module) -> None:
@@ -72,8 +85,8 @@ def uninstall(module: nn.Module) -> None:
 def computes_on(device: torch.device, modules: set[int]) -> bool:
     """Whether the caller of an attribute lookup is a method of the model at work on tensors of ``device``.
 
-    This tells ``vae.encode`` reading a weight to compute with it from a script (or ``fuse_qkv_projections``) reading it to look at
-    or change it. Only asked outside of any hooked forward.
+    This tells ``vae.encode`` reading a weight to compute with it from a script (or ``fuse_qkv_projections``) reading
+    it to look at or change it. Only asked outside of any hooked forward.
 
     Args:
         device: where the model computes.

@@ -40,8 +40,8 @@ def enable_group_offload(
 ) -> None:
     """Keep the weights of ``target`` in host memory and bring them to the device group by group as they are used.
 
-    Takes the arguments of diffusers' own methods of that name, in their order. Called again with other settings it re-plans; with the
-    same settings it does nothing.
+    Takes the arguments of diffusers' own methods of that name, in their order. Called again with other settings it
+    re-plans; with the same settings it does nothing.
 
     Args:
         target: a ``DiffusionPipeline``, ``ModularPipeline``, ``ComponentsManager``, or any ``torch.nn.Module``.
@@ -118,7 +118,8 @@ def upgrade(target: Any) -> None:
 
     Raises:
         NotOffloadedError: no stock hook is there.
-        HookConflictError: a component is offloaded to disk by stock hooks. Its weights are in files that stock diffusers
+        HookConflictError: a component is offloaded to disk by stock hooks. Its weights are in files that stock
+            diffusers
             may have mixed up between components; they cannot be trusted.
     """
     plans: list[tuple[str, nn.Module, OffloadPolicy]] = []
@@ -129,11 +130,13 @@ def upgrade(target: Any) -> None:
         for _, _, hook in found:
             if hook.config.offload_to_disk_path is not None:
                 raise HookConflictError(
-                    f"'{name}' is offloaded to '{hook.config.offload_to_disk_path}' by stock hooks. What those files hold is not certain "
-                    "(two components in one directory overwrite each other), and the weights are nowhere else. Load the pipeline "
+                    f"'{name}' is offloaded to '{hook.config.offload_to_disk_path}' by stock hooks. What those "
+                    f"files hold is not certain "
+                    "(two components in one directory overwrite each other), and the weights are nowhere else. "
+                    "Load the pipeline "
                     "again with `from_pretrained` and call `diffusers_offload_plus.enable_group_offload`."
                 )
-        settings = stock_settings(found[0][2].config)
+        settings = stock_settings(found[0][2].config, module)
         policy = OffloadPolicy.from_arguments(**settings)
         check_model(module, policy, name, allow_stock=True)
         plans.append((name, module, policy))
@@ -167,10 +170,10 @@ def _for_model(policy: OffloadPolicy, module: nn.Module, count: int) -> OffloadP
 
 
 def _remove_stock_hooks(module: nn.Module) -> None:
-    # Stock hooks may leave a group on the device after an exception; our inventory takes the values from wherever they are.
+    # Stock hooks may leave a group on the device after an exception; our inventory takes the values from wherever
+    # they are.
     for part in list(module.modules()):
         registry = registry_of(part)
         if registry is not None:
             for name in (HOOK_NAME, *STOCK_HELPER_HOOKS):
                 registry.remove_hook(name, recurse=False)
-

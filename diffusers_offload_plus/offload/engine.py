@@ -1,9 +1,10 @@
 """Residency of each group while the model runs: onload before use, prefetch what comes next, offload after.
 
 [Note: passes and frames]
-A *pass* is one outermost call into the model, by whatever door: ``model(x)``, ``vae.encode``, a block called alone. A *frame* is one
-hooked module running inside it. A frame holds the groups its module needs; a group is offloaded when no frame holds it. At the end of
-a pass, however it ends, nothing that streams is left on the device. One pass runs at a time: other threads wait.
+A *pass* is one outermost call into the model, by whatever door: ``model(x)``, ``vae.encode``, a block called alone.
+A *frame* is one hooked module running inside it. A frame holds the groups its module needs; a group is offloaded
+when no frame holds it. At the end of a pass, however it ends, nothing that streams is left on the device. One pass
+runs at a time: other threads wait.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .doors import computes_on, install, uninstall
 from .group import State, WeightGroup
 from .inputs import to_device
 from .inventory import Entry, Residency, take_inventory
+from .loans import Loans
 from .partition import Unit
 from .plan import OffloadPlan, make_plan
 from .policy import OffloadPolicy
@@ -29,6 +31,7 @@ from .residents import Carried
 from .saved import SavedWeights
 from .schedule import Schedule
 from .structure import Structure
+from .tensors import map_plain, plain_tensors, relocate, repoint
 from .transfer import Link
 
 __all__ = ["OffloadEngine"]
@@ -37,8 +40,9 @@ __all__ = ["OffloadEngine"]
 @dataclasses.dataclass(eq=False, slots=True)
 class _Frame:
     module: nn.Module
-    groups: list[WeightGroup]
+    groups: tuple[WeightGroup, ...]
     compare: bool
+    served: list[WeightGroup] = dataclasses.field(default_factory=list)
 
 
 class OffloadEngine:
@@ -74,7 +78,7 @@ class OffloadEngine:
         self._active: dict[WeightGroup, None] = {}  # streamed groups touched in this pass, in order
         self._lingering: list[WeightGroup] = []
         self._prefetched: list[WeightGroup] = []
-        self._borrowed: list[tuple[WeightGroup, Entry, torch.Tensor, torch.Tensor]] = []
+        self._loans = Loans(self.link)
         self._compare = False
         self._schedules: dict[int, Schedule] = {}
         self._schedule = Schedule()
@@ -88,13 +92,15 @@ class OffloadEngine:
     # Set-up
 
     def build(self) -> None:
-        """(Re)build groups, doors and plan from the model as it is now. Groups whose tensors are the same keep their slab."""
+        """(Re)build groups, doors and plan from the model as it is now. Groups whose tensors are the same keep their
+        slab."""
         self.park()
         inventory = take_inventory(self.root, self.policy, self.label)
         self._close_doors()
         known = {group.spec.key: group for group in self.groups}
         groups: list[WeightGroup] = []
         self.link.drain()
+        self.groups = groups  # as they come: should one fail, tear_down knows the others
         for spec in inventory.groups if self.moves else ():
             group = known.pop(spec.key, None)
             if group is None:
@@ -102,7 +108,6 @@ class OffloadEngine:
             group.spec = spec
             groups.append(group)
         self.units = inventory.units
-        self.groups = groups
         self.plan = make_plan(inventory, [group.nbytes for group in groups], self.policy)
         carried = inventory.carried if self.moves else []
         self._carried_parameters = [entry.tensor for entry in carried if not entry.is_buffer]
@@ -127,6 +132,7 @@ class OffloadEngine:
             self._sweep()
             self.park()
             self._close_doors()
+            self._bring_strays_home()
             self._saved.forget()
             self.link.drain()
             for group in self.groups:
@@ -139,7 +145,7 @@ class OffloadEngine:
             if self._frames:
                 return
             with _engine_mode():
-                self._settle()
+                self._loans.settle()
                 for group in self.groups:
                     group.offload(compare=True)
                 if self.groups or self.carried.tensors:
@@ -148,7 +154,9 @@ class OffloadEngine:
 
     # A hooked module runs
 
-    def run(self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(
+        self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Call ``forward(*args, **kwargs)`` with what ``module`` needs on the device."""
         if self._owner == threading.get_ident():
             return self._run_frame(module, forward, args, kwargs)
@@ -157,15 +165,18 @@ class OffloadEngine:
 
     @contextlib.contextmanager
     def hold(self, module: nn.Module) -> Iterator[None]:
-        """Keep every group with weights below ``module`` onloaded; writes made meanwhile are kept by comparing bytes."""
+        """Keep every group with weights below ``module`` onloaded; writes made meanwhile are kept by comparing
+        bytes."""
         with contextlib.ExitStack() as stack:
             if self._owner != threading.get_ident():
                 stack.enter_context(self._pass(self.root))
-            tensors = {id(t) for part in module.modules() for t in (*part._parameters.values(), *part._buffers.values())}
-            groups = [g for g in self.groups if any(id(entry.tensor) in tensors for entry in g.spec.entries)]
+            tensors = {
+                id(t) for part in module.modules() for t in (*part._parameters.values(), *part._buffers.values())
+            }
+            groups = tuple(g for g in self.groups if any(id(entry.tensor) in tensors for entry in g.spec.entries))
             depth = len(self._frames)
             try:
-                self._enter(_Frame(module, groups, compare=True))
+                self._enter(_Frame(module, groups, compare=True), prefetch=False)
                 yield
             finally:
                 self._exit(depth)
@@ -173,26 +184,34 @@ class OffloadEngine:
     def serve(self, group: WeightGroup, entry: Entry) -> torch.Tensor:
         """Answer a lookup of an offloaded tensor that no hook announced; see [Note: doors].
 
-        Inside a pass the group is onloaded for as long as the innermost hooked module runs. Outside of one there is no telling how
-        long the caller needs it, so it is lent a device copy that lives as long as it is held.
+        Inside a pass the group is onloaded for as long as the innermost hooked module runs. Outside of one there is
+        no telling how long the caller needs it, so it is lent a device copy that lives as long as it is held.
         """
         if self._owner == threading.get_ident() and self._frames:
             frame = self._frames[-1]
             self.served.setdefault(entry.names[0], self.structure.name_of(frame.module))
-            group.users += 1
-            frame.groups.append(group)
+            if group not in frame.served:
+                group.users += 1
+                frame.served.append(group)
             with _engine_mode():
                 self._onload(group)
             return entry.tensor
         if not computes_on(self.device, self.structure.ids):
+            self.settle_host()
             return entry.tensor
         self.served.setdefault(entry.names[0], "a method other than forward")
-        with self._lock, _engine_mode():
-            value, slab = group.borrow(entry)
-            self._borrowed.append((group, entry, value, slab))
         if torch.is_grad_enabled() and entry.tensor.requires_grad:
             return entry.tensor.to(self.device)
-        return value
+        with self._lock, _engine_mode():
+            return self._loans.lend(group, entry)
+
+    def settle_host(self) -> None:
+        """Somebody is about to look at host weights, and may write them: no copy may be reading them any more."""
+        if self.link.reading_host:
+            with self._lock, _engine_mode():
+                for group in self._prefetched:
+                    group.discard()
+                self.link.drain()
 
     def group_of_storage(self, tensor: torch.Tensor) -> WeightGroup | None:
         """The onloaded group whose device slab ``tensor`` (a plain tensor) is a view of."""
@@ -210,7 +229,7 @@ class OffloadEngine:
             finished = False
             try:
                 self._begin(entry)
-                with self._saved.recording() if torch.is_grad_enabled() else contextlib.nullcontext():
+                with self._saved.recording():
                     yield
                 finished = True
             finally:
@@ -226,7 +245,7 @@ class OffloadEngine:
         self._recount_buffers(entry)
         self._compare = torch.is_grad_enabled()
         with _engine_mode():
-            self._settle()
+            self._loans.settle()
             self._onload_residents()
             self._schedule = self._schedules.setdefault(id(entry), Schedule())
             self._schedule.begin()
@@ -246,16 +265,20 @@ class OffloadEngine:
 
     # Frames
 
-    def _run_frame(self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run_frame(
+        self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         depth = len(self._frames)
         try:
-            self._enter(_Frame(module, list(self._groups_of.get(id(module), ())), self._compare))
-            args, kwargs = to_device(args, kwargs, self.device, self._exclude, self.policy.non_blocking or self.policy.use_stream)
+            self._enter(_Frame(module, self._groups_of.get(id(module), ()), self._compare))
+            args, kwargs = to_device(
+                args, kwargs, self.device, self._exclude, self.policy.non_blocking or self.policy.use_stream
+            )
             return self._kept_valid(forward(*args, **kwargs))
         finally:
             self._exit(depth)
 
-    def _enter(self, frame: _Frame) -> None:
+    def _enter(self, frame: _Frame, *, prefetch: bool = True) -> None:
         self._frames.append(frame)
         for group in frame.groups:
             group.users += 1
@@ -266,21 +289,27 @@ class OffloadEngine:
             self._lingering.clear()
             for group in frame.groups:
                 self._onload(group)
-            self._prefetch()
+            if prefetch:
+                self._prefetch()
 
     def _exit(self, depth: int) -> None:
         with _engine_mode():
             while len(self._frames) > depth:
                 frame = self._frames.pop()
+                for group in frame.served:
+                    self._release(group, frame, compare=True)
                 for group in frame.groups:
-                    group.users = max(0, group.users - 1)
-                    if group.users or group.spec.residency is Residency.RESIDENT:
-                        continue
-                    if id(frame.module) in self._keeps_until_later and not frame.compare and self._frames:
-                        self._lingering.append(group)
-                    else:
-                        with _label("offload", group):
-                            group.offload(compare=frame.compare)
+                    self._release(group, frame, compare=frame.compare)
+
+    def _release(self, group: WeightGroup, frame: _Frame, *, compare: bool) -> None:
+        group.users = max(0, group.users - 1)
+        if group.users or group.spec.residency is Residency.RESIDENT:
+            return
+        if id(frame.module) in self._keeps_until_later and not compare and self._frames:
+            self._lingering.append(group)
+            return
+        with _label("offload", group):
+            group.offload(compare=compare)
 
     def _onload(self, group: WeightGroup) -> None:
         if group.spec.residency is Residency.STREAMED:
@@ -302,11 +331,6 @@ class OffloadEngine:
             with _label("prefetch", group):
                 group.prefetch()
         self._prefetched = wanted
-
-    def _settle(self) -> None:
-        for group, entry, value, _ in self._borrowed:
-            group.give_back(entry, value)
-        self._borrowed.clear()
 
     def _kept_valid(self, output: Any) -> Any:
         # A returned parameter would go back to the host with its module; its device memory is returned instead.
@@ -337,6 +361,14 @@ class OffloadEngine:
                     group.onload()
             self.carried.to_device()
 
+    def _bring_strays_home(self) -> None:
+        # Tensors others put on the device since the last inventory.
+        with _engine_mode():
+            for module in self.root.modules():
+                for tensor in (*module._parameters.values(), *module._buffers.values()):
+                    if tensor is not None and any(t.device == self.device for _, t in plain_tensors(tensor)):
+                        repoint(tensor, map_plain(tensor.detach(), lambda t: relocate(t, torch.device("cpu"))))
+
     def _recount_buffers(self, below: nn.Module) -> None:
         # Forward and ``.to`` put new tensors in place of buffers; whatever is there now is what the model has.
         if self.moves and self.structure.buffers_changed(below):
@@ -345,10 +377,10 @@ class OffloadEngine:
     def _open_doors(self) -> None:
         of_tensor = {id(entry.tensor): (group, entry) for group in self.groups for entry in group.spec.entries}
         for module in self.structure.open_modules():
-            held = [*module._parameters.items(), *module._buffers.items()]
+            held = [*dict.items(module._parameters), *dict.items(module._buffers)]
             watched = {name: of_tensor[id(tensor)] for name, tensor in held if id(tensor) in of_tensor}
             if watched:
-                install(module, watched, self.serve, self)
+                install(module, watched, self)
 
     def _close_doors(self) -> None:
         for module in self.root.modules():

@@ -32,17 +32,18 @@ class _Extended:
         return offload_report(self)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        original = type(self).__mro__[2]
-        make, (kind, *args), *rest = original.__reduce_ex__(self, protocol)
+        original: Any = type(self).__mro__[2]
+        reduced: tuple[Any, ...] = original.__reduce_ex__(self, protocol)
+        make, (kind, *args), *rest = reduced
         return make, (original if kind is type(self) else kind, *args), *rest
 
 
 def extend(target: T) -> T:
     """Make ``target.enable_group_offload(...)`` go through this package; returns ``target``.
 
-    Only this one object changes: it gets a subclass of its own class with the same name and module, so ``isinstance`` checks, its saved
-    configuration and ``save_pretrained`` are what they were. Copies and pickles are of the original class. Extending twice
-    does nothing.
+    Only this one object changes: it gets a subclass of its own class with the same name and module, so
+    ``isinstance`` checks, its saved configuration and ``save_pretrained`` are what they were. Copies and pickles are
+    of the original class. Extending twice does nothing.
     """
     original: type[Any] = type(target)
     if issubclass(original, _Extended):

@@ -1,9 +1,10 @@
 """One group at run time: its host slab, its device copy, and the re-pointing of parameters between the two.
 
 [Note: a write is copied, never lost]
-Offloading re-points parameters at their host copy and drops the device copy. Before it is dropped: a parameter that others re-pointed
-is found by the identity of its storage; an in-place write is found by the version counter; where counters prove nothing (training,
-``onloaded``) the bytes are compared; buffers are copied back always. Only what was written travels device to host.
+Offloading re-points parameters at their host copy and drops the device copy. Before it is dropped: a parameter that
+others re-pointed is found by the identity of its storage; an in-place write is found by the version counter; where
+counters prove nothing (training, ``onloaded``) the bytes are compared; buffers are copied back always. Only what was
+written travels device to host.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class WeightGroup:
         self._transfer: Transfer | None = None
         self._loans: list[_Loan] = []
         self._storage = 0
+        self._copied: list[int | None] = []
         self.state = State.OFFLOADED
         self.slab = self._pack()
 
@@ -78,6 +80,7 @@ class WeightGroup:
         """Start bringing the group to the device. Idempotent."""
         if self._transfer is None:
             self._transfer = self._link.start(self._current_slab().bytes)
+            self._copied = self._versions()
             self._link.hold(self.device_bytes)
             self.state = State.PREFETCHED
             self.onloads += 1
@@ -86,11 +89,12 @@ class WeightGroup:
         """Point the group's parameters at the device, ordered after the transfer. Idempotent."""
         if self.state is State.ONLOADED:
             return
+        if self._transfer is not None and self._copied != self._versions():
+            self.discard()  # written between prefetch and use: what is under way holds the old values
         self.prefetch()
         try:
             self._lend()
         except _Moved:
-            # Written between prefetch and use: what is under way holds the old values.
             self.discard()
             self.prefetch()
             self._lend()
@@ -120,23 +124,6 @@ class WeightGroup:
             self._transfer = None
         self.state = State.OFFLOADED
 
-    def borrow(self, entry: Entry) -> tuple[torch.Tensor, torch.Tensor]:
-        """A device copy of one entry beside its parameter, which stays where it is: ``(tensor, slab)``."""
-        slab = self._current_slab()
-        transfer = self._link.start(slab.bytes)
-        transfer.wait()
-        self._link.hold(slab.nbytes)
-        storage = transfer.slab.untyped_storage()
-        return map_plain(entry.tensor.detach(), lambda t: self._view(slab, storage, t)), transfer.slab
-
-    def give_back(self, entry: Entry, value: torch.Tensor) -> None:
-        """End a :meth:`borrow`; if the borrowed ``value`` was written, it is copied over the host copy of ``entry``."""
-        for (_, home), (_, lent) in zip(plain_tensors(entry.tensor), plain_tensors(value), strict=True):
-            if not same_bits(home.detach().to(lent.device), lent):
-                home.data.copy_(lent)
-                self.written_back += lent.numel() * lent.element_size()
-        self._link.hold(-self.slab.nbytes)
-
     def owns_storage(self, tensor: torch.Tensor) -> bool:
         """Whether ``tensor`` is a view of the group's present device slab."""
         return self._transfer is not None and tensor.untyped_storage()._cdata == self._storage
@@ -163,6 +150,9 @@ class WeightGroup:
             self.slab = self._pack()
             self.rehomed += 1
         return self.slab
+
+    def _versions(self) -> list[int | None]:
+        return [_version(entry.tensor) for entry in self.spec.entries]
 
     def _at_home(self, tensor: torch.Tensor) -> bool:
         return tensor.numel() == 0 or self.slab.offset_of(tensor) is not None
@@ -193,10 +183,7 @@ class WeightGroup:
         self.state = State.ONLOADED
 
     def _on_loan(self, tensor: torch.Tensor) -> bool:
-        return all(
-            t.numel() == 0 or t.untyped_storage()._cdata == self._storage
-            for _, t in plain_tensors(tensor)
-        )
+        return all(t.numel() == 0 or t.untyped_storage()._cdata == self._storage for _, t in plain_tensors(tensor))
 
     def _keep_writes(self, compare: bool) -> None:
         assert self._transfer is not None
@@ -214,7 +201,7 @@ class WeightGroup:
             elif loan.entry.is_buffer or loan.version is None or _version(tensor) != loan.version:
                 for _, t in plain_tensors(tensor):
                     if t.numel():
-                        start = t.storage_offset() * t.element_size()
+                        start = int(t.storage_offset()) * t.element_size()
                         extent = self.slab.extent_at(start)
                         self._copy_back(slab, extent.offset, extent.offset + extent.nbytes)
 
@@ -223,7 +210,8 @@ class WeightGroup:
         self.written_back += stop - start
 
     def _adopt(self, loan: _Loan) -> None:
-        # Others gave the parameter new memory while it was onloaded; its values are the truth unless they are the old ones.
+        # Others gave the parameter new memory while it was onloaded; its values are the truth unless they are the
+        # old ones.
         tensor = loan.entry.tensor
         value = map_plain(_snapshot(tensor), lambda t: t.to("cpu"))
         if same_bits(value, loan.host):

@@ -1,20 +1,21 @@
 """The hook on each module, and all hooks of one model taken together.
 
 [Note: the hook and diffusers]
-The hook is registered as ``"group_offloading"``, the name diffusers looks for, so execution devices, the guards of ``.to``, LoRA loaders
-and components managers find it. After changing a model diffusers removes that name everywhere, reads ``hook.config`` of a
-removed hook, and applies stock hooks wherever none is registered. Being removed therefore only marks the attachment stale, and reading
-``config`` of a stale one registers ours again, with a fresh inventory, before diffusers looks.
+The hook is registered as ``"group_offloading"``, the name diffusers looks for, so execution devices, the guards of
+``.to``, LoRA loaders and components managers find it. After changing a model diffusers removes that name everywhere,
+reads ``hook.config`` of a removed hook, and applies stock hooks wherever none is registered. Being removed therefore
+only marks the attachment stale, and reading ``config`` of a stale one registers ours again, with a fresh inventory,
+before diffusers looks.
 
 [Note: compiled forwards]
-A compiled forward must run beneath the hook, for no graph can hold the onloading. ``module.compile()`` puts it above; it is taken from
-there and called by the hook instead. While it is traced the hook is transparent.
+A compiled forward must run beneath the hook, for no graph can hold the onloading. ``module.compile()`` puts it
+above; it is taken from there and called by the hook instead. While it is traced the hook is transparent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -29,13 +30,13 @@ from .policy import OffloadPolicy
 __all__ = ["Attachment", "GroupOffloadPlusHook", "attachment_of"]
 
 
-class GroupOffloadPlusHook(ModelHook):  # type: ignore[misc]
+class GroupOffloadPlusHook(ModelHook):
     """Onloads what its module needs, calls the forward, offloads; also when the forward raises."""
 
     _is_stateful = False
 
     def __init__(self, attachment: Attachment, module: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.attachment = attachment
         self.installed: Any = None
         self.compiled: Callable[..., Any] | None = None
@@ -52,11 +53,16 @@ class GroupOffloadPlusHook(ModelHook):  # type: ignore[misc]
         if torch.compiler.is_compiling():
             if self.compiled is None:
                 raise CompileOrderError(
-                    "This module was compiled after group offloading was enabled and is called on its own. Call the whole model once, "
-                    "or compile before enabling."
+                    "This module was compiled after group offloading was enabled and is called on its own. "
+                    "Call the whole model once, or compile before enabling."
                 )
-            return self.fn_ref.original_forward(*args, **kwargs)
-        return self.attachment.engine.run(module, self.compiled or self.fn_ref.original_forward, args, kwargs)
+            return self._original(*args, **kwargs)
+        return self.attachment.engine.run(module, self.compiled or self._original, args, kwargs)
+
+    @property
+    def _original(self) -> Callable[..., Any]:
+        forward: Any = self.fn_ref.original_forward
+        return cast("Callable[..., Any]", forward)
 
     def deinitalize_hook(self, module: nn.Module) -> nn.Module:  # diffusers' spelling
         """Called when the hook is removed, by us or by diffusers."""
@@ -69,14 +75,15 @@ class GroupOffloadPlusHook(ModelHook):  # type: ignore[misc]
         """Call the module's compiled forward from beneath the hook; see [Note: compiled forwards]."""
         module = self._module
         if module._compiled_call_impl is not None:
-            self.compiled = module._offload_plus_compiled = module._compiled_call_impl
+            self.compiled = module._compiled_call_impl
+            module.__dict__["_offload_plus_compiled"] = self.compiled
             module._compiled_call_impl = None
 
     def give_compiled_back(self) -> None:
         """Undo :meth:`take_compiled`."""
         if self.compiled is not None:
             self._module._compiled_call_impl = self.compiled
-            del self._module._offload_plus_compiled
+            self._module.__dict__.pop("_offload_plus_compiled", None)
             self.compiled = None
 
     def fires(self) -> bool:
@@ -155,8 +162,13 @@ class Attachment:
         self._invalidate()
 
     def _to_hook(self) -> Iterator[nn.Module]:
-        # Where nothing is triggered a hook only frames the pass. diffusers' re-application looks at the root and at list children.
-        compiled = {id(m) for m in self.root.modules() if m._compiled_call_impl is not None or hasattr(m, "_offload_plus_compiled")}
+        # Where nothing is triggered a hook only frames the pass. diffusers' re-application looks at the root and at
+        # list children.
+        compiled = {
+            id(m)
+            for m in self.root.modules()
+            if m._compiled_call_impl is not None or hasattr(m, "_offload_plus_compiled")
+        }
         found: dict[int, nn.Module] = {id(self.root): self.root}
         for child in self.root.children():
             if isinstance(child, (nn.ModuleList, nn.Sequential)):
@@ -165,7 +177,9 @@ class Attachment:
                 found.setdefault(id(child), child)
         for unit in self.engine.units:
             found.update((id(trigger), trigger) for _, trigger in unit.triggers)
-        beneath = {id(m) for owner in self.root.modules() if id(owner) in compiled for m in owner.modules() if m is not owner}
+        beneath = {
+            id(m) for owner in self.root.modules() if id(owner) in compiled for m in owner.modules() if m is not owner
+        }
         return (module for key, module in found.items() if key not in beneath)
 
     def _hook(self, module: nn.Module) -> None:
@@ -187,7 +201,8 @@ class Attachment:
             _tidy(module, registry)
 
     def _unhook_displaced(self, module: nn.Module) -> None:
-        # Removing the hook sets ``forward`` to what lay beneath it when it was registered; what displaced it stays instead.
+        # Removing the hook sets ``forward`` to what lay beneath it when it was registered; what displaced it stays
+        # instead.
         hook = self.hook_on(module)
         if hook is not None and not hook.fires():
             kept = module.__dict__.get("forward")

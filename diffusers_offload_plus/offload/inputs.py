@@ -15,8 +15,8 @@ def to_device(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return ``args`` and ``kwargs`` with their tensors on ``device``.
 
-    Containers that hold no tensor elsewhere are passed on as they are: mutable caches keep their identity. Keywords in ``exclude``
-    are never touched.
+    Containers that hold no tensor elsewhere are passed on as they are: mutable caches keep their identity. Keywords
+    in ``exclude`` are never touched.
     """
     if any(_elsewhere(value, device) for value in args):
         args = send_to_device(args, device, non_blocking=non_blocking)
@@ -35,4 +35,6 @@ def _elsewhere(value: Any, device: torch.device) -> bool:
         return any(_elsewhere(item, device) for item in value)
     if isinstance(value, dict):
         return any(_elsewhere(item, device) for item in value.values())
-    return hasattr(value, "to") and not isinstance(value, torch.nn.Module) and getattr(value, "device", device) != device
+    return (
+        hasattr(value, "to") and not isinstance(value, torch.nn.Module) and getattr(value, "device", device) != device
+    )

@@ -1,14 +1,14 @@
 """Which tensors move together: the units of :mod:`.partition` refined by what memory the tensors share.
 
 [Note: groups and units]
-A unit says what a running module needs; a group is what one transfer moves. Mostly they are one to one. Memory that several units use
-(tied weights, a module with two parents, views of one base) becomes a group of its own that each of those units needs as
-well, so it moves once however many names it has.
+A unit says what a running module needs; a group is what one transfer moves. Mostly they are one to one. Memory that
+several units use (tied weights, a module with two parents, views of one base) becomes a group of its own that each
+of those units needs as well, so it moves once however many names it has.
 
 [Note: what does not stream]
-Some tensors stay on the device: the root's own parameters, which methods other than forward read where no hook can see it, and small
-buffers, which forward may write without leaving a trace. What cannot be copied as bytes (sparse and quantised layouts)
-stays as well. Each such decision carries its reason.
+Some tensors stay on the device: the root's own parameters, which methods other than forward read where no hook can
+see it, and small buffers, which forward may write without leaving a trace. What cannot be copied as bytes (sparse
+and quantised layouts) stays as well. Each such decision carries its reason.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Residency(enum.Enum):
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class Entry:
-    """One parameter or buffer (the object itself, not its values), every name it goes by, and the bytes of its plain tensors."""
+    """One parameter or buffer (the object itself, not its values), every name it goes by, and the bytes of its plain
+    tensors."""
 
     tensor: torch.Tensor
     names: list[str]
@@ -119,7 +120,9 @@ def take_inventory(root: nn.Module, policy: OffloadPolicy, label: str) -> Invent
         members.setdefault((needed, residency), []).extend(group)
     for entry in carried:
         if not entry.is_buffer:
-            decisions.append(Decision(name=entry.names[0], reason="layout is not dense bytes, so it stays on the device"))
+            decisions.append(
+                Decision(name=entry.names[0], reason="layout is not dense bytes, so it stays on the device")
+            )
     order = {id(entry.tensor): place for place, entry in enumerate(entries.values())}
     groups = []
     for (needed, residency), group in members.items():
@@ -146,6 +149,8 @@ def _entries(root: nn.Module, label: str) -> dict[int, Entry]:
         ("buffer", root.named_buffers(remove_duplicate=False)),
     ):
         for name, tensor in named:
+            if kind == "parameter" and not isinstance(tensor, torch.nn.Parameter):
+                continue  # swapped in for one call by ``functional_call``: the caller's own
             entry = found.get(id(tensor))
             if entry is not None:
                 entry.names.append(name)
@@ -160,11 +165,15 @@ def _entries(root: nn.Module, label: str) -> dict[int, Entry]:
 def _require_values(name: str, kind: str, tensor: torch.Tensor, plain: list[torch.Tensor]) -> None:
     if not has_memory(tensor) or any(not has_memory(t) for t in plain):
         raise UnsupportedModelError(
-            f"The {kind} '{name}' has no values (it is on the meta device or not initialised). Load or initialise the model first."
+            f"The {kind} '{name}' has no values (it is on the meta device or not initialised). Load or initialise "
+            f"the model first."
         )
-    if any(type(t).__name__ == "DTensor" and type(t).__module__.startswith("torch.distributed") for t in (tensor, *plain)):
+    if any(
+        type(t).__name__ == "DTensor" and type(t).__module__.startswith("torch.distributed") for t in (tensor, *plain)
+    ):
         raise UnsupportedModelError(
-            f"The {kind} '{name}' is a DTensor: tensor parallelism already decides where it lives. Offload a model that is not sharded."
+            f"The {kind} '{name}' is a DTensor: tensor parallelism already decides where it lives. Offload a "
+            f"model that is not sharded."
         )
 
 

@@ -19,8 +19,8 @@ __all__ = ["onloaded"]
 def onloaded(module: nn.Module) -> Iterator[nn.Module]:
     """Keep all weights below ``module`` on the onload device inside the ``with`` block.
 
-    Whatever is written to them there is kept: every byte is compared before the device copies are dropped. Other threads that use the model
-    wait until the block ends.
+    Whatever is written to them there is kept: every byte is compared before the device copies are dropped. Other
+    threads that use the model wait until the block ends.
 
     Args:
         module: an offloaded model or any part of one.
@@ -31,7 +31,8 @@ def onloaded(module: nn.Module) -> Iterator[nn.Module]:
     engine = _engine_of(module)
     if engine is None:
         raise NotOffloadedError(
-            f"{type(module).__name__} is not offloaded by diffusers_offload_plus. Call `enable_group_offload` first, or use it as it is."
+            f"{type(module).__name__} is not offloaded by diffusers_offload_plus. Call `enable_group_offload` "
+            f"first, or use it as it is."
         )
     with engine.hold(module):
         yield module

@@ -1,8 +1,8 @@
 """How a model is cut: which modules bring which part of the model to the device when they run.
 
-A *unit* is a set of modules whose weights move together, and the modules whose forward triggers the move. The cut follows the
-modules that run: a module with weights of its own but no forward (``ParameterList``, say) gives them to the nearest ancestor that
-runs. Nothing here looks at tensors' memory; ties are :mod:`.inventory`'s concern.
+A *unit* is a set of modules whose weights move together, and the modules whose forward triggers the move. The cut
+follows the modules that run: a module with weights of its own but no forward (``ParameterList``, say) gives them to
+the nearest ancestor that runs. Nothing here looks at tensors' memory; ties are :mod:`.inventory`'s concern.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from torch import nn
 
 from ..errors import InvalidPolicyError
 from .policy import OffloadPolicy, OffloadType
+
+_OPAQUE = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, torch.jit.ScriptModule)
 
 __all__ = ["Unit", "is_opaque", "partition", "runs"]
 
@@ -42,12 +44,8 @@ def runs(module: nn.Module) -> bool:
 
 
 def is_opaque(module: nn.Module) -> bool:
-    """Whether weights below ``module`` are used without their owners being called, so that the whole subtree is one unit."""
-    return (
-        isinstance(module, (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer))
-        or isinstance(module, torch.jit.ScriptModule)
-        or is_compiled(module)
-    )
+    """Whether weights below ``module`` are used without their owners being called: the subtree is one unit."""
+    return isinstance(module, _OPAQUE) or is_compiled(module)
 
 
 def is_compiled(module: nn.Module) -> bool:
@@ -56,7 +54,8 @@ def is_compiled(module: nn.Module) -> bool:
 
 
 def partition(root: nn.Module, policy: OffloadPolicy) -> list[Unit]:
-    """Cut ``root`` into units as ``policy`` says. Every module with direct tensors is an owner in at least one unit."""
+    """Cut ``root`` into units as ``policy`` says. Every module with direct tensors is an owner in at least one
+    unit."""
     if policy.offload_type is OffloadType.LEAF_LEVEL:
         units = list(_leaf_level("", root, None))
     else:
@@ -74,7 +73,9 @@ def partition(root: nn.Module, policy: OffloadPolicy) -> list[Unit]:
 
 
 def _has_direct_tensors(module: nn.Module) -> bool:
-    return any(p is not None for p in module._parameters.values()) or any(b is not None for b in module._buffers.values())
+    return any(p is not None for p in module._parameters.values()) or any(
+        b is not None for b in module._buffers.values()
+    )
 
 
 def _join(prefix: str, name: str) -> str:
@@ -166,6 +167,7 @@ def _block_modules(root: nn.Module, policy: OffloadPolicy) -> frozenset[str]:
         if name not in known:
             children = ", ".join(repr(child) for child, _ in root.named_children())
             raise InvalidPolicyError(
-                f"`block_modules` names '{name}', which {type(root).__name__} has no module called. Its children are: {children}."
+                f"`block_modules` names '{name}', which {type(root).__name__} has no module called. Its children "
+                f"are: {children}."
             )
     return frozenset(policy.block_modules)

@@ -51,7 +51,8 @@ class OffloadPlan:
 
     @property
     def device_bound(self) -> int:
-        """Most bytes of weights on the device at any moment of an inference pass in which modules call their own submodules.
+        """Most bytes of weights on the device at any moment of an inference pass in which modules call their own
+        submodules.
 
         A module that reads another's weights without calling it adds a copy of that group while it runs.
         """
@@ -72,9 +73,7 @@ def make_plan(inventory: Inventory, sizes: Sequence[int], policy: OffloadPolicy)
         for spec, nbytes in zip(specs, sizes, strict=True)
     )
     streamed = [
-        (spec.units, nbytes)
-        for spec, nbytes in zip(specs, sizes, strict=True)
-        if spec.residency is Residency.STREAMED
+        (spec.units, nbytes) for spec, nbytes in zip(specs, sizes, strict=True) if spec.residency is Residency.STREAMED
     ]
     return OffloadPlan(
         groups=groups,

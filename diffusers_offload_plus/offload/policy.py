@@ -14,7 +14,7 @@ from ..errors import InvalidPolicyError
 __all__ = ["OffloadPolicy", "OffloadType", "resolve_device", "supports_streams"]
 
 
-class OffloadType(str, enum.Enum):
+class OffloadType(enum.StrEnum):
     """How a model is cut into groups; the values are those of diffusers."""
 
     BLOCK_LEVEL = "block_level"
@@ -29,7 +29,7 @@ class OffloadPolicy:
     """
 
     onload_device: torch.device
-    offload_device: torch.device = torch.device("cpu")
+    offload_device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
     offload_type: OffloadType = OffloadType.BLOCK_LEVEL
     num_blocks_per_group: int = 1
     non_blocking: bool = False
@@ -97,7 +97,8 @@ class OffloadPolicy:
                 raise InvalidPolicyError(f"`{name}` must be True or False, got {value!r}.")
         if offload_to_disk_path is not None:
             raise InvalidPolicyError(
-                f"`offload_to_disk_path` is not supported by this version, got {offload_to_disk_path!r}. Leave it out: "
+                f"`offload_to_disk_path` is not supported by this version, got {offload_to_disk_path!r}. Leave it "
+                f"out: "
                 "weights then rest in host memory. (Disk offloading without guards runs silently on wrong weights.)"
             )
         if use_stream and not supports_streams(device):
@@ -139,7 +140,9 @@ def _device(name: str, value: Any) -> torch.device:
         return torch.device(value)
     except (RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise InvalidPolicyError(f"`{name}` must name a torch device such as 'cuda' or 'cuda:1', got {value!r}: {reason}") from None
+        raise InvalidPolicyError(
+            f"`{name}` must name a torch device such as 'cuda' or 'cuda:1', got {value!r}: {reason}"
+        ) from None
 
 
 def _existing_device(value: Any) -> torch.device:

@@ -30,7 +30,8 @@ def check_model(root: nn.Module, policy: OffloadPolicy, label: str, *, allow_sto
     """
     if getattr(root, "_supports_group_offloading", True) is False:
         raise UnsupportedModelError(
-            f"{type(root).__name__} ('{label}') declares `_supports_group_offloading = False`: diffusers knows that its weights are used where "
+            f"{type(root).__name__} ('{label}') declares `_supports_group_offloading = False`: diffusers knows "
+            f"that its weights are used where "
             "no hook sees it. Leave it out with `exclude_modules`, or offload it as a whole with accelerate."
         )
     _refuse_accelerate(root, label)
@@ -43,13 +44,16 @@ def check_model(root: nn.Module, policy: OffloadPolicy, label: str, *, allow_sto
         )
     if root._compiled_call_impl is not None:
         raise CompileOrderError(
-            f"'{label}' was compiled as a whole with `.compile()`: one graph needs all weights at once, so nothing could be offloaded. "
+            f"'{label}' was compiled as a whole with `.compile()`: one graph needs all weights at once, so "
+            f"nothing could be offloaded. "
             "Use `compile_repeated_blocks()` instead."
         )
     if not isinstance(root, torch.jit.ScriptModule):
         take_inventory(root, policy, label)
         return
-    raise UnsupportedModelError(f"'{label}' is a TorchScript module, whose parameters cannot be re-pointed. Load the eager model.")
+    raise UnsupportedModelError(
+        f"'{label}' is a TorchScript module, whose parameters cannot be re-pointed. Load the eager model."
+    )
 
 
 def _refuse_accelerate(root: nn.Module, label: str) -> None:
@@ -58,7 +62,8 @@ def _refuse_accelerate(root: nn.Module, label: str) -> None:
         hooks = hook.hooks if isinstance(hook, SequentialHook) else (hook,)
         if any(isinstance(one, (AlignDevicesHook, CpuOffload)) for one in hooks):
             raise HookConflictError(
-                f"'{label}' is already offloaded by accelerate ({type(hook).__name__} on '{name or label}'). Remove that first, "
+                f"'{label}' is already offloaded by accelerate ({type(hook).__name__} on '{name or label}'). "
+                f"Remove that first, "
                 "with `pipe.remove_all_hooks()` or `accelerate.hooks.remove_hook_from_module(model, recurse=True)`."
             )
 
@@ -69,7 +74,8 @@ def _refuse_nesting(root: nn.Module, label: str) -> None:
         hook = None if registry is None else registry.get_hook(HOOK_NAME)
         if isinstance(hook, GroupOffloadPlusHook) and hook.attachment.root is not root:
             raise HookConflictError(
-                f"'{label}' and '{hook.attachment.label}' contain one another, and the latter is offloaded already (at '{name or label}'). "
+                f"'{label}' and '{hook.attachment.label}' contain one another, and the latter is offloaded "
+                f"already (at '{name or label}'). "
                 f"Call `disable_group_offload` on '{hook.attachment.label}' first."
             )
     attachment = attachment_of(root)

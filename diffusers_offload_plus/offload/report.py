@@ -61,7 +61,20 @@ class OffloadReport:
         raise KeyError(name)
 
     def __str__(self) -> str:
-        head = ("component", "model", "level", "tier", "groups", "streamed", "on device", "bound", "peak", "copies", "moved", "written")
+        head = (
+            "component",
+            "model",
+            "level",
+            "tier",
+            "groups",
+            "streamed",
+            "on device",
+            "bound",
+            "peak",
+            "copies",
+            "moved",
+            "written",
+        )
         rows = [head, *(_row(component) for component in self.components)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
         lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
@@ -118,13 +131,17 @@ def _row(c: ComponentReport) -> tuple[str, ...]:
     sizes = (c.streamed_bytes, c.resident_bytes, c.device_bound, c.peak_device_bytes)
     level = c.offload_type.removesuffix("_level")
     return (
-        c.name, c.model, level, c.tier, str(c.groups), *map(_size, sizes), str(c.transfers), _size(c.transferred_bytes),
-        _size(c.written_back_bytes),
-    )  # fmt: skip
+        *(c.name, c.model, level, c.tier, str(c.groups)),
+        *map(_size, sizes),
+        *(str(c.transfers), _size(c.transferred_bytes), _size(c.written_back_bytes)),
+    )
 
 
 def _aligned(row: tuple[str, ...], widths: list[int]) -> list[str]:
-    return [cell.ljust(width) if column < 4 else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))]
+    return [
+        cell.ljust(width) if column < 4 else cell.rjust(width)
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]
 
 
 def _size(nbytes: int) -> str:

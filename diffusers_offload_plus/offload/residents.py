@@ -23,6 +23,11 @@ class Carried:
         """The tensors, wherever they are now."""
         return tuple(self._tensors)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes they hold on the device."""
+        return self._bytes
+
     def replace(self, tensors: list[torch.Tensor]) -> None:
         """Carry ``tensors`` from now on. Those no longer carried stay where they are."""
         self._tensors = tensors

@@ -1,10 +1,10 @@
 """Backward through offloaded weights.
 
 [Note: saved weights]
-Autograd keeps what backward needs. A weight it kept as it lay on the device would hold its whole group there until backward,
-and with it, block by block, the model. So while a grad-enabled pass runs, a saved view of a device slab is replaced by a note of where in
-which host slab it lies, and backward brings that group to the device again, one group at a time. Weights changed in place between
-forward and backward raise, as they do without offloading.
+Autograd keeps what backward needs. A weight it kept as it lay on the device would hold its whole group there until
+backward, and with it, block by block, the model. So while a grad-enabled pass runs, a saved view of a device slab is
+replaced by a note of where in which host slab it lies, and backward brings that group to the device again, one group
+at a time. Weights changed in place between forward and backward raise, as they do without offloading.
 """
 
 from __future__ import annotations
@@ -60,8 +60,14 @@ class SavedWeights:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """While active, saved weights are noted instead of kept."""
-        if not self._engine.moves:
+        """While active, in a grad-enabled pass, saved weights are noted instead of kept.
+
+        Not where others' hooks are in charge already: activation checkpointing recomputes, and counts on seeing what
+        is saved.
+        """
+        others = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+        recomputing = torch._C._current_graph_task_id() != -1
+        if not torch.is_grad_enabled() or not self._engine.moves or others or recomputing:
             yield
             return
         self._land_gradients()
@@ -90,7 +96,7 @@ class SavedWeights:
         if group is None:
             # Detached: a node that kept its own output, graph and all, would keep itself alive.
             return tensor.detach()
-        offset = tensor.storage_offset() * tensor.element_size()
+        offset = int(tensor.storage_offset()) * tensor.element_size()
         like = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
         return _Note(group, group.slab, offset, like, _versions(group))
 

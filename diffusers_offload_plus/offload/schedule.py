@@ -1,7 +1,7 @@
 """The order in which groups are used, learned and re-learned pass by pass.
 
-The prediction is the order of the last pass. The cursor follows what really happens, so a skipped, repeated or reordered group costs
-one missed prefetch, never a wrong result.
+The prediction is the order of the last pass. The cursor follows what really happens, so a skipped, repeated or
+reordered group costs one missed prefetch, never a wrong result.
 """
 
 from __future__ import annotations

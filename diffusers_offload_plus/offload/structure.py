@@ -1,7 +1,8 @@
 """What the module tree looked like when the inventory was taken, and whether it still does.
 
-Weights may be replaced, added or removed between two passes (LoRA, ``fuse_qkv_projections``, ``load_state_dict(assign=True)``, a new submodule).
-Comparing the tree by identity at the start of a pass finds that, whoever did it and by whatever way.
+Weights may be replaced, added or removed between two passes (LoRA, ``fuse_qkv_projections``,
+``load_state_dict(assign=True)``, a new submodule). Comparing the tree by identity at the start of a pass finds that,
+whoever did it and by whatever way.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Structure:
             module = record.module
             if (
                 not _same(module._modules.values(), record.children)
-                or not _same(module._parameters.values(), record.parameters)
+                or not _same(dict.values(module._parameters), record.parameters)
                 or module._compiled_call_impl is not record.compiled
                 or not intact(module)
             ):
@@ -75,14 +76,14 @@ class Structure:
         """Whether a buffer below ``entry`` was replaced by another tensor; records what is there now."""
         changed = False
         for record in self._records_below(entry):
-            if not _same(record.module._buffers.values(), record.buffers):
-                record.buffers = tuple(record.module._buffers.values())
+            if not _same(dict.values(record.module._buffers), record.buffers):
+                record.buffers = tuple(dict.values(record.module._buffers))
                 changed = True
         return changed
 
     def loose_buffers(self, managed: Container[int]) -> list[torch.Tensor]:
         """Every buffer of the model but those in ``managed`` (by ``id``)."""
-        buffers = (b for module in self.modules() for b in module._buffers.values() if b is not None)
+        buffers = (b for module in self.modules() for b in dict.values(module._buffers) if b is not None)
         return list({id(b): b for b in buffers if id(b) not in managed}.values())
 
     def _records_below(self, entry: nn.Module) -> list[_Record]:
@@ -98,8 +99,8 @@ def _record(name: str, module: nn.Module) -> _Record:
         module,
         name,
         tuple(module._modules.values()),
-        tuple(module._parameters.values()),
-        tuple(module._buffers.values()),
+        tuple(dict.values(module._parameters)),
+        tuple(dict.values(module._buffers)),
     )
 
 

@@ -23,7 +23,8 @@ def components_of(target: Any) -> dict[str, nn.Module]:
     components = getattr(target, "components", None)
     if not isinstance(components, dict):
         raise InvalidPolicyError(
-            f"Group offloading needs a pipeline, a components manager or a torch.nn.Module, got {type(target).__name__}."
+            f"Group offloading needs a pipeline, a components manager or a torch.nn.Module, got "
+            f"{type(target).__name__}."
         )
     found: dict[int, tuple[str, nn.Module]] = {}
     for name, component in components.items():
@@ -48,7 +49,8 @@ def split_excluded(
     known = getattr(target, "components", None)
     if not isinstance(known, dict):
         raise InvalidPolicyError(
-            f"`exclude_modules` names components of a pipeline, and {type(target).__name__} is a single model. Leave it out."
+            f"`exclude_modules` names components of a pipeline, and {type(target).__name__} is a single model. "
+            f"Leave it out."
         )
     for name in names:
         if name not in known:

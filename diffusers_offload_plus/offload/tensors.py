@@ -1,8 +1,8 @@
 """Any parameter as its plain tensors, and back: TorchAO and every other traceable tensor subclass.
 
 A *plain* tensor owns memory itself. A wrapper subclass owns none; its memory is that of the inner tensors that
-``__tensor_flatten__`` names, which may be wrappers in turn. Going through that protocol, rather than through lists of attribute names,
-is what makes optional inner tensors and subclasses nobody thought of come along.
+``__tensor_flatten__`` names, which may be wrappers in turn. Going through that protocol, rather than through lists
+of attribute names, is what makes optional inner tensors and subclasses nobody thought of come along.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 __all__ = [
@@ -35,7 +36,8 @@ def is_wrapper(tensor: torch.Tensor) -> bool:
 
 
 def plain_tensors(tensor: torch.Tensor, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield ``(path, plain tensor)`` for every tensor that holds memory of ``tensor``; the path of a plain one is ``prefix``."""
+    """Yield ``(path, plain tensor)`` for every tensor that holds memory of ``tensor``; the path of a plain one is
+    ``prefix``."""
     if not is_wrapper(tensor):
         yield prefix, tensor
         return
@@ -56,7 +58,8 @@ def map_plain(tensor: torch.Tensor, function: Callable[[torch.Tensor], torch.Ten
 
 
 def repoint(tensor: torch.Tensor, value: torch.Tensor) -> None:
-    """Make ``tensor`` (a parameter or buffer) stand for the memory of ``value``; its identity stays, ``value`` is not changed.
+    """Make ``tensor`` (a parameter or buffer) stand for the memory of ``value``; its identity stays, ``value`` is
+    not changed.
 
     For a wrapper the outer tensor and the inner attributes are both set: either alone leaves device and data
     disagreeing. Nothing here needs the tensor to be free of weak references, as ``torch.utils.swap_tensors`` would.
@@ -69,7 +72,7 @@ def repoint(tensor: torch.Tensor, value: torch.Tensor) -> None:
 
 def has_memory(tensor: torch.Tensor) -> bool:
     """Whether a plain tensor has values at all: neither on the meta device nor uninitialised."""
-    return not tensor.is_meta and not isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin)
+    return not tensor.is_meta and not is_lazy(tensor)
 
 
 def is_packable(tensor: torch.Tensor) -> bool:
@@ -92,7 +95,8 @@ def relocate(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two tensors have the same structure, dtypes, sizes and bits. NaN equals NaN, and -0.0 does not equal 0.0."""
+    """Whether two tensors have the same structure, dtypes, sizes and bits. NaN equals NaN, and -0.0 does not equal
+    0.0."""
     mine, theirs = list(plain_tensors(a)), list(plain_tensors(b))
     if [path for path, _ in mine] != [path for path, _ in theirs]:
         return False

@@ -1,10 +1,11 @@
 """Host-to-device copies as values: start, wait, drop.
 
 [Note: compute waits on events]
-A slab is allocated on the stream that will compute with it. The side stream first waits for that stream, so it cannot overwrite
-memory the allocator has just taken back from it; the computing stream waits for the copy's event before the first read. Freeing the
-slab afterwards is ordered by the computing stream alone. No step makes the calling thread wait. With ``record_stream`` the
-slab belongs to the side stream instead, which need not wait for computation; the allocator then learns of the use.
+A slab is allocated on the stream that will compute with it. The side stream first waits for that stream, so it
+cannot overwrite memory the allocator has just taken back from it; the computing stream waits for the copy's event
+before the first read. Freeing the slab afterwards is ordered by the computing stream alone. No step makes the
+calling thread wait. With ``record_stream`` the slab belongs to the side stream instead, which need not wait for
+computation; the allocator then learns of the use.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class Link:
         bytes: bytes they moved.
         live: device bytes held by what has been copied.
         peak: highest value of ``live``.
+        reading_host: a copy started since the last :meth:`drain` may still be reading host memory.
     """
 
     def __init__(self, policy: OffloadPolicy) -> None:
@@ -72,6 +74,7 @@ class Link:
         self.bytes = 0
         self.live = 0
         self.peak = 0
+        self.reading_host = False
 
     def hold(self, nbytes: int) -> None:
         """Account for ``nbytes`` of device memory taken (negative: given back)."""
@@ -97,6 +100,7 @@ class Link:
             slab = torch.empty(host.numel(), dtype=torch.uint8, device=self.device)
             slab.copy_(host, non_blocking=self._non_blocking)
             return Transfer(slab)
+        self.reading_host = True
         compute = torch.accelerator.current_stream(self.device)
         if not self._record_stream:
             slab = torch.empty(host.numel(), dtype=torch.uint8, device=self.device)
@@ -115,6 +119,7 @@ class Link:
         """Wait until no copy reads host memory any more; call before host memory of a slab is given up."""
         if self._stream is not None:
             self._stream.synchronize()
+        self.reading_host = False
 
 
 class _Staging:
@@ -152,7 +157,8 @@ def _pinned(nbytes: int, device: torch.device) -> torch.Tensor:
 
 
 def _cuda_registered(nbytes: int) -> torch.Tensor | None:
-    # torch's pinned allocator rounds up to powers of two, up to twice the model; registering whole pages of our own does not.
+    # torch's pinned allocator rounds up to powers of two, up to twice the model; registering whole pages of our own
+    # does not.
     import mmap
     import weakref
 

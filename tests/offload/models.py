@@ -15,14 +15,15 @@ from torch.nn import functional as F
 import diffusers_offload_plus as dop
 from tests.policies import POLICIES
 from tests.zoo.case import tensors_in
+from tests.zoo.models import MODELS
 
 CHOSEN = ("block", "block-2-stream", "leaf-stream", "leaf-lean")
-"""The policies that scenarios run under: both levels, with and without streams, several blocks a group, two staging buffers."""
+"""The policies of scenarios: both levels, with and without streams, several blocks a group, two staging buffers."""
 
 WIDTH = 32
 
 # The meter collects garbage around each test: what the imports made (lazily, so far) need not be walked each time.
-IMPORTED = (dop.enable_group_offload, dop.disable_group_offload, dop.onloaded, dop.offload_report)
+IMPORTED = (dop.enable_group_offload, dop.disable_group_offload, dop.onloaded, dop.offload_report, MODELS)
 gc.collect()
 gc.freeze()
 
@@ -53,7 +54,8 @@ def nbytes(model: nn.Module) -> int:
 
 def held(model: nn.Module) -> dict[str, torch.Tensor]:
     """Every parameter and buffer, also those that no state dict has, under each of its names."""
-    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    found: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    return found | dict(model.named_buffers(remove_duplicate=False))
 
 
 def attributes(model: nn.Module) -> dict[str, list[str]]:
@@ -254,7 +256,8 @@ def fused_cells(device: torch.device) -> Iterator[None]:
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         return o.sigmoid() * c.tanh(), c, gates
 
-    def gru(x: torch.Tensor, h: torch.Tensor, hx: torch.Tensor, xb: torch.Tensor, hb: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def gru(x: torch.Tensor, h: torch.Tensor, hx: torch.Tensor, *bias: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        xb, hb = bias
         (xr, xz, xn), (hr, hz, hn) = (x + xb).chunk(3, 1), (h + hb).chunk(3, 1)
         z = (xz + hz).sigmoid()
         n = (xn + (xr + hr).sigmoid() * hn).tanh()

@@ -155,14 +155,16 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     "borrowing": Borrowing,
     "multihead_attention": Attending,
     "encoder_layer": Encoding,
-    "decoder": lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(WIDTH, 4, 64, batch_first=True, dropout=0.0), 2),
+    "encoder": lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(WIDTH, 4, 64, batch_first=True), 2).eval(),
     "peeking": Peeking,
 }
 
 
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_weights_used_without_their_layer_being_called(policy: str, kind: str, grad: bool, device: torch.device) -> None:
+def test_weights_used_without_their_layer_being_called(
+    policy: str, kind: str, grad: bool, device: torch.device
+) -> None:
     pair = Pair(seeded(lambda: Stack(block=KINDS[kind])), device, policy)
     pair.agree(lambda m: m(noise(device)), grad=grad)
     pair.agree(lambda m: m.blocks[1](noise(device)), grad=grad)
@@ -285,7 +287,9 @@ def test_forward_hooks_that_compute_with_weights(policy: str, device: torch.devi
     pair = Pair(seeded(Stack), device, policy)
     for model in (pair.model, pair.plain):
         model.blocks[1].register_forward_pre_hook(lambda block, args: (args[0] * block.norm.weight,))
-        model.blocks[1].register_forward_hook(lambda block, args, output: F.linear(output, block.down.weight.t()[:WIDTH]))
+        model.blocks[1].register_forward_hook(
+            lambda block, args, output: F.linear(output, block.down.weight.t()[:WIDTH])
+        )
         model.register_forward_hook(lambda root, args, output: output + root.blocks[5](output) * root.inlet.bias)
         model.register_forward_pre_hook(lambda root, args: (root.outlet(args[0]),))
     pair.agree(lambda m: m(noise(device)))
@@ -295,7 +299,9 @@ def test_forward_hooks_that_compute_with_weights(policy: str, device: torch.devi
 @pytest.mark.parametrize("whole", [True, False], ids=["all", "some"])
 def test_functional_call(policy: str, whole: bool, device: torch.device) -> None:
     pair = Pair(seeded(Stack), device, policy)
-    given = {name: p.detach().to(device) * 1.5 for name, p in pair.reference.named_parameters() if whole or "up" in name}
+    given = {
+        name: p.detach().to(device) * 1.5 for name, p in pair.reference.named_parameters() if whole or "up" in name
+    }
     addresses = {name: tensor.data_ptr() for name, tensor in given.items()}
     x = noise(device)
     pair.agree(lambda m: m(x))
@@ -379,7 +385,10 @@ def test_returned_weights_outlive_the_pass(policy: str, kind: str, grad: bool, d
     pair.agree(lambda m: m(noise(device, seed=8)), passes=3)
     assert_same(kept, want)
     assert_same(alone, want[2])
-    assert all(t.device == device for t in torch.utils._pytree.tree_leaves([dict(v) if isinstance(v, Result) else v for v in kept]))
+    assert all(
+        t.device == device
+        for t in torch.utils._pytree.tree_leaves([dict(v) if isinstance(v, Result) else v for v in kept])
+    )
     del want, alone
     dop.disable_group_offload(model)
     assert_same(kept, pair.plain(x))

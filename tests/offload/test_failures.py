@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -41,13 +42,19 @@ def assert_offloaded(pair: Pair) -> None:
     assert pair.component().peak_device_bytes < pair.size
 
 
-def raising(module: nn.Module, error: BaseException, *, after: bool = False) -> Any:
+def raising(module: nn.Module, error: type[BaseException], *, after: bool = False) -> Any:
     """Make `module` raise in its forward pass, before or after it computes, until the handle is removed."""
 
     def throw(*_: object) -> None:
         raise error
 
     return module.register_forward_hook(throw) if after else module.register_forward_pre_hook(throw)
+
+
+def held_by(meter: Meter) -> int:
+    """Device bytes that are held now, by anything but garbage."""
+    gc.collect()
+    return meter.live
 
 
 DEPTHS: dict[str, Callable[[nn.Module], nn.Module]] = {
@@ -59,27 +66,27 @@ DEPTHS: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("depth", DEPTHS)
-@pytest.mark.parametrize("error", [Stop, KeyboardInterrupt, GeneratorExit], ids=lambda e: e.__name__)
+@pytest.mark.parametrize(
+    ("error", "depth", "after"),
+    [
+        *((Stop, depth, depth.startswith("end")) for depth in DEPTHS),
+        (KeyboardInterrupt, "inside_a_block", False),
+        (GeneratorExit, "inside_a_block", True),
+    ],
+)
 def test_exception_in_forward(
     policy: str, error: type[BaseException], depth: str, after: bool, device: torch.device, meter: Meter
 ) -> None:
     pair = Pair(seeded(Stack), device, policy)
-    live = meter.live
+    live = held_by(meter)
     for warm in range(2):  # the second time something is prefetched
-        handle = raising(DEPTHS[depth](pair.model), error(), after=after)
-        try:
-            with torch.no_grad():
-                pair.model(noise(device))
-        except error:
-            pass
-        else:
-            pytest.fail("nothing was raised")
+        handle = raising(DEPTHS[depth](pair.model), error, after=after)
+        with torch.no_grad(), pytest.raises(error):
+            pair.model(noise(device))
         handle.remove()
         assert_offloaded(pair)
         if meter.exact:
-            assert meter.live == live, f"bytes stay on the device after exception {warm}"
+            assert held_by(meter) == live, f"bytes stay on the device after exception {warm}"
         pair.agree(lambda m: m(noise(device)))
     pair.finish(tidy=False)
 
@@ -131,7 +138,7 @@ def test_generator_is_closed_midway(policy: str, device: torch.device, meter: Me
 def test_disabling_right_after_an_exception(policy: str, device: torch.device, meter: Meter) -> None:
     pair = Pair(seeded(Stack), device, policy)
     pair.agree(lambda m: m(noise(device)))
-    handle = raising(pair.model.blocks[3], KeyboardInterrupt())
+    handle = raising(pair.model.blocks[3], KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         pair.model(noise(device))
     handle.remove()
@@ -141,16 +148,21 @@ def test_disabling_right_after_an_exception(policy: str, device: torch.device, m
 def test_exception_inside_onloaded(policy: str, device: torch.device, meter: Meter) -> None:
     pair = Pair(seeded(Stack), device, policy)
     pair.agree(lambda m: m(noise(device)))
-    with pytest.raises(Stop), dop.onloaded(pair.model.blocks[1]):
-        pair.model.blocks[1].up.weight.data.mul_(2)
-        raise Stop
+
+    def write_and_raise() -> None:
+        with dop.onloaded(pair.model.blocks[1]):
+            pair.model.blocks[1].up.weight.data.mul_(2)
+            raise Stop
+
+    with pytest.raises(Stop):
+        write_and_raise()
     assert all(p.device.type == "cpu" for p in pair.model.parameters())
     pair.plain.blocks[1].up.weight.data.mul_(2)
     pair.agree(lambda m: m(noise(device)))
     pair.finish()
 
 
-@pytest.mark.parametrize("number", [0, 1, 4, 7])
+@pytest.mark.parametrize("number", [0, 4])
 @pytest.mark.parametrize("warm", [False, True], ids=["first", "later"])
 def test_out_of_memory_while_onloading(
     policy: str, number: int, warm: bool, device: torch.device, meter: Meter, monkeypatch: pytest.MonkeyPatch
@@ -166,19 +178,14 @@ def test_out_of_memory_while_onloading(
             raise torch.OutOfMemoryError("no memory left")
         return start(link, *args, **kwargs)
 
-    live = meter.live
+    live = held_by(meter)
     monkeypatch.setattr(Link, "start", exhausted)
-    try:
-        with torch.no_grad():
-            pair.model(noise(device))
-    except torch.OutOfMemoryError:
-        pass
-    else:
-        pytest.fail("the error was swallowed")
+    with torch.no_grad(), pytest.raises(torch.OutOfMemoryError):
+        pair.model(noise(device))
     monkeypatch.undo()
     assert_offloaded(pair)
     if meter.exact:
-        assert meter.live == live
+        assert held_by(meter) == live
     pair.agree(lambda m: m(noise(device)), passes=3)
     pair.finish()
 
@@ -229,7 +236,7 @@ def in_threads(jobs: list[Callable[[], Any]], device: torch.device, times: int =
             for _ in range(times):
                 with torch.no_grad():
                     results[number].append(jobs[number]().cpu())
-        except BaseException as error:  # noqa: BLE001 - shown by the assertion
+        except BaseException as error:
             errors.append(error)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(len(jobs))]

@@ -127,7 +127,9 @@ def test_weak_references_do_no_harm(policy: str, device: torch.device) -> None:
     pair = Pair(model, device, policy)
     references += [weakref.ref(t) for p in boxed_parameters(model).values() for t in leaves(p)]
     pair.agree(lambda m: m(noise(device)))
-    assert {name: by_parameter[p] for name, p in model.named_parameters()} == {n: n for n, _ in model.named_parameters()}
+    assert {name: by_parameter[p] for name, p in model.named_parameters()} == {
+        n: n for n, _ in model.named_parameters()
+    }
     assert all(reference() is not None for reference in references[: len(list(model.parameters()))])
     pair.finish()
 
@@ -171,12 +173,16 @@ def reassign_inner(m: Any) -> None:
 
 
 def assign_data(m: Any) -> None:
-    repoint(m.blocks[3].up.weight, box(torch.full((2 * WIDTH, WIDTH), 0.01), shift=m.blocks[3].up.weight.shift is not None))
+    repoint(
+        m.blocks[3].up.weight, box(torch.full((2 * WIDTH, WIDTH), 0.01), shift=m.blocks[3].up.weight.shift is not None)
+    )
 
 
 def replace_with_shift(m: Any) -> None:
     for shift in (False, True):
-        m.blocks[int(shift)].up.weight = nn.Parameter(box(torch.full((2 * WIDTH, WIDTH), 0.02), shift=shift), requires_grad=False)
+        m.blocks[int(shift)].up.weight = nn.Parameter(
+            box(torch.full((2 * WIDTH, WIDTH), 0.02), shift=shift), requires_grad=False
+        )
 
 
 def replace_by_plain(m: Any) -> None:

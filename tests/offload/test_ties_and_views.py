@@ -112,7 +112,7 @@ def test_write_to_a_tied_weight_is_seen_by_both(policy: str, device: torch.devic
 
 
 class Views(Stack):
-    """Weights of two blocks are slices [0, 40) and [start, start + 40) of one base; a buffer is a row of the second."""
+    """Weights of two blocks are rows [0, 40) and [start, start + 40) of one base; a buffer is a row of the second."""
 
     def __init__(self, start: int) -> None:
         super().__init__()

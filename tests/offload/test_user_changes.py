@@ -63,7 +63,7 @@ def load_into_block(m: nn.Module) -> None:
 
 def averaged(m: nn.Module) -> None:
     kept = {p: p.detach().clone() for p in m.parameters()}  # keyed by Parameter, as EMA holders are
-    for p, mean in kept.items():
+    for mean in kept.values():
         mean.lerp_(torch.ones_like(mean), 0.1)
     for p in m.parameters():
         p.data.copy_(kept[p])
@@ -186,7 +186,9 @@ def test_change_between_passes(policy: str, name: str, device: torch.device) -> 
     pair.finish(tidy=False)
 
 
-@pytest.mark.parametrize("name", ["in_place", "data_in_place", "data_assigned", "load_state_assign", "module_replaced"])
+@pytest.mark.parametrize(
+    "name", ["in_place", "data_in_place", "data_assigned", "load_state_assign", "module_replaced"]
+)
 def test_change_before_the_first_pass_and_again(policy: str, name: str, device: torch.device) -> None:
     pair = Pair(seeded(Stack), device, policy)
     pair.change(CHANGES[name])

@@ -15,6 +15,7 @@ from torch import nn
 
 import diffusers_offload_plus as dop
 from diffusers_offload_plus.offload.hook import attachment_of
+from diffusers_offload_plus.offload.inventory import Residency
 from diffusers_offload_plus.offload.tensors import plain_tensors
 from tests.meter import Meter
 from tests.policies import POLICIES
@@ -177,7 +178,9 @@ class Twins(RuleBasedStateMachine):
     @rule(number=st.integers(0, 200))
     def part(self, number: int) -> None:
         self.did("part")
-        parts = [name for name, module in self.model.named_modules() if name and type(module).__module__ == Dense.__module__]
+        parts = [
+            name for name, module in self.model.named_modules() if name and type(module).__module__ == Dense.__module__
+        ]
         name = parts[number % len(parts)] if parts else "blocks.0"
         with torch.no_grad():
             self.both(lambda model, x: model.get_submodule(name)(x))
@@ -239,7 +242,9 @@ class Twins(RuleBasedStateMachine):
             if value.is_floating_point() and type(value) is torch.Tensor:
                 value.mul_(0.75)
         if any(type(value) is not torch.Tensor for value in state.values()) or "strided" in self.recipe.kinds:
-            state = {name: value for name, value in state.items() if type(value) is torch.Tensor and "wide" not in name}
+            state = {
+                name: value for name, value in state.items() if type(value) is torch.Tensor and "wide" not in name
+            }
         self.model.load_state_dict(state, strict=False)
         self.twin.load_state_dict(state, strict=False)
 
@@ -323,8 +328,11 @@ class Twins(RuleBasedStateMachine):
         assert self.identity == {name: id(p) for name, p in self.model.named_parameters()}, "a parameter was replaced"
         if self.enabled:
             engine = attachment_of(self.model).engine  # type: ignore[union-attr]
-            lent = sum(slab.numel() for *_, slab in engine._borrowed)  # to a method other than forward, until the next pass
-            assert engine.link.live <= engine.plan.resident_bytes + lent, "something that streams stayed on the device"
+            resident = sum(g.device_bytes for g in engine.groups if g.spec.residency is Residency.RESIDENT)
+            lent = engine._loans.nbytes  # to a method other than forward, until the next pass
+            assert engine.link.live == resident + engine.carried.nbytes + lent, (
+                "something that streams stayed on the device"
+            )
 
     def teardown(self) -> None:
         if hasattr(self, "model") and self.enabled:

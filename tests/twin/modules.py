@@ -156,13 +156,13 @@ class Strided(Piece):
     def __init__(self) -> None:
         super().__init__()
         self.turned = nn.Parameter(torch.rand(WIDTH, WIDTH).t())
-        self.spread = nn.Parameter(torch.rand(WIDTH, 2 * WIDTH)[:, ::2])
+        self.spread = nn.Parameter(torch.rand(2 * WIDTH)[::2])
         self.wide = nn.Parameter(torch.rand(1).expand(WIDTH), requires_grad=False)
         self.none = nn.Parameter(torch.empty(0, 3))
         self.brief = nn.Parameter(torch.rand(WIDTH).to(torch.bfloat16))
 
     def update(self, x: torch.Tensor) -> torch.Tensor:
-        return x @ self.turned.to(x.dtype) + F.linear(x, self.spread.to(x.dtype)) * self.wide + self.brief.to(x.dtype)
+        return x @ self.turned.to(x.dtype) + self.spread.to(x.dtype) * self.wide + self.brief.to(x.dtype)
 
 
 class Group(nn.Module):

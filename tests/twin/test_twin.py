@@ -41,5 +41,7 @@ def test_the_offloaded_model_is_its_unoffloaded_twin(device: torch.device) -> No
         ),
     )
     print(table())
-    empty = [(op, tier, level) for op in OPERATIONS for tier in TIERS for level in LEVELS if not COVERAGE[op, tier, level]]
+    empty = [
+        (op, tier, level) for op in OPERATIONS for tier in TIERS for level in LEVELS if not COVERAGE[op, tier, level]
+    ]
     assert not empty, f"never tried: {empty}"

@@ -12,7 +12,20 @@ from tests.twin.wrapped import wrap_linear_weight
 from tests.twin import modules as m
 from tests.zoo.quantized import QUANTISERS
 
-LEAVES = ("dense", "scale", "lists", "counting", "normed", "attending", "reading", "strided", "tied", "shared", "wrapped", "int8")
+LEAVES = (
+    "dense",
+    "scale",
+    "lists",
+    "counting",
+    "normed",
+    "attending",
+    "reading",
+    "strided",
+    "tied",
+    "shared",
+    "wrapped",
+    "int8",
+)
 SIMPLE = {
     "dense": m.Dense, "scale": m.Scale, "lists": m.Lists, "counting": m.Counting, "normed": m.Normed,
     "attending": m.Attending, "strided": m.Strided,
@@ -50,7 +63,10 @@ leaves = st.sampled_from(LEAVES).map(Node)
 nodes = st.recursive(
     leaves,
     lambda inner: st.builds(
-        Node, kind=st.just("group"), children=st.lists(inner, min_size=1, max_size=3).map(tuple), times=st.integers(1, 2)
+        Node,
+        kind=st.just("group"),
+        children=st.lists(inner, min_size=1, max_size=3).map(tuple),
+        times=st.integers(1, 2),
     ),
     max_leaves=5,
 )

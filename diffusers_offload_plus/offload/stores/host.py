@@ -1,9 +1,9 @@
 """Weights at rest in host memory: one exactly sized allocation a group.
 
 [Note: own storage]
-Every tensor of a slab is a view over an ``UntypedStorage`` of its own (its slice of the slab), never over the slab as a whole.
-Code that looks at storages then sees what it saw before: sharded ``save_pretrained`` writes the same files, and ``torch.save`` or
-``deepcopy`` of one parameter takes that parameter alone.
+Every tensor of a slab is a view over an ``UntypedStorage`` of its own (its slice of the slab), never over the slab
+as a whole. Code that looks at storages then sees what it saw before: sharded ``save_pretrained`` writes the same
+files, and ``torch.save`` or ``deepcopy`` of one parameter takes that parameter alone.
 """
 
 from __future__ import annotations
@@ -18,12 +18,10 @@ from .layout import Extent, SlabLayout, lay_out
 __all__ = ["HostSlab", "view_of"]
 
 
-def view_of(
-    storage: torch.UntypedStorage, byte_offset: int, like: torch.Tensor, device: torch.device
-) -> torch.Tensor:
+def view_of(storage: torch.UntypedStorage, byte_offset: int, like: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A tensor over ``storage`` with the dtype, size and strides of ``like``, its first element at ``byte_offset``."""
     view = torch.empty(0, dtype=like.dtype, device=device)
-    return view.set_(storage, byte_offset // like.element_size(), like.size(), like.stride())  # type: ignore[call-overload, no-any-return]
+    return view.set_(storage, byte_offset // like.element_size(), like.size(), like.stride())
 
 
 class HostSlab:
@@ -64,7 +62,7 @@ class HostSlab:
         ``tensor`` may be any view: what decides is whose storage it is on, so a tensor re-pointed by others is found.
         """
         base = self._offsets.get(tensor.untyped_storage()._cdata)
-        return None if base is None else base + tensor.storage_offset() * tensor.element_size()
+        return None if base is None else base + int(tensor.storage_offset()) * tensor.element_size()
 
     def extent_at(self, offset: int) -> Extent:
         """The extent that the byte at ``offset`` of the slab belongs to."""
@@ -77,8 +75,8 @@ def _copy_bytes(source: torch.Tensor, home: torch.Tensor) -> None:
     offset = source.storage_offset() * source.element_size()
     last = sum((size - 1) * stride for size, stride in zip(source.size(), source.stride(), strict=True))
     nbytes = (last + 1) * source.element_size()
-    raw = torch.empty(0, dtype=torch.uint8, device=source.device).set_(  # type: ignore[call-overload]
+    raw = torch.empty(0, dtype=torch.uint8, device=source.device).set_(
         source.untyped_storage(), offset, (nbytes,), (1,)
     )
     start = home.storage_offset() * home.element_size()
-    torch.empty(0, dtype=torch.uint8).set_(home.untyped_storage(), start, (nbytes,), (1,)).copy_(raw)  # type: ignore[call-overload]
+    torch.empty(0, dtype=torch.uint8).set_(home.untyped_storage(), start, (nbytes,), (1,)).copy_(raw)

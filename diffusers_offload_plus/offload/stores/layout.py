@@ -1,7 +1,7 @@
 """Where each tensor's bytes lie in a packed slab: a pure function of addresses.
 
-Tensors whose bytes overlap in memory (ties, views of one base) form one *extent* and keep overlapping in the slab. Extents are
-aligned so that kernels see the alignment they would see on tensors allocated alone.
+Tensors whose bytes overlap in memory (ties, views of one base) form one *extent* and keep overlapping in the slab.
+Extents are aligned so that kernels see the alignment they would see on tensors allocated alone.
 """
 
 from __future__ import annotations
