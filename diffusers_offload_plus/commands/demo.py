@@ -35,10 +35,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", type=Path, metavar="DIR", help="use the diffusers checkpoint in this local directory instead"
     )
     parser.add_argument(
-        "--steps", type=_at_least_two, metavar="N", help="denoising steps of the measured run (default: 5; 3 with --small)"
+        "--steps",
+        type=_at_least_two,
+        metavar="N",
+        help="denoising steps that are measured (default: 5; 3 with --small)",
     )
     parser.add_argument(
-        "--height", type=_positive, metavar="PIXELS", help="of the image (default: 128; 32 with --small; the model's own with --model)"
+        "--height",
+        type=_positive,
+        metavar="PIXELS",
+        help="of the image (default: 128; 32 with --small; with --model its own)",
     )
     parser.add_argument("--width", type=_positive, metavar="PIXELS", help="of the image (default: as --height)")
     parser.add_argument("--prompt", default="a lighthouse in a storm", metavar="TEXT")

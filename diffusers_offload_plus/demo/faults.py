@@ -110,17 +110,19 @@ def _saved(options: DemoOptions, folder: Path) -> FaultResult:
         device=str(options.device),
         outcomes=(
             _outcome(
-                "stock", "disk", lambda: saved_while("saved-stock", lambda model: _stock(model, options, directory))
+                "diffusers",
+                "disk",
+                lambda: saved_while("stock", lambda model: _stock(model, options, directory)),
             ),
             _outcome(
                 "offload-plus",
                 "disk",
-                lambda: saved_while("saved-disk", lambda model: _ours(model, options, directory)),
+                lambda: saved_while("ours-disk", lambda model: _ours(model, options, directory)),
             ),
             _outcome(
                 "offload-plus",
                 "memory",
-                lambda: saved_while("saved-memory", lambda model: _ours(model, options, None)),
+                lambda: saved_while("ours-memory", lambda model: _ours(model, options, None)),
             ),
         ),
     )

@@ -47,15 +47,14 @@ def save_timelines(results: Sequence[ScenarioResult], directory: Path) -> Path:
     panels = figure.subplots(len(dtypes), len(methods), sharex=True, squeeze=False)
     for result in results:
         _draw(panels[dtypes.index(result.dtype), methods.index(result.method)], result)
-    last = max((moment for result in results for moment in _moments(result)), default=1.0)
-    panels[0, 0].set_xlim(0, last)
-    for row in panels:
+    panels[0, 0].set_xlim(0, max((moment for result in results for moment in _moments(result)), default=1.0))
+    for row, dtype in zip(panels, dtypes, strict=True):
         row[0].set_ylabel("MiB")
-        row[0].set_ylim(0, _headroom(row[0]))
-        # Both kinds of offloading on one scale, which un-offloaded weights would make a flat line.
-        top = max(map(_headroom, row[1:]))
-        for axes in row[1:]:
-            axes.set_ylim(0, top)
+        of_dtype = [result for result in results if result.dtype == dtype]
+        # Both kinds of offloading on one scale, on which un-offloaded weights would leave no room for them.
+        offloaded = _top([result for result in of_dtype if result.method is not Method.UNOFFLOADED])
+        for axes, method in zip(row, methods, strict=True):
+            axes.set_ylim(0, _top(of_dtype) if method is Method.UNOFFLOADED else offloaded)
     for axes in panels[-1, :]:
         axes.set_xlabel("seconds")
     handles = {
@@ -101,6 +100,7 @@ def _moments(result: ScenarioResult) -> list[float]:
     return [moment for moment, _ in (*timeline.host, *timeline.device, *timeline.marks)]
 
 
-def _headroom(axes: Axes) -> float:
-    drawn = [float(max(line.get_ydata())) for line in axes.get_lines() if not line.get_label().startswith("_")]
-    return 1.1 * max((value for value in drawn if value > 1.0), default=1.0)
+def _top(results: Sequence[ScenarioResult]) -> float:
+    held = [nbytes for result in results for _, nbytes in result.timeline.device]
+    held += [nbytes for result in results if result.host_peak is not None for _, nbytes in result.timeline.host]
+    return max(0.1, 1.1 * max(held, default=0) / MIB)

@@ -73,7 +73,7 @@ def _introduction(options: DemoOptions) -> list[str]:
         f"host:     {platform.machine()}, {os.cpu_count()} cores",
         f"versions: {', '.join(f'{name} {version}' for name, version in _versions().items())}",
         "",
-        f"Each row builds the pipeline anew from the same seed, runs {WARM_UP_STEPS} steps under the instruments, then",
+        f"Each row builds the pipeline anew from the same seed, runs {WARM_UP_STEPS} steps under instruments, then",
         f"the measured run. Both kinds of offloading: leaf level, {streams}.",
     ]
     if not options.moves:

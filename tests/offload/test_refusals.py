@@ -36,7 +36,7 @@ def snapshot(root: nn.Module) -> list[Any]:
         registry = vars(module).get("_diffusers_hook")
         found.extend((key, id(hook)) for key, hook in getattr(registry, "hooks", {}).items())
         for tensor in (*vars(module)["_parameters"].values(), *vars(module)["_buffers"].values()):
-            if tensor is not None:
+            if tensor is not None and not isinstance(tensor, nn.parameter.UninitializedTensorMixin):
                 found.append((tensor.device, tensor.dtype, tensor.requires_grad, tensor.shape, tensor._version))
                 found.append(None if tensor.is_meta else tensor.untyped_storage()._cdata)
     return found
@@ -60,7 +60,6 @@ def refused(
     assert isinstance(caught.value, builtin)
     message = str(caught.value)
     assert [part for part in says if part not in message] == [], message
-    assert message.endswith((".", ")")), "a sentence"
     return message
 
 
