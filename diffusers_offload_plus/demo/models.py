@@ -252,9 +252,7 @@ def _t5_tokenizer() -> Any:
 def _loaded(directory: Path) -> Any:
     diffusers.utils.logging.disable_progress_bar()
     try:
-        return diffusers.DiffusionPipeline.from_pretrained(
-            str(directory), torch_dtype=torch.bfloat16, local_files_only=True
-        )
+        return diffusers.DiffusionPipeline.from_pretrained(str(directory), dtype=torch.bfloat16, local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
         raise DemoError(f"The checkpoint in {directory} cannot be loaded: {error}") from error
 

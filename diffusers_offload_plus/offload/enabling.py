@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import HookConflictError, NotOffloadedError
+from ..errors import HookConflictError, InvalidPolicyError, NotOffloadedError
 from .diffusers_door import HOOK_NAME, STOCK_HELPER_HOOKS, registry_of, stock_hooks, stock_settings
 from .hook import Attachment, attachment_of
 from .policy import OffloadPolicy
@@ -80,6 +80,8 @@ def enable_group_offload(
         exclude_kwargs=exclude_kwargs,
     )
     kept, excluded = split_excluded(target, components_of(target), exclude_modules)
+    if len(kept) > 1:
+        _require_known_blocks(policy, kept)
     for name, module in kept.items():
         check_model(module, _for_model(policy, module, len(kept)), name)
     for module in excluded.values():
@@ -167,6 +169,16 @@ def _for_model(policy: OffloadPolicy, module: nn.Module, count: int) -> OffloadP
     known = {name for name, _ in module.named_modules()}
     names = tuple(name for name in policy.block_modules if name in known)
     return dataclasses.replace(policy, block_modules=names or None)
+
+
+def _require_known_blocks(policy: OffloadPolicy, components: dict[str, nn.Module]) -> None:
+    known = {name for module in components.values() for name, _ in module.named_modules()}
+    for name in policy.block_modules or ():
+        if name not in known:
+            raise InvalidPolicyError(
+                f"`block_modules` names '{name}', but none of {', '.join(components)} has a module called that. "
+                "Give names as `named_modules()` lists them."
+            )
 
 
 def _remove_stock_hooks(module: nn.Module) -> None:

@@ -56,7 +56,6 @@ class OffloadEngine:
     """
 
     plan: OffloadPlan
-    structure: Structure
 
     def __init__(self, root: nn.Module, policy: OffloadPolicy, label: str) -> None:
         self.root = root
@@ -64,6 +63,7 @@ class OffloadEngine:
         self.label = label
         self.device = policy.device
         self.moves = self.device.type != "cpu"
+        self.structure = Structure(root)
         self.link = Link(policy)
         self.units: list[Unit] = []
         self.groups: list[WeightGroup] = []
@@ -385,9 +385,8 @@ class OffloadEngine:
     def _close_doors(self) -> None:
         for module in self.root.modules():
             uninstall(module)
-        if hasattr(self, "structure"):
-            for module in self.structure.modules():
-                uninstall(module)
+        for module in self.structure.modules():
+            uninstall(module)
 
 
 @contextlib.contextmanager

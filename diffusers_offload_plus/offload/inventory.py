@@ -155,6 +155,7 @@ def _entries(root: nn.Module, label: str) -> dict[int, Entry]:
             if entry is not None:
                 entry.names.append(name)
                 continue
+            _refuse_sharded(f"{label}.{name}", kind, tensor)
             plain = [t for _, t in plain_tensors(tensor)]
             _require_values(f"{label}.{name}", kind, tensor, plain)
             nbytes = sum(t.numel() * t.element_size() for t in plain)
@@ -165,15 +166,17 @@ def _entries(root: nn.Module, label: str) -> dict[int, Entry]:
 def _require_values(name: str, kind: str, tensor: torch.Tensor, plain: list[torch.Tensor]) -> None:
     if not has_memory(tensor) or any(not has_memory(t) for t in plain):
         raise UnsupportedModelError(
-            f"The {kind} '{name}' has no values (it is on the meta device or not initialised). Load or initialise "
-            f"the model first."
+            f"The {kind} '{name}' has no values (it is on the meta device or not initialised). "
+            "Load or initialise the model first."
         )
-    if any(
-        type(t).__name__ == "DTensor" and type(t).__module__.startswith("torch.distributed") for t in (tensor, *plain)
-    ):
+
+
+def _refuse_sharded(name: str, kind: str, tensor: torch.Tensor) -> None:
+    # By name: importing torch.distributed.tensor takes a second, and most models have never heard of it.
+    if any(base.__name__ == "DTensor" and base.__module__.startswith("torch.dist") for base in type(tensor).__mro__):
         raise UnsupportedModelError(
-            f"The {kind} '{name}' is a DTensor: tensor parallelism already decides where it lives. Offload a "
-            f"model that is not sharded."
+            f"The {kind} '{name}' is a DTensor: tensor parallelism already decides where it lives. "
+            "Offload a model that is not sharded."
         )
 
 

@@ -1,0 +1,53 @@
+"""Ways to break the engine, as text replacements; the suite must notice every one."""
+
+from __future__ import annotations
+
+import dataclasses
+
+__all__ = ["MUTANTS", "Mutant"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    """Replace ``old`` (which occurs once) by ``new`` in a file of ``diffusers_offload_plus/offload``."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+MUTANTS = [
+    Mutant("onload does nothing", "group.py", "        self.state = State.ONLOADED\n", "        self.state = State.ONLOADED\n        self.offload()\n"),
+    Mutant("the parameter is not re-pointed", "group.py", "            repoint(loan.entry.tensor, device)\n", ""),
+    Mutant("views are one alignment off", "stores/layout.py", "        offset += -(-nbytes // ALIGNMENT) * ALIGNMENT\n", "        offset += max(0, -(-nbytes // ALIGNMENT) - 1) * ALIGNMENT\n"),
+    Mutant("the last tensor of a slab is not copied", "stores/host.py", "            _copy_bytes(source, home)\n", "            if source is not sources[-1]:\n                _copy_bytes(source, home)\n"),
+    Mutant("no wait before a read", "transfer.py", "        current.wait_event(self._event)\n", ""),
+    Mutant("no wait before an overwrite", "transfer.py", "            self._stream.wait_stream(compute)\n", ""),
+    Mutant("freed before it was used", "transfer.py", "            self.slab.record_stream(current)\n", "            pass\n"),
+    Mutant("a prefetch is dropped while under way", "transfer.py", "        if not self._side_owned:\n            self.wait()\n", "        return\n"),
+    Mutant("a shared tensor moves with its first unit only", "inventory.py", "                users.setdefault(id(tensor), set()).add(index)\n", "                users.setdefault(id(tensor), {index})\n"),
+    Mutant("ties are not seen", "inventory.py", "        for i in overlapping[1:]:\n", "        for i in overlapping[:0]:\n"),
+    Mutant("buffers are not carried", "engine.py", "            self.carried.to_device()\n", ""),
+    Mutant("buffers replaced by forward are forgotten", "engine.py", "        if self.moves and self.structure.buffers_changed(below):\n", "        if False:\n"),
+    Mutant("offload does not restore", "group.py", "                    repoint(loan.entry.tensor, loan.host)\n", "                    pass\n"),
+    Mutant("an in-place write on the device is dropped", "group.py", "elif loan.entry.is_buffer or loan.version is None or _version(tensor) != loan.version:", "elif False:"),
+    Mutant("bytes are not compared", "group.py", "        if compare:\n", "        if False:\n"),
+    Mutant("re-pointed on the device: dropped", "group.py", "                self._adopt(loan)\n", "                repoint(tensor, loan.host)\n"),
+    Mutant("re-pointed on the host: not noticed", "group.py", "        return tensor.numel() == 0 or self.slab.offset_of(tensor) is not None\n", "        return True\n"),
+    Mutant("written under a prefetch: not noticed", "group.py", "if self._transfer is not None and self._copied != self._versions():", "if False:"),
+    Mutant("an exception skips the offload", "engine.py", "        finally:\n            self._exit(depth)\n\n    def _enter", "        except ZeroDivisionError:\n            pass\n        self._exit(depth)\n\n    def _enter"),
+    Mutant("a group is never offloaded", "engine.py", "            group.offload(compare=compare)\n", "            pass\n"),
+    Mutant("no lock", "engine.py", "        with self._lock:\n            self._owner = threading.get_ident()\n", "        with contextlib.nullcontext():\n            self._owner = threading.get_ident()\n"),
+    Mutant("doors are not opened", "engine.py", "                install(module, watched, self)\n", "                pass\n"),
+    Mutant("a returned parameter goes back to the host", "engine.py", "            return self._kept_valid(forward(*args, **kwargs))\n", "            return forward(*args, **kwargs)\n"),
+    Mutant("structure changes are not noticed", "engine.py", "        if not self.structure.unchanged(entry, self.intact, self.root):\n", "        if False:\n"),
+    Mutant("removed hooks are not put back", "hook.py", "        if self.stale:\n            self._refresh()\n", "        pass\n"),
+    Mutant("only root parameters of wrappers are re-pointed", "tensors.py", "            setattr(tensor, name, getattr(value, name))\n", "            pass\n"),
+    Mutant("inputs stay where they are", "inputs.py", "    if any(_elsewhere(value, device) for value in args):\n", "    if False:\n"),
+    Mutant("a copy keeps the hooks", "copying.py", 'if name not in _HOOKING', 'if name != "__reduce_ex__"'),
+    Mutant("pinned memory is kept after disable", "group.py", "        if self.slab.bytes.numel() and self.slab.bytes.is_pinned():\n", "        if False:\n"),
+    Mutant("prefetch never happens", "engine.py", "        if not depth:\n            return\n", "        return\n"),
+    Mutant("saved weights are kept", "saved.py", "        if group is None:\n", "        if True:\n"),
+    Mutant("gradients stay on the device", "saved.py", "        landed = fresh.to(tensor.device)\n", "        return\n"),
+]  # fmt: skip
