@@ -111,6 +111,7 @@ class WeightGroup:
                 if self._on_loan(loan.entry.tensor):
                     repoint(loan.entry.tensor, loan.host)
             self._loans = []
+            self._storage = 0  # the allocator may give the same address to an activation next
             self.state = State.OFFLOADED
         self.discard()
 
@@ -126,7 +127,7 @@ class WeightGroup:
 
     def owns_storage(self, tensor: torch.Tensor) -> bool:
         """Whether ``tensor`` is a view of the group's present device slab."""
-        return self._transfer is not None and tensor.untyped_storage()._cdata == self._storage
+        return self.state is State.ONLOADED and tensor.untyped_storage()._cdata == self._storage
 
     def release_pinned(self) -> None:
         """Move the weights of an offloaded group to ordinary host memory, with nothing of the group left on them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 from collections.abc import Callable, Iterator
@@ -42,13 +43,40 @@ def assert_offloaded(pair: Pair) -> None:
     assert pair.component().peak_device_bytes < pair.size
 
 
-def raising(module: nn.Module, error: type[BaseException], *, after: bool = False) -> Any:
-    """Make `module` raise in its forward pass, before or after it computes, until the handle is removed."""
+class Trapped(nn.Linear):
+    """Raises within its own forward, before or after it computes, while told to."""
 
-    def throw(*_: object) -> None:
-        raise error
+    trap: type[BaseException] | None = None
+    after = False
 
-    return module.register_forward_hook(throw) if after else module.register_forward_pre_hook(throw)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.trap is not None and not self.after:
+            raise self.trap
+        x = super().forward(x)
+        if self.trap is not None:
+            raise self.trap
+        return x
+
+
+def trapped() -> nn.Module:
+    """A stack whose linear layers are all trapped."""
+    model = Stack()
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(module, name, Trapped(child.in_features, child.out_features))
+    return seeded(lambda: model)
+
+
+@contextlib.contextmanager
+def raising(module: nn.Module, error: type[BaseException], *, after: bool = False) -> Iterator[None]:
+    """Spring the trap of `module`."""
+    assert isinstance(module, Trapped)
+    module.trap, module.after = error, after
+    try:
+        yield
+    finally:
+        del module.trap, module.after
 
 
 def held_by(meter: Meter) -> int:
@@ -59,7 +87,7 @@ def held_by(meter: Meter) -> int:
 
 DEPTHS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "inlet": lambda m: m.inlet,
-    "first_block": lambda m: m.blocks[0],
+    "first_block": lambda m: m.blocks[0].up,
     "inside_a_block": lambda m: m.blocks[3].up,
     "end_of_a_block": lambda m: m.blocks[3].down,
     "outlet": lambda m: m.outlet,
@@ -77,18 +105,16 @@ DEPTHS: dict[str, Callable[[nn.Module], nn.Module]] = {
 def test_exception_in_forward(
     policy: str, error: type[BaseException], depth: str, after: bool, device: torch.device, meter: Meter
 ) -> None:
-    pair = Pair(seeded(Stack), device, policy)
+    pair = Pair(trapped(), device, policy)
     live = held_by(meter)
     for warm in range(2):  # the second time something is prefetched
-        handle = raising(DEPTHS[depth](pair.model), error, after=after)
-        with torch.no_grad(), pytest.raises(error):
+        with raising(DEPTHS[depth](pair.model), error, after=after), torch.no_grad(), pytest.raises(error):
             pair.model(noise(device))
-        handle.remove()
         assert_offloaded(pair)
         if meter.exact:
             assert held_by(meter) == live, f"bytes stay on the device after exception {warm}"
         pair.agree(lambda m: m(noise(device)))
-    pair.finish(tidy=False)
+    pair.finish()
 
 
 def test_exception_that_forward_itself_catches(policy: str, device: torch.device, meter: Meter) -> None:
@@ -136,13 +162,11 @@ def test_generator_is_closed_midway(policy: str, device: torch.device, meter: Me
 
 
 def test_disabling_right_after_an_exception(policy: str, device: torch.device, meter: Meter) -> None:
-    pair = Pair(seeded(Stack), device, policy)
+    pair = Pair(trapped(), device, policy)
     pair.agree(lambda m: m(noise(device)))
-    handle = raising(pair.model.blocks[3], KeyboardInterrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with raising(pair.model.blocks[3].up, KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
         pair.model(noise(device))
-    handle.remove()
-    pair.finish(tidy=False)
+    pair.finish()
 
 
 def test_exception_inside_onloaded(policy: str, device: torch.device, meter: Meter) -> None:

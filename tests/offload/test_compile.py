@@ -1,0 +1,220 @@
+"""Blocks compiled before or after enabling: one graph each, no breaks, compiled once, and the same output."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+import diffusers_offload_plus as dop
+from tests.meter import Meter
+from tests.offload.models import Stack, assert_plain, assert_same, noise, seeded
+from tests.policies import POLICIES
+from tests.zoo.denoisers import flux
+from tests.zoo.models import MODELS
+from tests.zoo.quantized import QUANTISERS
+
+pytestmark = [
+    pytest.mark.usefixtures("meter"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+some_policies = pytest.mark.parametrize("policy", ["block-stream", "leaf-stream"])
+order = pytest.mark.parametrize("first", ["compile first", "enable first"])
+
+KINDS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "float": lambda model: model,
+    "int8": QUANTISERS["int8_weight_only"],
+}
+PASSES = 5
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """No graph of another test."""
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+    counters.clear()
+
+
+def small(kind: str) -> Any:
+    """A Flux with three blocks of two classes."""
+    return KINDS[kind](flux(num_layers=1, num_single_layers=2))
+
+
+def run(model: nn.Module, device: torch.device) -> list[torch.Tensor]:
+    return MODELS["flux"].run(model, "forward", device)
+
+
+def graphs() -> int:
+    return counters["stats"]["unique_graphs"]
+
+
+@functools.cache
+def expected(kind: str, backend: str, device: torch.device) -> tuple[list[torch.Tensor], int]:
+    """What the un-offloaded compiled model gives, and how many graphs that takes."""
+    torch._dynamo.reset()
+    counters.clear()
+    model = small(kind).to(device)
+    model.compile_repeated_blocks(fullgraph=True, backend=backend)
+    for _ in range(2):
+        output = run(model, device)
+    taken = graphs()
+    torch._dynamo.reset()
+    counters.clear()
+    return output, taken
+
+
+def prepared(model: Any, first: str, policy: str, device: torch.device, **options: Any) -> Any:
+    """The model offloaded and its blocks compiled, in that order or the other."""
+    steps = [
+        lambda: model.compile_repeated_blocks(**options),
+        lambda: dop.enable_group_offload(model, device, **POLICIES[policy]),
+    ]
+    for step in steps if first == "compile first" else reversed(steps):
+        step()
+    return model
+
+
+@order
+@some_policies
+@pytest.mark.parametrize("kind", KINDS)
+def test_repeated_blocks_are_compiled_once(kind: str, policy: str, first: str, device: torch.device) -> None:
+    want, taken = expected(kind, "eager", device)
+    assert taken > 0
+    model = prepared(small(kind), first, policy, device, fullgraph=True, backend="eager")
+    for number in range(PASSES):
+        assert_same(run(model, device), want, f"in pass {number}")
+        assert graphs() == taken, f"in pass {number}"
+    assert not counters["graph_break"]
+    assert dop.offload_report(model).components[0].transferred_bytes > 0
+    dop.disable_group_offload(model)
+    assert_plain(model)
+    assert_same(run(model.to(device), device), want)
+
+
+@order
+@pytest.mark.parametrize("kind", KINDS)
+def test_traced_by_aot_autograd(kind: str, first: str, device: torch.device) -> None:
+    want, taken = expected(kind, "aot_eager", device)
+    model = prepared(small(kind), first, "block-stream", device, fullgraph=True, backend="aot_eager")
+    for _ in range(3):
+        assert_same(run(model, device), want)
+    assert graphs() == taken
+    dop.disable_group_offload(model)
+
+
+@order
+@some_policies
+def test_the_blocks_really_run_compiled(policy: str, first: str, device: torch.device) -> None:
+    ran: list[int] = []
+
+    def counting(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            assert {a.device.type for a in args if isinstance(a, torch.Tensor)} <= {device.type}
+            ran.append(1)
+            return graph(*args)
+
+        return call
+
+    model = prepared(small("float"), first, policy, device, fullgraph=True, backend=counting)
+    for _ in range(3):
+        run(model, device)
+    assert len(ran) == 3 * 3
+    dop.disable_group_offload(model)
+    run(model.to(device), device)
+    assert len(ran) == 4 * 3, "still compiled"
+
+
+@order
+@some_policies
+def test_disabling_gives_the_compiled_call_back(policy: str, first: str, device: torch.device) -> None:
+    model, x = seeded(Stack), noise(device)
+    want = seeded(Stack).to(device)(x)
+    if first == "enable first":
+        dop.enable_group_offload(model, device, **POLICIES[policy])
+        model(x)
+    for block in model.blocks:
+        block.compile(backend="eager", fullgraph=True)
+    calls = [block._compiled_call_impl for block in model.blocks]
+    assert all(calls)
+    if first == "compile first":
+        dop.enable_group_offload(model, device, **POLICIES[policy])
+    for _ in range(2):
+        assert_same(model(x), want)
+    dop.disable_group_offload(model)
+    assert [block._compiled_call_impl for block in model.blocks] == calls
+    assert not any("_offload_plus_compiled" in vars(module) for module in model.modules())
+    assert_plain(model)
+    assert_same(model.to(device)(x), want)
+
+
+@some_policies
+def test_block_called_alone(policy: str, device: torch.device) -> None:
+    """Right after it was compiled the hook lies inside the graph: a clear error, or the right output; then always right."""
+    model, x = seeded(Stack), noise(device)
+    plain = seeded(Stack).to(device)
+    dop.enable_group_offload(model, device, **POLICIES[policy])
+    model(x)
+    model.blocks[2].compile(backend="eager", fullgraph=True)
+    try:
+        got = model.blocks[2](x)
+    except dop.CompileOrderError as error:
+        assert "before enabling" in str(error) or "whole model once" in str(error)  # noqa: PT017
+    else:
+        assert_same(got, plain.blocks[2](x))
+    torch._dynamo.reset()
+    assert_same(model(x), plain(x))
+    for _ in range(2):
+        assert_same(model.blocks[2](x), plain.blocks[2](x))
+        assert_same(model(x), plain(x))
+    dop.disable_group_offload(model)
+
+
+@some_policies
+def test_weights_changed_under_a_compiled_block(policy: str, device: torch.device) -> None:
+    model = prepared(small("float"), "compile first", policy, device, fullgraph=True, backend="eager")
+    plain = small("float")
+    run(model, device)
+    taken = graphs()
+    with torch.no_grad():
+        for one in (model, plain):
+            one.transformer_blocks[0].attn.to_q.weight.mul_(2)
+            one.single_transformer_blocks[1].proj_mlp.weight.data = one.single_transformer_blocks[0].proj_mlp.weight.data * 0.5
+    want = run(copy.deepcopy(plain).to(device), device)
+    for _ in range(2):
+        assert_same(run(model, device), want)
+    assert graphs() == taken
+    dop.disable_group_offload(model)
+
+
+@some_policies
+def test_compiled_part_of_a_block(policy: str, device: torch.device, meter: Meter) -> None:
+    """A compiled layer deep in a block moves whole, and its graph sees device weights only."""
+    model, x = seeded(Stack), noise(device)
+    want = seeded(Stack).to(device)(x)
+    model.blocks[1].up.compile(backend="eager", fullgraph=True)
+    model.blocks[4].norm.compile(backend="eager", fullgraph=True)
+    dop.enable_group_offload(model, device, **POLICIES[policy])
+    for _ in range(3):
+        assert_same(model(x), want)
+    assert graphs() == 2
+    dop.disable_group_offload(model)
+
+
+@some_policies
+def test_copy_of_an_offloaded_compiled_model_is_plain(policy: str, device: torch.device) -> None:
+    model = prepared(small("float"), "compile first", policy, device, fullgraph=True, backend="eager")
+    want = run(model, device)
+    twin = copy.deepcopy(model)
+    assert_plain(twin)
+    assert_same(run(twin.to(device), device), want)
+    assert_same(run(model, device), want)
+    dop.disable_group_offload(model)
