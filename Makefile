@@ -28,8 +28,9 @@ help: ## show this list
 
 install: $(STAMP) ## make .venv with the project and all its extras
 
+# Without a GPU the simulated accelerator of the tests stands in: bytes and images are real there, times are not.
 demo: $(STAMP) ## run the demonstration
-	$(BIN)/offload-plus demo $(ARGS)
+	$(BIN)/offload-plus demo --output demo-output $$($(PY) -c 'import torch; print("" if torch.accelerator.is_available() else "--device sim --import tests.simulated:register")') $(ARGS)
 
 test: $(STAMP) compiler ## run the tests, soak tests left out
 	$(PY) -m pytest $(XDIST) --durations=10 $(ARGS)

@@ -42,7 +42,7 @@ class _Frame:
     module: nn.Module
     groups: tuple[WeightGroup, ...]
     compare: bool
-    served: list[WeightGroup] = dataclasses.field(default_factory=list)
+    served: dict[WeightGroup, int] = dataclasses.field(default_factory=dict)  # and how often its owner had run then
 
 
 class OffloadEngine:
@@ -184,16 +184,17 @@ class OffloadEngine:
     def serve(self, group: WeightGroup, entry: Entry) -> torch.Tensor:
         """Answer a lookup of an offloaded tensor that no hook announced; see [Note: doors].
 
-        Inside a pass the group is onloaded for as long as the innermost hooked module runs. Outside of one there is
+        Inside a pass the group is onloaded while the innermost hooked module runs. Outside of one there is
         no telling how long the caller needs it, so it is lent a device copy that lives as long as it is held.
         """
         if self._owner == threading.get_ident() and self._frames:
             frame = self._frames[-1]
             self.served.setdefault(entry.names[0], self.structure.name_of(frame.module))
-            if group not in frame.served:
-                group.users += 1
-                frame.served.append(group)
             with _engine_mode():
+                self._end_claims(frame)
+                if group not in frame.served:
+                    group.users += 1
+                    frame.served[group] = group.runs
                 self._onload(group)
             return entry.tensor
         if not computes_on(self.device, self.structure.ids):
@@ -282,6 +283,7 @@ class OffloadEngine:
         self._frames.append(frame)
         for group in frame.groups:
             group.users += 1
+            group.runs += 1
         with _engine_mode():
             for group in self._lingering:
                 if not group.users:
@@ -300,6 +302,14 @@ class OffloadEngine:
                     self._release(group, frame, compare=True)
                 for group in frame.groups:
                     self._release(group, frame, compare=frame.compare)
+
+    def _end_claims(self, frame: _Frame) -> None:
+        # Many readers look at ``layer.weight.dtype`` just before they call the layer; holding every such group to the
+        # end of a long forward would gather the model on the device. Once its owner has run, the next read ends it.
+        for group, runs in list(frame.served.items()):
+            if group.runs > runs:
+                del frame.served[group]
+                self._release(group, frame, compare=True)
 
     def _release(self, group: WeightGroup, frame: _Frame, *, compare: bool) -> None:
         group.users = max(0, group.users - 1)

@@ -49,12 +49,14 @@ class WeightGroup:
 
     Attributes:
         users: how many running modules need the group; it stays onloaded while there are any.
+        runs: how often a module that owns its weights has run.
         written_back: bytes that had to travel device to host because somebody wrote them.
     """
 
     def __init__(self, spec: GroupSpec, link: Link) -> None:
         self.spec = spec
         self.users = 0
+        self.runs = 0
         self.onloads = 0
         self.written_back = 0
         self.rehomed = 0

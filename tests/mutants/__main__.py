@@ -20,8 +20,9 @@ from tests.mutants.changes import MUTANTS, Mutant
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Quick and broad first: most mutants die in the first file.
 SUITE = [
-    "test_figures", "test_broken_engines", "test_buffers", "test_ties_and_views", "test_user_changes", "test_entry_doors",
-    "test_failures", "test_copies_and_state", "test_tensor_subclasses", "test_lora", "test_training", "test_pipelines",
+    "test_figures", "test_broken_engines", "test_buffers", "test_ties_and_views", "test_user_changes",
+    "test_entry_doors", "test_failures", "test_copies_and_state", "test_tensor_subclasses", "test_training",
+    "test_other_hooks", "test_pipelines",
 ]  # fmt: skip
 
 
@@ -43,7 +44,17 @@ def run(mutant: Mutant, timeout: float) -> tuple[str, float]:
             return f"STALE: its text occurs {text.count(mutant.old)} times in {mutant.file}", 0.0
         file.write_text(text.replace(mutant.old, mutant.new))
         files = [path for name in SUITE if (path := tree / "tests" / "offload" / f"{name}.py").exists()]
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *map(str, files)]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--no-header",
+            *map(str, files),
+        ]
         environment = {**os.environ, "PYTHONPATH": str(tree)}
         try:
             done = subprocess.run(

@@ -92,4 +92,3 @@ def test_freed_too_early(device: torch.device, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(transfer.Transfer, "wait", forgetful)
     assert races(device, record_stream=True) > 0
-

@@ -49,8 +49,19 @@ def small(kind: str) -> Any:
     return KINDS[kind](flux(num_layers=1, num_single_layers=2))
 
 
+class Repeating(Stack):
+    """Compiles its blocks as diffusers' models do."""
+
+    def compile_repeated_blocks(self, **options: Any) -> None:
+        for block in self.blocks:
+            block.compile(**options)
+
+
 def run(model: nn.Module, device: torch.device) -> list[torch.Tensor]:
-    return MODELS["flux"].run(model, "forward", device)
+    with torch.no_grad():
+        if isinstance(model, Stack):
+            return [model(noise(device))]
+        return MODELS["flux"].run(model, "forward", device)
 
 
 def graphs() -> int:
@@ -59,7 +70,7 @@ def graphs() -> int:
 
 @functools.cache
 def expected(kind: str, backend: str, device: torch.device) -> tuple[list[torch.Tensor], int]:
-    """What the un-offloaded compiled model gives, and how many graphs that takes."""
+    """What the un-offloaded compiled Flux gives, and how many graphs that takes."""
     torch._dynamo.reset()
     counters.clear()
     model = small(kind).to(device)
@@ -84,8 +95,7 @@ def prepared(model: Any, first: str, policy: str, device: torch.device, **option
 
 
 @order
-@some_policies
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "policy"), [("int8", "block-stream")])
 def test_repeated_blocks_are_compiled_once(kind: str, policy: str, first: str, device: torch.device) -> None:
     want, taken = expected(kind, "eager", device)
     assert taken > 0
@@ -101,13 +111,19 @@ def test_repeated_blocks_are_compiled_once(kind: str, policy: str, first: str, d
 
 
 @order
+@some_policies
 @pytest.mark.parametrize("kind", KINDS)
-def test_traced_by_aot_autograd(kind: str, first: str, device: torch.device) -> None:
-    want, taken = expected(kind, "aot_eager", device)
-    model = prepared(small(kind), first, "block-stream", device, fullgraph=True, backend="aot_eager")
-    for _ in range(3):
+def test_traced_by_aot_autograd(kind: str, policy: str, first: str, device: torch.device) -> None:
+    plain = KINDS[kind](seeded(Repeating)).to(device)
+    plain.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+    want = run(plain, device)
+    taken = graphs()
+    torch._dynamo.reset()
+    counters.clear()
+    model = prepared(KINDS[kind](seeded(Repeating)), first, policy, device, fullgraph=True, backend="aot_eager")
+    for _ in range(PASSES):
         assert_same(run(model, device), want)
-    assert graphs() == taken
+    assert graphs() == taken > 0
     dop.disable_group_offload(model)
 
 
@@ -124,13 +140,13 @@ def test_the_blocks_really_run_compiled(policy: str, first: str, device: torch.d
 
         return call
 
-    model = prepared(small("float"), first, policy, device, fullgraph=True, backend=counting)
+    model = prepared(seeded(Repeating), first, policy, device, fullgraph=True, backend=counting)
     for _ in range(3):
         run(model, device)
-    assert len(ran) == 3 * 3
+    assert len(ran) == 3 * 6
     dop.disable_group_offload(model)
     run(model.to(device), device)
-    assert len(ran) == 4 * 3, "still compiled"
+    assert len(ran) == 4 * 6, "still compiled"
 
 
 @order
@@ -166,8 +182,9 @@ def test_block_called_alone(policy: str, device: torch.device) -> None:
     model.blocks[2].compile(backend="eager", fullgraph=True)
     try:
         got = model.blocks[2](x)
-    except dop.CompileOrderError as error:
-        assert "before enabling" in str(error) or "whole model once" in str(error)  # noqa: PT017
+    except (dop.CompileOrderError, torch._dynamo.exc.Unsupported) as error:
+        # Dynamo wraps what is raised while it traces, and quotes it.
+        assert "Call the whole model once, or compile before enabling" in str(error)  # noqa: PT017
     else:
         assert_same(got, plain.blocks[2](x))
     torch._dynamo.reset()
@@ -180,18 +197,33 @@ def test_block_called_alone(policy: str, device: torch.device) -> None:
 
 @some_policies
 def test_weights_changed_under_a_compiled_block(policy: str, device: torch.device) -> None:
-    model = prepared(small("float"), "compile first", policy, device, fullgraph=True, backend="eager")
-    plain = small("float")
+    model = prepared(seeded(Repeating), "compile first", policy, device, fullgraph=True, backend="eager")
+    plain = seeded(Stack)
     run(model, device)
     taken = graphs()
     with torch.no_grad():
         for one in (model, plain):
-            one.transformer_blocks[0].attn.to_q.weight.mul_(2)
-            one.single_transformer_blocks[1].proj_mlp.weight.data = one.single_transformer_blocks[0].proj_mlp.weight.data * 0.5
-    want = run(copy.deepcopy(plain).to(device), device)
+            one.blocks[0].up.weight.mul_(2)
+            one.blocks[3].down.weight.data = one.blocks[2].down.weight.data * 0.5
+    want = run(plain.to(device), device)
     for _ in range(2):
         assert_same(run(model, device), want)
     assert graphs() == taken
+    dop.disable_group_offload(model)
+
+
+@some_policies
+def test_compiled_blocks_with_gradients(policy: str, device: torch.device) -> None:
+    """Whatever records saved weights must not be traced into the graph."""
+    plain = seeded(Repeating).to(device)
+    model = prepared(seeded(Repeating), "compile first", policy, device, fullgraph=True, backend="aot_eager")
+    plain.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+    for _ in range(2):
+        for one in (plain, model):
+            one.zero_grad()
+            one(noise(device)).square().mean().backward()
+        for (name, mine), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
+            assert torch.equal(mine.grad.cpu(), theirs.grad.cpu()), name
     dop.disable_group_offload(model)
 
 
@@ -211,7 +243,7 @@ def test_compiled_part_of_a_block(policy: str, device: torch.device, meter: Mete
 
 @some_policies
 def test_copy_of_an_offloaded_compiled_model_is_plain(policy: str, device: torch.device) -> None:
-    model = prepared(small("float"), "compile first", policy, device, fullgraph=True, backend="eager")
+    model = prepared(seeded(Repeating), "compile first", policy, device, fullgraph=True, backend="eager")
     want = run(model, device)
     twin = copy.deepcopy(model)
     assert_plain(twin)

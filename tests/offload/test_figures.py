@@ -1,4 +1,4 @@
-"""Byte-exact figures of one pass over a tiny Flux, beside stock diffusers in the same run. All tensors are 64-byte aligned."""
+"""Byte-exact figures of one pass over a tiny Flux, beside stock diffusers in the same run."""
 
 from __future__ import annotations
 
@@ -149,4 +149,3 @@ def weight_bytes(model: nn.Module) -> int:
 
 def report_allowance(weights: str, tensors: int) -> int:
     return ALIGNMENT * tensors * (1 if weights == "float32" else 3)
-

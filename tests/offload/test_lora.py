@@ -95,7 +95,9 @@ class Two:
         assert_only_ours(self.ours)
         now = self.agree(name)
         if matters is not None:
-            assert torch.equal(now, self.last) != matters, f"{name} was {'' if matters else 'not '}to change the output"
+            assert torch.equal(now, self.last) != matters, (
+                f"{name} was {'' if matters else 'not '}to change the output"
+            )
         self.last = now
 
     def finish(self) -> None:

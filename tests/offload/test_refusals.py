@@ -50,7 +50,12 @@ def unchanged(*roots: nn.Module) -> Iterator[None]:
 
 
 def refused(
-    model: Any, device: Any, error: type[Exception], *says: str, builtin: type[Exception] = ValueError, **arguments: Any
+    model: Any,
+    device: Any,
+    error: type[Exception],
+    *says: str,
+    builtin: type[Exception] = ValueError,
+    **arguments: Any,
 ) -> str:
     """Enabling raises `error`, whose message has all of `says` in it; nothing has changed."""
     roots = [model] if isinstance(model, nn.Module) else list(models_of(model).values())
@@ -66,14 +71,20 @@ def refused(
 # Arguments
 
 ARGUMENTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "offload type unknown": ({"offload_type": "layer_level"}, ("`offload_type`", "layer_level", "'block_level'", "'leaf_level'")),
+    "offload type unknown": (
+        {"offload_type": "layer_level"},
+        ("`offload_type`", "layer_level", "'block_level'", "'leaf_level'"),
+    ),
     "offload type none": ({"offload_type": None}, ("`offload_type`", "None", "'block_level'")),
     "blocks zero": ({"num_blocks_per_group": 0}, ("`num_blocks_per_group`", "got 0", "at least 1", "Leave it out")),
     "blocks negative": ({"num_blocks_per_group": -1}, ("`num_blocks_per_group`", "got -1", "at least 1")),
     "blocks true": ({"num_blocks_per_group": True}, ("`num_blocks_per_group`", "got True", "integer")),
     "blocks fraction": ({"num_blocks_per_group": 1.5}, ("`num_blocks_per_group`", "got 1.5", "integer")),
     "blocks text": ({"num_blocks_per_group": "2"}, ("`num_blocks_per_group`", "got '2'", "integer")),
-    "stream on cpu": ({"onload_device": "cpu", "use_stream": True}, ("`use_stream=True`", "'cpu'", "use_stream=False")),
+    "stream on cpu": (
+        {"onload_device": "cpu", "use_stream": True},
+        ("`use_stream=True`", "'cpu'", "use_stream=False"),
+    ),
     "stream no flag": ({"use_stream": 1}, ("`use_stream`", "got 1", "True or False")),
     "lean no flag": ({"low_cpu_mem_usage": "yes"}, ("`low_cpu_mem_usage`", "'yes'", "True or False")),
     "record without stream": ({"record_stream": True}, ("`record_stream=True`", "`use_stream=True`", "Pass both")),
@@ -85,7 +96,10 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "disk": ({"offload_to_disk_path": "/tmp/weights"}, ("`offload_to_disk_path`", "/tmp/weights", "Leave it out")),
     "disk empty": ({"offload_to_disk_path": ""}, ("`offload_to_disk_path`", "Leave it out")),
     "block modules no name": ({"block_modules": [3]}, ("`block_modules`", "got 3", "names")),
-    "block modules unknown": ({"block_modules": ["bricks"]}, ("`block_modules`", "'bricks'", "Stack", "'blocks'", "'inlet'")),
+    "block modules unknown": (
+        {"block_modules": ["bricks"]},
+        ("`block_modules`", "'bricks'", "Stack", "'blocks'", "'inlet'"),
+    ),
     "exclude kwargs no name": ({"exclude_kwargs": [None]}, ("`exclude_kwargs`", "got None", "names")),
     "exclude modules of a model": ({"exclude_modules": ["blocks"]}, ("`exclude_modules`", "Stack", "Leave it out")),
 }
@@ -101,13 +115,17 @@ def test_argument(case: str, device: torch.device, meter: Meter) -> None:
 
 def test_device_that_this_machine_has_not(device: torch.device) -> None:
     model = seeded(Stack)
-    refused(model, f"{device.type}:9", dop.InvalidPolicyError, "`onload_device`", f"'{device.type}:9'", "highest", "index")
+    refused(
+        model, f"{device.type}:9", dop.InvalidPolicyError, "`onload_device`", f"'{device.type}:9'", "highest", "index"
+    )
     for kind in ("cuda", "xpu", "cuda:1"):
         if not torch.get_device_module(kind.split(":")[0]).is_available():
             refused(model, kind, dop.InvalidPolicyError, "`onload_device`", f"'{kind}'", "Name a device that exists")
 
 
-@pytest.mark.parametrize("case", ["blocks zero", "onload device unknown", "disk", "block modules unknown", "record without stream"])
+@pytest.mark.parametrize(
+    "case", ["blocks zero", "onload device unknown", "disk", "block modules unknown", "record without stream"]
+)
 def test_argument_on_an_offloaded_model(case: str, device: torch.device) -> None:
     """The settings in force stay in force."""
     model, x = seeded(Stack), noise(device)
@@ -127,7 +145,9 @@ def test_target_that_is_no_model(target: Any, device: torch.device) -> None:
 
 def test_one_bad_component_leaves_all_others_alone(device: torch.device) -> None:
     pipeline = PIPELINES["flux"].build()
-    pipeline.vae.decoder.conv_out.weight = nn.Parameter(torch.empty(pipeline.vae.decoder.conv_out.weight.shape, device="meta"))
+    pipeline.vae.decoder.conv_out.weight = nn.Parameter(
+        torch.empty(pipeline.vae.decoder.conv_out.weight.shape, device="meta")
+    )
     refused(pipeline, device, dop.UnsupportedModelError, "vae.decoder.conv_out.weight", "meta", "Load")
     refused(pipeline, device, dop.UnsupportedModelError, "vae.decoder.conv_out.weight", exclude_modules="text_encoder")
     dop.enable_group_offload(pipeline.text_encoder, device)
@@ -182,7 +202,9 @@ def test_sharded_tensors(device: torch.device, tmp_path: Path) -> None:
     try:
         mesh = init_device_mesh("cpu", (1,))
         model = seeded(Stack)
-        model.blocks[3].down.weight = nn.Parameter(distribute_tensor(model.blocks[3].down.weight.detach(), mesh, [Replicate()]))
+        model.blocks[3].down.weight = nn.Parameter(
+            distribute_tensor(model.blocks[3].down.weight.detach(), mesh, [Replicate()])
+        )
         assert isinstance(model.blocks[3].down.weight, DTensor)
         policy = OffloadPolicy.from_arguments(onload_device=device)
         with pytest.raises(dop.UnsupportedModelError, match=r"blocks\.3\.down\.weight' is a DTensor"):
