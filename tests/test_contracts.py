@@ -6,6 +6,7 @@ import copy
 import importlib
 import inspect
 import sys
+from typing import ClassVar
 
 import diffusers.hooks.group_offloading as stock
 import pytest
@@ -93,7 +94,7 @@ def test_accelerate_keeps_the_forward_it_replaced() -> None:
 
 def test_attribute_lookup_goes_through_the_dictionary_of_the_instance() -> None:
     class Watched(dict):  # type: ignore[type-arg]
-        seen: list[str] = []
+        seen: ClassVar[list[str]] = []
 
         def __getitem__(self, name: str) -> object:
             self.seen.append(name)
@@ -135,9 +136,9 @@ def test_no_library_attribute_is_replaced() -> None:
     import diffusers.pipelines.pipeline_utils
 
     owners = [
-        stock, diffusers.hooks.hooks, diffusers.models.modeling_utils, diffusers.pipelines.pipeline_utils, accelerate.hooks,
-        HookRegistry, ModelHook, diffusers.models.modeling_utils.ModelMixin, diffusers.DiffusionPipeline, nn.Module, nn.Linear,
-        torch.Tensor, nn.Parameter,
+        stock, diffusers.hooks.hooks, diffusers.models.modeling_utils, diffusers.pipelines.pipeline_utils,
+        diffusers.models.modeling_utils.ModelMixin, diffusers.DiffusionPipeline, accelerate.hooks,
+        HookRegistry, ModelHook, nn.Module, nn.Linear, nn.Parameter, torch.Tensor,
     ]  # fmt: skip
     before = [dict(vars(owner)) for owner in owners]
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))

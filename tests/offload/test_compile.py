@@ -174,7 +174,8 @@ def test_disabling_gives_the_compiled_call_back(policy: str, first: str, device:
 
 @some_policies
 def test_block_called_alone(policy: str, device: torch.device) -> None:
-    """Right after it was compiled the hook lies inside the graph: a clear error, or the right output; then always right."""
+    """Right after it was compiled the hook lies inside the graph: a clear error, or the right output; then always
+    right."""
     model, x = seeded(Stack), noise(device)
     plain = seeded(Stack).to(device)
     dop.enable_group_offload(model, device, **POLICIES[policy])

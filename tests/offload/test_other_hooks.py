@@ -46,7 +46,8 @@ def test_a_hook_of_accelerate_before_ours_removed_again(policy: str, device: tor
     attachment = attachment_of(model)
     assert attachment is not None
     hook = attachment.hook_on(model)
-    assert hook is not None and hook.fires(), "the displaced hook was not put back"
+    assert hook is not None
+    assert hook.fires(), "the displaced hook was not put back"
 
 
 @pytest.mark.parametrize("policy", CHOSEN)

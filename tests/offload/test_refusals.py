@@ -139,7 +139,7 @@ def test_argument_on_an_offloaded_model(case: str, device: torch.device) -> None
 
 @pytest.mark.parametrize("target", [None, 3, "pipe", torch.ones(2), object()], ids=lambda t: type(t).__name__)
 def test_target_that_is_no_model(target: Any, device: torch.device) -> None:
-    with pytest.raises(dop.InvalidPolicyError, match="needs a pipeline, a components manager or a torch.nn.Module"):
+    with pytest.raises(dop.InvalidPolicyError, match="needs a pipeline, a components manager"):
         dop.enable_group_offload(target, device)
 
 

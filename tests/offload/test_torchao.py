@@ -168,7 +168,7 @@ def test_streams_are_recorded_for_all_inner_tensors(
         record(tensor, stream)
 
     monkeypatch.setattr(torch.Tensor, "record_stream", noting)
-    model, weight = a_weight(kind)
+    model, _ = a_weight(kind)
     storages: list[set[int]] = []
     model.transformer_blocks[1].attn.to_q.register_forward_hook(
         lambda m, *_: storages.append({t.untyped_storage()._cdata for t in inner(m.weight).values()} - recorded)

@@ -24,13 +24,14 @@ from tests.twin.modules import CONDITIONS, ROWS, WIDTH, Counting, Dense, Failure
 
 COVERAGE: collections.Counter[tuple[str, str, str]] = collections.Counter()
 OPERATIONS = (
-    "enable", "replan", "forward", "forward-grad", "skipping", "failing", "interrupted", "part", "encode", "edit", "edit-data",
-    "repoint", "load", "cast", "add", "remove", "replace", "save", "copy", "onloaded", "disable",
+    "enable", "replan", "forward", "forward-grad", "skipping", "failing", "interrupted", "part", "encode", "edit",
+    "edit-data", "repoint", "load", "cast", "add", "remove", "replace", "save", "copy", "onloaded", "disable",
 )  # fmt: skip
 TIERS = ("host", "pinned host", "staged host")
 LEVELS = ("block_level", "leaf_level")
 
-# Where a piece reads another's weight without calling it, or is entered twice by way of sharing, calls do not follow the tree.
+# Where a piece reads another's weight without calling it, or is entered twice by way of sharing, calls do not follow
+# the tree.
 UNBOUND = {"reading", "shared", "attending"}
 
 

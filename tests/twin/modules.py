@@ -1,4 +1,5 @@
-"""The pieces random models are made of. Each maps a ``(rows, WIDTH)`` tensor to one of the same shape, without blowing it up."""
+"""The pieces random models are made of. Each maps a ``(rows, WIDTH)`` tensor to one of the same shape, without
+blowing it up."""
 
 from __future__ import annotations
 

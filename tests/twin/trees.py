@@ -8,8 +8,8 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.twin.wrapped import wrap_linear_weight
 from tests.twin import modules as m
+from tests.twin.wrapped import wrap_linear_weight
 from tests.zoo.quantized import QUANTISERS
 
 LEAVES = (

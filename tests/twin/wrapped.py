@@ -44,10 +44,10 @@ class Wrapped(torch.Tensor):
         aten = torch.ops.aten
         kwargs = kwargs or {}
         if func in (aten.detach.default, aten.alias.default, aten.clone.default, aten._to_copy.default):
-            if func is not aten._to_copy.default or kwargs.get("dtype") in (None, args[0].dtype):
-                if func is aten._to_copy.default:
-                    kwargs = {name: value for name, value in kwargs.items() if name in ("device", "non_blocking")}
-                return args[0]._map(lambda t: func(t, **kwargs))
+            converts = kwargs.get("dtype") not in (None, args[0].dtype)
+            if not converts:
+                kept = {name: value for name, value in kwargs.items() if name in ("device", "non_blocking")}
+                return args[0]._map(lambda t: func(t, **kept))
         if func is aten.copy_.default and isinstance(args[0], Wrapped) and isinstance(args[1], Wrapped):
             for name in args[0].__tensor_flatten__()[0]:
                 getattr(args[0], name).copy_(getattr(args[1], name))
