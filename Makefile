@@ -35,8 +35,8 @@ demo: $(STAMP) ## run the demonstration
 test: $(STAMP) compiler ## run the tests, soak tests left out
 	$(PY) -m pytest $(XDIST) --durations=10 $(ARGS)
 
-soak: $(STAMP) compiler ## run the tests that take minutes
-	$(PY) -m pytest -m soak --timeout=3600 --durations=0 $(ARGS)
+soak: $(STAMP) compiler ## run 2,000 random sequences of 30 operations beside an un-offloaded twin
+	OFFLOAD_PLUS_SEQUENCES=2000 $(PY) -m pytest tests/twin -s $(ARGS)
 
 bench: $(STAMP) ## run the benchmarks
 	$(BIN)/offload-plus bench $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import pathlib
 import subprocess
 import sys
@@ -69,6 +70,63 @@ def test_one_door_to_diffusers(path: pathlib.Path) -> None:
         assert "from diffusers" not in text
     assert "__all__" in text
     assert len(text.splitlines()) <= 420
+
+
+ALL = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", ALL, ids=module_name)
+def test_every_module_says_what_it_offers(path: pathlib.Path) -> None:
+    body = ast.parse(path.read_text()).body
+    if path.name == "__main__.py" or all(isinstance(node, ast.Expr) for node in body):
+        return
+    assigned = [node for node in body if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value]
+    listed = [ast.literal_eval(node.value) for node in assigned if ast.unparse(node).startswith("__all__")]
+    assert len(listed) == 1
+    assert len(set(listed[0])) == len(listed[0])
+    for name in listed[0]:
+        assert hasattr(importlib.import_module(dotted(path)), name), name
+
+
+def dotted(path: pathlib.Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@pytest.mark.parametrize("path", ALL, ids=module_name)
+def test_only_one_file_imports_the_hooks_of_diffusers(path: pathlib.Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+        assert path.name == "diffusers_door.py" or not any(n.startswith("diffusers.hooks") for n in names)
+
+
+@pytest.mark.parametrize("path", ALL, ids=module_name)
+def test_nothing_below_imports_the_command_line(path: pathlib.Path) -> None:
+    above = ("cli", "commands", "demo", "lint", "__main__")
+    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if part not in above:
+        assert not [name for name in imports(path) if name.split(".")[0] in above]
+    if part != "__main__" and part != "cli":
+        assert "cli" not in imports(path)
+
+
+def test_no_cycles_between_modules() -> None:
+    """At module level, in the whole package; imports inside functions may point anywhere."""
+    known = {dotted(path): path for path in ALL}
+    edges: dict[str, set[str]] = {}
+    for name, path in known.items():
+        package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+        found = set()
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])])
+                found |= {f"{base}.{alias.name}" if f"{base}.{alias.name}" in known else base for alias in node.names}
+        edges[name] = found & set(known)
+    done: set[str] = set()
+    while ready := {name for name, needs in edges.items() if name not in done and needs <= done}:
+        done |= ready
+    assert set(edges) - done == set(), "these import one another"
 
 
 def test_importing_the_package_imports_no_torch() -> None:
