@@ -39,6 +39,7 @@ class GroupOffloadPlusHook(ModelHook):
         super().__init__()  # type: ignore[no-untyped-call]
         self.attachment = attachment
         self.installed: Any = None
+        self._entered: Any = None
         self.compiled: Callable[..., Any] | None = None
         self._module = module
 
@@ -88,6 +89,27 @@ class GroupOffloadPlusHook(ModelHook):
 
     def fires(self) -> bool:
         """Whether calling the module still reaches this hook, whatever wrapped or replaced its forward since."""
+        if self.fn_ref.forward is not self._entered:
+            return False
+        return self._is_reachable()
+
+    def note_installed(self) -> None:
+        """Remember how the registry reaches this hook, to notice when it no longer does."""
+        self.installed = self._module.__dict__["forward"]
+        self._entered = self.fn_ref.forward
+
+    def reclaim(self) -> bool:
+        """Take the place back that removing a hook beneath this one gave to the forward under that; False if displaced.
+
+        diffusers' registry then calls the inner forward past us, and still has the removed hook down as our original.
+        """
+        if self.fn_ref.forward is not self._entered and self._entered is not None:
+            inner: Any = self.fn_ref.forward
+            self.fn_ref.original_forward = inner
+            self.fn_ref.forward = self._entered
+        return self._is_reachable()
+
+    def _is_reachable(self) -> bool:
         forward = self._module.__dict__.get("forward")
         while forward is not None:
             if forward is self.installed:
@@ -189,12 +211,14 @@ class Attachment:
             assert registry is not None
             hook = GroupOffloadPlusHook(self, module)
             registry.register_hook(hook, HOOK_NAME)
-            hook.installed = module.__dict__["forward"]
+            hook.note_installed()
             install_reducer(module, self.engine.park)
         hook.take_compiled()
 
     def _unhook(self, module: nn.Module) -> None:
-        if self.hook_on(module) is not None:
+        hook = self.hook_on(module)
+        if hook is not None:
+            hook.reclaim()
             registry = registry_of(module)
             assert registry is not None
             registry.remove_hook(HOOK_NAME, recurse=False)
@@ -204,7 +228,7 @@ class Attachment:
         # Removing the hook sets ``forward`` to what lay beneath it when it was registered; what displaced it stays
         # instead.
         hook = self.hook_on(module)
-        if hook is not None and not hook.fires():
+        if hook is not None and not hook.reclaim():
             kept = module.__dict__.get("forward")
             self._unhook(module)
             if kept is None:

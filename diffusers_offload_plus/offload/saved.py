@@ -54,6 +54,7 @@ class SavedWeights:
     def __init__(self, engine: OffloadEngine) -> None:
         self._engine = engine
         self._lock = threading.Lock()
+        self._hooks = (self._pack, self._unpack)  # the same objects each pass, or compiled forwards are traced anew
         self._present: tuple[HostSlab, torch.Tensor] | None = None
         self._landing: dict[int, list[Any]] = {}
         self._stash: dict[int, torch.Tensor] = {}
@@ -66,12 +67,11 @@ class SavedWeights:
         is saved.
         """
         others = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
-        recomputing = torch._C._current_graph_task_id() != -1
-        if not torch.is_grad_enabled() or not self._engine.moves or others or recomputing:
+        if not torch.is_grad_enabled() or not self._engine.moves or others:
             yield
             return
         self._land_gradients()
-        with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
+        with torch.autograd.graph.saved_tensors_hooks(*self._hooks):
             yield
 
     def forget(self) -> None:
@@ -84,6 +84,8 @@ class SavedWeights:
     # Saved tensors
 
     def _pack(self, tensor: torch.Tensor) -> Any:
+        if torch.compiler.is_compiling():
+            return tensor.detach()  # traced, not run: there is nothing to keep
         if is_wrapper(tensor):
             parts: list[Any] = []
 
