@@ -99,7 +99,7 @@ class GroupOffloadPlusHook(ModelHook):
         self._entered = self.fn_ref.forward
 
     def reclaim(self) -> bool:
-        """Take the place back that removing a hook beneath this one gave to the forward under that; False if displaced.
+        """Take back the place that removing a hook beneath this one gave to the inner forward; False if displaced.
 
         diffusers' registry then calls the inner forward past us, and still has the removed hook down as our original.
         """

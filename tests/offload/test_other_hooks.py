@@ -132,6 +132,25 @@ def test_offloading_by_accelerate_is_refused(hook: Any, device: torch.device) ->
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("policy", ["block", "leaf-stream"])
+def test_layerwise_casting(policy: str, order: str, device: torch.device, meter: Meter) -> None:
+    def cast(model: nn.Module) -> None:
+        model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+
+    model = flux()
+    plain = copy.deepcopy(model).to(device)
+    cast(plain)
+    want = CASE.run(plain, "forward", device)
+    if order == "before":
+        cast(model)
+    dop.enable_group_offload(model, device, **POLICIES[policy])
+    if order == "after":
+        cast(model)
+    assert_right(model, want, device)
+    del plain
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
 def test_first_block_cache(order: str, device: torch.device) -> None:
     def run(model: nn.Module) -> list[torch.Tensor]:
         outputs = []
@@ -254,8 +273,8 @@ def test_skipped_layers(policy: str, first: str, device: torch.device) -> None:
 
 
 @either_order
-@every_policy
-def test_layerwise_casting(policy: str, first: str, device: torch.device) -> None:
+@pytest.mark.parametrize("policy", ["block-2-stream", "leaf-lean"])
+def test_layerwise_casting_and_the_state(policy: str, first: str, device: torch.device) -> None:
     """Weights rest in float8 and are cast for each layer, whichever hook is outside."""
     plain, model = CASE.build(), CASE.build()
     casting = {"storage_dtype": torch.float8_e4m3fn, "compute_dtype": torch.float32}
