@@ -50,12 +50,9 @@ class OffloadEngine:
 
     Attributes:
         units: what the model is cut into, as of the last :meth:`build`.
-        plan: what moves, stays and how much device memory that takes.
         refresh: called when the model's structure has changed; set by whoever installs the hooks.
         intact: says whether the hook of a module still fires; set likewise.
     """
-
-    plan: OffloadPlan
 
     def __init__(self, root: nn.Module, policy: OffloadPolicy, label: str) -> None:
         self.root = root
@@ -89,6 +86,13 @@ class OffloadEngine:
         self._carried_parameters: list[torch.Tensor] = []
         self._saved = SavedWeights(self)
 
+    @property
+    def plan(self) -> OffloadPlan:
+        """What moves, what stays and how much device memory that takes, in the sizes tensors have now: a cast changes
+        them without a new inventory."""
+        sizes = [group.nbytes for group in self.groups]
+        return make_plan(self._inventory, sizes, self.carried.total_bytes, self.policy)
+
     # Set-up
 
     def build(self) -> None:
@@ -108,7 +112,7 @@ class OffloadEngine:
             group.spec = spec
             groups.append(group)
         self.units = inventory.units
-        self.plan = make_plan(inventory, [group.nbytes for group in groups], self.policy)
+        self._inventory = dataclasses.replace(inventory, carried=[])  # buffers replaced since must not be kept alive
         carried = inventory.carried if self.moves else []
         self._carried_parameters = [entry.tensor for entry in carried if not entry.is_buffer]
         self.carried.replace([entry.tensor for entry in carried])

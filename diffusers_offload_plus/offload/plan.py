@@ -60,8 +60,13 @@ class OffloadPlan:
         return self.resident_bytes + self.nested_bytes + sum(streamed[: self.prefetch_depth])
 
 
-def make_plan(inventory: Inventory, sizes: Sequence[int], policy: OffloadPolicy) -> OffloadPlan:
-    """Compute the plan for ``inventory``; ``sizes`` are the packed bytes of its groups (none where nothing moves)."""
+def make_plan(inventory: Inventory, sizes: Sequence[int], carried_bytes: int, policy: OffloadPolicy) -> OffloadPlan:
+    """Compute the plan for ``inventory``.
+
+    Args:
+        sizes: packed bytes of its groups; none where nothing moves.
+        carried_bytes: bytes of the tensors kept on the device one by one.
+    """
     specs = inventory.groups[: len(sizes)]
     groups = tuple(
         GroupPlan(
@@ -77,7 +82,7 @@ def make_plan(inventory: Inventory, sizes: Sequence[int], policy: OffloadPolicy)
     ]
     return OffloadPlan(
         groups=groups,
-        carried_bytes=sum(entry.nbytes for entry in inventory.carried),
+        carried_bytes=carried_bytes,
         prefetch_depth=policy.prefetch_depth,
         nested_bytes=_nested_bytes(inventory, streamed),
         decisions=tuple(inventory.decisions),

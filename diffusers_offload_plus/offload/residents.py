@@ -25,8 +25,13 @@ class Carried:
 
     @property
     def nbytes(self) -> int:
-        """Bytes they hold on the device."""
+        """Bytes they hold on the device now: none while they are parked."""
         return self._bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes they take on the device while the model runs."""
+        return sum(map(_nbytes, self._tensors))
 
     def replace(self, tensors: list[torch.Tensor]) -> None:
         """Carry ``tensors`` from now on. Those no longer carried stay where they are."""
@@ -46,6 +51,10 @@ class Carried:
             if any(plain.device != device for _, plain in plain_tensors(tensor)):
                 repoint(tensor, map_plain(tensor.detach(), lambda t: relocate(t, device)))
             if device.type != "cpu":
-                on_device += sum(t.numel() * t.element_size() for _, t in plain_tensors(tensor))
+                on_device += _nbytes(tensor)
         self._link.hold(on_device - self._bytes)
         self._bytes = on_device
+
+
+def _nbytes(tensor: torch.Tensor) -> int:
+    return sum(t.numel() * t.element_size() for _, t in plain_tensors(tensor))

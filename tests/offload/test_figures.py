@@ -133,6 +133,21 @@ def test_setting_up_never_holds_a_second_copy_of_the_model(
     assert max(held) <= size + largest + ALIGNMENT * 200
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_the_plan_follows_a_cast(mode: str, device: torch.device) -> None:
+    model = copy.deepcopy(built("float32"))
+    dop.enable_group_offload(model, device, **MODES[mode])
+    for wide, narrow in ((torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)):
+        MODELS["flux"].run(model, "forward", device)
+        before = plan_of(model)
+        model.to(narrow)
+        MODELS["flux"].run(model, "forward", device)
+        after = plan_of(model)
+        ratio = narrow.itemsize / wide.itemsize
+        assert after.device_bound == pytest.approx(ratio * before.device_bound, rel=0.02)
+        assert after.streamed_bytes == pytest.approx(ratio * before.streamed_bytes, rel=0.02)
+
+
 def plan_of(model: nn.Module) -> Any:
     from diffusers_offload_plus.offload.hook import attachment_of
 

@@ -132,25 +132,6 @@ def test_offloading_by_accelerate_is_refused(hook: Any, device: torch.device) ->
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-@pytest.mark.parametrize("policy", ["block", "leaf-stream"])
-def test_layerwise_casting(policy: str, order: str, device: torch.device, meter: Meter) -> None:
-    def cast(model: nn.Module) -> None:
-        model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
-
-    model = flux()
-    plain = copy.deepcopy(model).to(device)
-    cast(plain)
-    want = CASE.run(plain, "forward", device)
-    if order == "before":
-        cast(model)
-    dop.enable_group_offload(model, device, **POLICIES[policy])
-    if order == "after":
-        cast(model)
-    assert_right(model, want, device)
-    del plain
-
-
-@pytest.mark.parametrize("order", ["before", "after"])
 def test_first_block_cache(order: str, device: torch.device) -> None:
     def run(model: nn.Module) -> list[torch.Tensor]:
         outputs = []
@@ -273,8 +254,8 @@ def test_skipped_layers(policy: str, first: str, device: torch.device) -> None:
 
 
 @either_order
-@pytest.mark.parametrize("policy", ["block-2-stream", "leaf-lean"])
-def test_layerwise_casting_and_the_state(policy: str, first: str, device: torch.device) -> None:
+@every_policy
+def test_layerwise_casting(policy: str, first: str, device: torch.device) -> None:
     """Weights rest in float8 and are cast for each layer, whichever hook is outside."""
     plain, model = CASE.build(), CASE.build()
     casting = {"storage_dtype": torch.float8_e4m3fn, "compute_dtype": torch.float32}
@@ -356,24 +337,28 @@ WHERE: dict[str, Callable[[Any], nn.Module]] = {
 }
 
 
+@either_order
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("policy", ["block", "leaf-stream"])
-def test_displaced_wrapper_is_noticed(policy: str, where: str, device: torch.device) -> None:
+def test_displaced_wrapper_is_noticed(policy: str, where: str, first: str, device: torch.device) -> None:
     model = seeded(Stack)
     want = seeded(Stack).to(device)(noise(device))
-    dop.enable_group_offload(model, device, **POLICIES[policy])
-    assert_same(model(noise(device)), want)
     module = WHERE[where](model)
-    accelerate.hooks.add_hook_to_module(module, accelerate.hooks.ModelHook(), append=True)
+    in_order(
+        first,
+        lambda: dop.enable_group_offload(model, device, **POLICIES[policy]),
+        lambda: accelerate.hooks.add_hook_to_module(module, accelerate.hooks.ModelHook(), append=True),
+    )
     assert_same(model(noise(device)), want)
     accelerate.hooks.remove_hook_from_module(module)
     for _ in range(3):
         assert_same(model(noise(device)), want)
-    attachment = attachment_of(model)
+    attachment, ran = attachment_of(model), []
     assert attachment is not None
-    for name, part in model.named_modules():
-        hook = attachment.hook_on(part)
-        assert hook is None or hook.fires() or part is model, name
+    run = attachment.engine.run
+    attachment.engine.run = lambda at, *rest: ran.append(at) or run(at, *rest)
+    assert_same(model(noise(device)), want)
+    assert any(at is (module if attachment.hook_on(module) else model) for at in ran), "called through our hook again"
     dop.disable_group_offload(model)
     assert_same(model.to(device)(noise(device)), want)
 

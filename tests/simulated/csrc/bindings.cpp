@@ -11,7 +11,6 @@ namespace {
 py::dict stats() {
   Ledger book;
   {
-    py::gil_scoped_release unlocked; // a copy may hold the lock and want the interpreter
     Lock lock;
     book = ledger();
   }
@@ -37,7 +36,6 @@ py::dict stats() {
 py::list copy_log() {
   std::vector<CopyRecord> records;
   {
-    py::gil_scoped_release unlocked; // a copy may hold the lock and want the interpreter
     Lock lock;
     records = ledger().copy_log;
   }
@@ -55,34 +53,28 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("register_device", &register_device);
   module.def("stats", &stats);
   module.def("reset_stats", [] {
-    py::gil_scoped_release unlocked; // a copy may hold the lock and want the interpreter
     Lock lock;
     ledger().reset();
   });
   module.def("reset_peak", [](int device) {
-    py::gil_scoped_release unlocked; // a copy may hold the lock and want the interpreter
     Lock lock;
     ledger().devices[device].reset_peak();
   });
   module.def("trim", [] {
-    py::gil_scoped_release unlocked; // a copy may hold the lock and want the interpreter
     Lock lock;
     memory().trim();
   });
   module.def("copy_log", &copy_log);
   module.def("set_copy_log", [](bool enabled) {
-    py::gil_scoped_release unlocked; // a copy may hold the lock and want the interpreter
     Lock lock;
     ledger().log_copies = enabled;
     ledger().copy_log.clear();
   });
   module.def("capacity", [](int device) {
-    py::gil_scoped_release unlocked; // a copy may hold the lock and want the interpreter
     Lock lock;
     return ledger().capacity[device];
   });
   module.def("set_capacity", [](int device, int64_t nbytes) {
-    py::gil_scoped_release unlocked; // a copy may hold the lock and want the interpreter
     Lock lock;
     ledger().capacity[device] = nbytes;
   });

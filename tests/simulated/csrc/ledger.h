@@ -1,6 +1,8 @@
 // What the tests read: bytes, copies, races and host synchronisations. All state of the device is behind one mutex.
 #pragma once
 
+#include <Python.h>
+
 #include <algorithm>
 #include <array>
 #include <cstdint>
@@ -17,18 +19,31 @@ constexpr auto kSim = c10::DeviceType::PrivateUse1;
 constexpr c10::DeviceIndex kDevices = 2;
 constexpr size_t kMaxLogged = 100;
 
-// Recursive because releasing memory can happen inside an operation that already holds it. Nothing that may need the
-// Python interpreter lock runs under it, or two threads could wait for each other.
+// Recursive because releasing memory can happen inside an operation that already holds it. Whoever has to wait for it lets
+// go of the Python interpreter lock meanwhile: its holder may need that one, as handling a tensor that Python knows does.
 class Lock {
  public:
-  Lock() : guard_(mutex()) {}
+  Lock() : guard_(mutex(), std::try_to_lock) {
+    if (!guard_.owns_lock()) {
+      wait();
+    }
+  }
 
  private:
   static std::recursive_mutex& mutex() {
     static auto* instance = new std::recursive_mutex();
     return *instance;
   }
-  std::lock_guard<std::recursive_mutex> guard_;
+  void wait() {
+    if (!Py_IsInitialized() || !PyGILState_Check()) {
+      guard_.lock();
+      return;
+    }
+    PyThreadState* interpreter = PyEval_SaveThread();
+    guard_.lock();
+    PyEval_RestoreThread(interpreter);
+  }
+  std::unique_lock<std::recursive_mutex> guard_;
 };
 
 struct Usage {
