@@ -17,6 +17,13 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _short_collections() -> None:
+    # Leak checks collect garbage around every test; what the imports made need not be walked each time.
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     """Where offloaded models compute."""

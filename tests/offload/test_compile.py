@@ -13,7 +13,8 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 import diffusers_offload_plus as dop
-from tests.offload.models import Stack, assert_plain, assert_same, noise, seeded
+from tests.meter import Meter
+from tests.offload.models import WIDTH, Block, Stack, assert_plain, assert_same, nbytes, noise, seeded
 from tests.policies import POLICIES
 from tests.zoo.denoisers import flux
 from tests.zoo.models import MODELS
@@ -54,6 +55,23 @@ class Repeating(Stack):
     def compile_repeated_blocks(self, **options: Any) -> None:
         for block in self.blocks:
             block.compile(**options)
+
+
+class Nested(nn.Module):
+    """Blocks in blocks, of which only the inner ones are compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(Block(), Block(), nn.Linear(WIDTH, WIDTH)) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def compile_repeated_blocks(self, **options: Any) -> None:
+        for block in self.blocks:
+            block[1].compile(**options)
 
 
 def run(model: nn.Module, device: torch.device) -> list[torch.Tensor]:
@@ -224,6 +242,35 @@ def test_compiled_blocks_with_gradients(policy: str, device: torch.device) -> No
             one(noise(device)).square().mean().backward()
         for (name, mine), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
             assert torch.equal(mine.grad.cpu(), theirs.grad.cpu()), name
+    dop.disable_group_offload(model)
+
+
+@order
+@some_policies
+@pytest.mark.parametrize("grad", [False, True])
+def test_compiled_part_of_a_block(grad: bool, policy: str, first: str, device: torch.device, meter: Meter) -> None:
+    """What is compiled deep in a block moves whole, is traced once, and its graph holds no device weights."""
+    plain = seeded(Nested).to(device)
+    plain.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+
+    def step(model: nn.Module) -> list[torch.Tensor]:
+        with torch.set_grad_enabled(grad):
+            output = model(noise(device))
+            if grad:
+                model.zero_grad()
+                output.square().mean().backward()
+        return [output.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+    want = step(plain)
+    taken = graphs()
+    torch._dynamo.reset()
+    counters.clear()
+    model = prepared(seeded(Nested), first, policy, device, fullgraph=True, backend="aot_eager")
+    for _ in range(3):
+        assert_same([t.to(device) for t in step(model)], want)
+    assert graphs() == taken == 1
+    report = dop.offload_report(model).components[0]
+    assert 0 < report.peak_device_bytes < nbytes(model)
     dop.disable_group_offload(model)
 
 
