@@ -11,9 +11,13 @@ from typing import Any, cast
 
 from torch import nn
 
+from .partition import COMPILED_BENEATH
+
 __all__ = ["install_reducer", "plain_state", "uninstall_reducer"]
 
-_HOOKING = ("__reduce_ex__", "_offload_plus_compiled", "forward", "_old_forward", "_diffusers_hook", "_hf_hook")
+_HOOKING = (
+    "__reduce_ex__", COMPILED_BENEATH, "compile", "forward", "_old_forward", "_diffusers_hook", "_hf_hook",
+)  # fmt: skip
 
 
 def install_reducer(module: nn.Module, park: Callable[[], None]) -> None:

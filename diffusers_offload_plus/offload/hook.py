@@ -9,7 +9,8 @@ before diffusers looks.
 
 [Note: compiled forwards]
 A compiled forward must run beneath the hook, for no graph can hold the onloading. ``module.compile()`` puts it
-above; it is taken from there and called by the hook instead. While it is traced the hook is transparent.
+above; it is taken from there and called by the hook instead. While it is traced the hook is transparent. So that
+nothing runs in between, a hooked module's ``compile`` is, as an attribute of the instance, the hook's own.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ..errors import CompileOrderError
 from .copying import install_reducer, uninstall_reducer
 from .diffusers_door import HOOK_NAME, HookRegistry, ModelHook, registry_of, stock_config
 from .engine import OffloadEngine
-from .partition import runs
+from .partition import COMPILED_BENEATH, is_compiled, runs
 from .policy import OffloadPolicy
 
 __all__ = ["Attachment", "GroupOffloadPlusHook", "attachment_of"]
@@ -54,8 +55,8 @@ class GroupOffloadPlusHook(ModelHook):
         if torch.compiler.is_compiling():
             if self.compiled is None:
                 raise CompileOrderError(
-                    "This module was compiled after group offloading was enabled and is called on its own. "
-                    "Call the whole model once, or compile before enabling."
+                    "An offloaded module is being compiled as part of another. Compile it by itself, "
+                    "or compile before enabling group offloading."
                 )
             return self._original(*args, **kwargs)
         return self.attachment.engine.run(module, self.compiled or self._original, args, kwargs)
@@ -69,22 +70,38 @@ class GroupOffloadPlusHook(ModelHook):
         """Called when the hook is removed, by us or by diffusers."""
         self.attachment.stale = True
         uninstall_reducer(module)
+        if module.__dict__.get("compile") == self.compile:
+            del module.__dict__["compile"]
         self.give_compiled_back()
         return module
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """``module.compile()`` of a hooked module: the same, beneath the hook.
+
+        Raises:
+            CompileOrderError: the module is the whole offloaded model.
+        """
+        if self._module is self.attachment.root:
+            raise CompileOrderError(
+                f"'{self.attachment.label}' is offloaded: compiled as a whole, one graph would need all its weights "
+                "at once. Use `compile_repeated_blocks()`, or compile the blocks one by one."
+            )
+        type(self._module).compile(self._module, *args, **kwargs)
+        self.take_compiled()
 
     def take_compiled(self) -> None:
         """Call the module's compiled forward from beneath the hook; see [Note: compiled forwards]."""
         module = self._module
         if module._compiled_call_impl is not None:
             self.compiled = module._compiled_call_impl
-            module.__dict__["_offload_plus_compiled"] = self.compiled
+            module.__dict__[COMPILED_BENEATH] = self.compiled
             module._compiled_call_impl = None
 
     def give_compiled_back(self) -> None:
         """Undo :meth:`take_compiled`."""
         if self.compiled is not None:
             self._module._compiled_call_impl = self.compiled
-            self._module.__dict__.pop("_offload_plus_compiled", None)
+            self._module.__dict__.pop(COMPILED_BENEATH, None)
             self.compiled = None
 
     def fires(self) -> bool:
@@ -186,11 +203,7 @@ class Attachment:
     def _to_hook(self) -> Iterator[nn.Module]:
         # Where nothing is triggered a hook only frames the pass. diffusers' re-application looks at the root and at
         # list children.
-        compiled = {
-            id(m)
-            for m in self.root.modules()
-            if m._compiled_call_impl is not None or hasattr(m, "_offload_plus_compiled")
-        }
+        compiled = {id(m) for m in self.root.modules() if is_compiled(m)}
         found: dict[int, nn.Module] = {id(self.root): self.root}
         for child in self.root.children():
             if isinstance(child, (nn.ModuleList, nn.Sequential)):
@@ -213,6 +226,7 @@ class Attachment:
             registry.register_hook(hook, HOOK_NAME)
             hook.note_installed()
             install_reducer(module, self.engine.park)
+            module.__dict__.setdefault("compile", hook.compile)
         hook.take_compiled()
 
     def _unhook(self, module: nn.Module) -> None:

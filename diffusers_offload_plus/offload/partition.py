@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +19,10 @@ from .policy import OffloadPolicy, OffloadType
 
 _OPAQUE = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, torch.jit.ScriptModule)
 
-__all__ = ["Unit", "is_opaque", "partition", "runs"]
+COMPILED_BENEATH = "_offload_plus_compiled"
+"""Instance attribute of a hooked module: its compiled forward, which the hook calls."""
+
+__all__ = ["COMPILED_BENEATH", "Unit", "compiled_call", "is_compiled", "is_opaque", "partition", "runs"]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -48,9 +52,14 @@ def is_opaque(module: nn.Module) -> bool:
     return isinstance(module, _OPAQUE) or is_compiled(module)
 
 
+def compiled_call(module: nn.Module) -> Any:
+    """What ``module.compile()`` made, above or beneath our hook; None if it was not called."""
+    return module._compiled_call_impl or module.__dict__.get(COMPILED_BENEATH)
+
+
 def is_compiled(module: nn.Module) -> bool:
     """Whether ``module.compile()`` was called, above or beneath our hook."""
-    return module._compiled_call_impl is not None or getattr(module, "_offload_plus_compiled", None) is not None
+    return compiled_call(module) is not None
 
 
 def partition(root: nn.Module, policy: OffloadPolicy) -> list[Unit]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .partition import is_compiled
+from .partition import compiled_call, is_compiled
 
 __all__ = ["Structure"]
 
@@ -50,7 +50,7 @@ class Structure:
     def settle(self) -> None:
         """Take the compiled forwards that modules have now as given."""
         for record in self._records.values():
-            record.compiled = record.module._compiled_call_impl
+            record.compiled = compiled_call(record.module)
 
     def name_of(self, module: nn.Module) -> str:
         """The qualified name ``module`` was recorded under, or its class name."""
@@ -66,7 +66,7 @@ class Structure:
             if (
                 not _same(module._modules.values(), record.children)
                 or not _same(dict.values(module._parameters), record.parameters)
-                or module._compiled_call_impl is not record.compiled
+                or compiled_call(module) is not record.compiled
                 or not intact(module)
             ):
                 return False

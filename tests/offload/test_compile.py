@@ -13,6 +13,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 import diffusers_offload_plus as dop
+from diffusers_offload_plus.offload.partition import COMPILED_BENEATH, compiled_call
 from tests.meter import Meter
 from tests.offload.models import WIDTH, Block, Stack, assert_plain, assert_same, nbytes, noise, seeded
 from tests.policies import POLICIES
@@ -35,8 +36,8 @@ PASSES = 5
 
 
 @pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    """No graph of another test."""
+def fresh(meter: Meter) -> Iterator[None]:
+    """No graph of another test, and none left when ``meter`` looks for leaks."""
     torch._dynamo.reset()
     counters.clear()
     yield
@@ -176,7 +177,7 @@ def test_disabling_gives_the_compiled_call_back(policy: str, first: str, device:
         model(x)
     for block in model.blocks:
         block.compile(backend="eager", fullgraph=True)
-    calls = [block._compiled_call_impl for block in model.blocks]
+    calls = [compiled_call(block) for block in model.blocks]
     assert all(calls)
     if first == "compile first":
         dop.enable_group_offload(model, device, **POLICIES[policy])
@@ -184,33 +185,39 @@ def test_disabling_gives_the_compiled_call_back(policy: str, first: str, device:
         assert_same(model(x), want)
     dop.disable_group_offload(model)
     assert [block._compiled_call_impl for block in model.blocks] == calls
-    assert not any("_offload_plus_compiled" in vars(module) for module in model.modules())
+    assert not any(COMPILED_BENEATH in vars(module) for module in model.modules())
     assert_plain(model)
     assert_same(model.to(device)(x), want)
 
 
 @some_policies
-def test_block_called_alone(policy: str, device: torch.device) -> None:
-    """Right after it was compiled the hook lies inside the graph: a clear error, or the right output; then always
-    right."""
+def test_block_compiled_while_offloaded_is_called_alone(policy: str, device: torch.device) -> None:
     model, x = seeded(Stack), noise(device)
     plain = seeded(Stack).to(device)
     dop.enable_group_offload(model, device, **POLICIES[policy])
     model(x)
     model.blocks[2].compile(backend="eager", fullgraph=True)
-    try:
-        got = model.blocks[2](x)
-    except (dop.CompileOrderError, torch._dynamo.exc.Unsupported) as error:
-        # Dynamo wraps what is raised while it traces, and quotes it.
-        assert "Call the whole model once, or compile before enabling" in str(error)  # noqa: PT017
-    else:
-        assert_same(got, plain.blocks[2](x))
-    torch._dynamo.reset()
-    assert_same(model(x), plain(x))
-    for _ in range(2):
-        assert_same(model.blocks[2](x), plain.blocks[2](x))
-        assert_same(model(x), plain(x))
+    with torch.no_grad():
+        for _ in range(2):
+            assert_same(model.blocks[2](x), plain.blocks[2](x))
+            assert_same(model(x), plain(x))
+    assert graphs() == 1
     dop.disable_group_offload(model)
+    assert_plain(model)
+
+
+def test_the_whole_model_is_not_compiled(device: torch.device) -> None:
+    model, x = seeded(Stack), noise(device)
+    want = seeded(Stack).to(device)(x)
+    dop.enable_group_offload(model, device, offload_type="leaf_level")
+    before = dict(vars(model))
+    with pytest.raises(dop.CompileOrderError, match="compile_repeated_blocks"):
+        model.compile(backend="eager")
+    assert dict(vars(model)) == before
+    assert_same(model(x), want)
+    dop.disable_group_offload(model)
+    model.to(device).compile(backend="eager")
+    assert_same(model(x), want)
 
 
 @some_policies
