@@ -11,6 +11,11 @@ import torch
 from tests.meter import Meter, meter_for
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test first, so that workers do not wait for it at the end."""
+    items.sort(key=lambda item: "twin" not in item.nodeid)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     # Tiny tensors: a thread pool per xdist worker costs more than it gives.

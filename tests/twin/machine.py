@@ -64,6 +64,7 @@ class Twins(RuleBasedStateMachine):
         self.dtype = torch.float32
         self.seed = 0
         self.followed_tree = not (recipe.kinds & UNBOUND)
+        self.unseen = False
         self.cell = ("", "")
         self.enable(policy)
 
@@ -184,6 +185,9 @@ class Twins(RuleBasedStateMachine):
         ]
         name = parts[number % len(parts)] if parts else "blocks.0"
         with torch.no_grad():
+            if self.unseen:  # a block no pass has met is on the host, as the user put it there
+                self.both(lambda model, x: model(x))
+                self.unseen = False
             self.both(lambda model, x: model.get_submodule(name)(x))
 
     @precondition(lambda self: self.enabled)
@@ -271,6 +275,7 @@ class Twins(RuleBasedStateMachine):
         block = kind().to(self.dtype)
         self.model.blocks.append(block)
         self.twin.blocks.append(copy.deepcopy(block).to(self.device))
+        self.unseen = not reapply
         if reapply:
             self.reapply()
         self.identity = {name: id(p) for name, p in self.model.named_parameters()}
