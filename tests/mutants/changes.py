@@ -36,7 +36,7 @@ MUTANTS = [
     Mutant("re-pointed on the device: dropped", "group.py", "                self._adopt(loan)\n", "                repoint(tensor, loan.host)\n"),
     Mutant("re-pointed on the host: not noticed", "group.py", "        return tensor.numel() == 0 or self.slab.offset_of(tensor) is not None\n", "        return True\n"),
     Mutant("written under a prefetch: not noticed", "group.py", "if self._transfer is not None and self._copied != self._versions():", "if False:"),
-    Mutant("an exception skips the offload", "engine.py", "        finally:\n            self._exit(depth)\n\n    def _enter", "        except ZeroDivisionError:\n            pass\n        self._exit(depth)\n\n    def _enter"),
+    Mutant("an exception skips the offload", "engine.py", "        finally:\n            self._exit(depth)\n\n    def _enter", "        finally:\n            if __import__(\"sys\").exc_info()[0] is None:\n                self._exit(depth)\n\n    def _enter"),
     Mutant("a group is never offloaded", "engine.py", "            group.offload(compare=compare)\n", "            pass\n"),
     Mutant("no lock", "engine.py", "        with self._lock:\n            self._owner = threading.get_ident()\n", "        with contextlib.nullcontext():\n            self._owner = threading.get_ident()\n"),
     Mutant("doors are not opened", "engine.py", "                install(module, watched, self)\n", "                pass\n"),

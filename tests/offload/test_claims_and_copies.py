@@ -52,7 +52,7 @@ def test_change_through_a_held_reference_while_a_staged_copy_is_under_way(level:
             for parameter in held:
                 parameter.mul_(0.5)
 
-        one[1].register_forward_pre_hook(write)
+        one[1].register_forward_hook(write)  # the next group is on its way by then
     dop.enable_group_offload(model, device, offload_type=level, use_stream=True, low_cpu_mem_usage=True)
     x = torch.randn(2, 32).to(device)
     with torch.no_grad():
