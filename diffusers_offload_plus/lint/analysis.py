@@ -1,0 +1,162 @@
+"""Runs rules over files: finds and parses the files, builds the project, collects what the rules yield."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from .finding import Finding
+from .project import Problem, Project, Source
+from .project.location import enclosing_diffusers, installed_diffusers, module_name, python_files, shown
+from .project.source import decode, parse
+from .rule import Rule
+
+__all__ = ["Analysis", "analyse", "analyse_source"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """What an analysis found.
+
+    Attributes:
+        findings: sorted by place; the same for the same files in whatever order they were given.
+        problems: files that could not be read, decoded or parsed.
+        files: paths of all files that were looked at.
+        project: the files as the rules saw them.
+    """
+
+    findings: list[Finding]
+    problems: list[Problem]
+    files: list[str]
+    project: Project
+    _texts: Mapping[str, str]
+
+    def text(self, path: str) -> str:
+        """The text of a file that was looked at; empty if it could not be read."""
+        return self._texts.get(path, "")
+
+
+def _nothing(path: Path) -> bool:
+    return False
+
+
+def analyse(
+    roots: Sequence[Path],
+    rules: Sequence[Rule],
+    *,
+    skip: Callable[[Path], bool] = _nothing,
+    sources: Mapping[Path, str] | None = None,
+    diffusers: Path | None = None,
+) -> Analysis:
+    """Apply ``rules`` to the Python files at and below ``roots``.
+
+    Args:
+        skip: says of a file or directory that it is left out.
+        sources: text that stands in for what lies on disk, by path; files that are not on disk can be given as well.
+        diffusers: folder of the diffusers package to read the framework from. By default the one that the files lie
+            in, else the installed one, which is found without importing it. Without any, rules see less.
+    """
+    overrides = {_absolute(path): text for path, text in (sources or {}).items()}
+    problems: list[Problem] = []
+    texts: dict[str, str] = {}
+    found: list[Source] = []
+    with _without_garbage_collection():
+        for path in _files(roots, skip, sources or {}, problems):
+            text = _read(path, overrides, problems)
+            if text is None:
+                texts.setdefault(shown(path), "")
+                continue
+            texts[shown(path)] = text
+            tree = parse(text, shown(path))
+            if isinstance(tree, Problem):
+                problems.append(tree)
+            else:
+                found.append(Source(shown(path), module_name(path, overrides), text, tree, linted=True))
+        if diffusers is None:
+            around = (enclosing_diffusers(Path(source.path)) for source in found[:1])
+            diffusers = next((path for path in around if path is not None), None) or installed_diffusers()
+        project = Project(found, diffusers, overrides)
+        findings = _apply(rules, project, problems)
+    return Analysis(findings, sorted(set(problems)), sorted(texts), project, texts)
+
+
+def analyse_source(source: str, path: str, rules: Sequence[Rule], *, diffusers: Path | None = None) -> Analysis:
+    """Apply ``rules`` to one text as if it lay at ``path``, relative to a tree that holds ``diffusers``."""
+    problems: list[Problem] = []
+    with _without_garbage_collection():
+        tree = parse(source, path)
+        found = []
+        if isinstance(tree, Problem):
+            problems.append(tree)
+        else:
+            found.append(Source(path, module_name(Path(path), {}), source, tree, linted=True))
+        project = Project(found, diffusers or installed_diffusers())
+        findings = _apply(rules, project, problems)
+    return Analysis(findings, problems, [path], project, {path: source})
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))
+
+
+def _files(
+    roots: Sequence[Path], skip: Callable[[Path], bool], sources: Mapping[Path, str], problems: list[Problem]
+) -> Iterator[Path]:
+    seen: set[Path] = set()
+    for root in roots:
+        given = [path for path in sources if path == root or root in path.parents]
+        if not root.exists() and not given:
+            problems.append(Problem(shown(root), 1, "no such file or directory"))
+        try:
+            paths = (
+                [*python_files(root, skip), *(path for path in given if not skip(path))] if root.exists() else given
+            )
+        except OSError as error:
+            problems.append(Problem(shown(root), 1, f"cannot be listed: {error.strerror or error}"))
+            continue
+        for path in paths:
+            if _absolute(path) not in seen:
+                seen.add(_absolute(path))
+                yield path
+
+
+def _read(path: Path, overrides: Mapping[Path, str], problems: list[Problem]) -> str | None:
+    if _absolute(path) in overrides:
+        return overrides[_absolute(path)]
+    try:
+        return decode(path.read_bytes())
+    except OSError as error:
+        problems.append(Problem(shown(path), 1, f"cannot be read: {error.strerror or error}"))
+    except UnicodeDecodeError as error:
+        problems.append(Problem(shown(path), 1, f"is not text in {error.encoding}: byte {error.start} is not valid"))
+    except SyntaxError as error:
+        problems.append(Problem(shown(path), 1, f"cannot be decoded: {error.msg}"))
+    return None
+
+
+def _apply(rules: Sequence[Rule], project: Project, problems: list[Problem]) -> list[Finding]:
+    findings: set[Finding] = set()
+    for rule in rules:
+        try:
+            findings.update(rule.check(project))
+        except RecursionError:
+            where = project.sources[0].path if project.sources else ""
+            problems.append(Problem(where, 1, f"nested too deeply for {rule.code}"))
+    return sorted(findings)
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    # Syntax trees are hundreds of thousands of objects that all stay alive: looking for cycles among them over and
+    # over takes longer than parsing.
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,0 +1,148 @@
+"""Blocks: what they declare, which blocks they run, and where they are used."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING
+
+from .classes import ClassInfo
+from .framework import DECLARED, sub_blocks
+from .source import Source
+from .values import Constant, Instance, Spec, Value, elements
+
+if TYPE_CHECKING:
+    from .evaluate import Evaluator
+
+__all__ = ["Block", "Declared", "descendants"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Declared:
+    """Declarations of one sort; ``whole`` unless some could not be read."""
+
+    specs: tuple[Spec, ...]
+    whole: bool
+
+    @functools.cached_property
+    def names(self) -> frozenset[str]:
+        return frozenset(spec.name for spec in self.specs if spec.name is not None)
+
+    @functools.cached_property
+    def kwargs_types(self) -> frozenset[str]:
+        """Kinds of values that are taken without naming them."""
+        found = (spec.constant("kwargs_type") for spec in self.specs if spec.name is None)
+        return frozenset(kind for kind in found if isinstance(kind, str))
+
+    def named(self, name: str) -> list[Spec]:
+        return [spec for spec in self.specs if spec.name == name]
+
+
+class Block:
+    """A block class."""
+
+    def __init__(self, evaluator: Evaluator, info: ClassInfo) -> None:
+        self.info = info
+        self._evaluator = evaluator
+        self._declared: dict[tuple[str, bool], Declared] = {}
+
+    def __repr__(self) -> str:
+        return f"<block {self.info.dotted}>"
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    @property
+    def source(self) -> Source:
+        return self.info.source
+
+    @property
+    def kind(self) -> str:
+        return self.info.kind
+
+    @functools.cached_property
+    def instance(self) -> Instance:
+        """The block with its arguments left at their defaults."""
+        return self._evaluator.default_instance(self.info)
+
+    @property
+    def variants(self) -> list[Instance]:
+        """The block as it is created anywhere in what has been read."""
+        return [self.instance, *self._evaluator.instances.get(self.info, ())]
+
+    def declared(self, what: str, *, anywhere: bool = False) -> Declared:
+        """Declarations under the property ``what``; with ``anywhere`` those of every way the block is created."""
+        key = (what, anywhere)
+        if key not in self._declared:
+            specs: list[Spec] = []
+            whole = True
+            for instance in self.variants if anywhere else [self.instance]:
+                values, known = elements(self._evaluator.attribute(instance, what))
+                read = [value for value in values if isinstance(value, Spec)]
+                specs += [spec for spec in read if spec not in specs]
+                whole = whole and known and len(read) == len(values) and not instance.opaque
+                whole = whole and all(spec.name is not None or spec.constant("kwargs_type") for spec in read)
+            self._declared[key] = Declared(tuple(specs), whole)
+        return self._declared[key]
+
+    @property
+    def inputs(self) -> Declared:
+        return self.declared("inputs")
+
+    @property
+    def outputs(self) -> Declared:
+        return self.declared("intermediate_outputs")
+
+    @property
+    def components(self) -> Declared:
+        return self.declared("expected_components")
+
+    @property
+    def configs(self) -> Declared:
+        return self.declared("expected_configs")
+
+    def own(self, what: str) -> list[Spec]:
+        """Declarations that this class's own property ``what`` (or its loop form) lists."""
+        found: list[Spec] = []
+        for name in (what, DECLARED.get(what)):
+            function = self.info.own_method(name) if name else None
+            if function is None or name is None:
+                continue
+            for spec in self.declared(name, anywhere=True).specs:
+                inside = spec.source is self.source and self.source.is_inside(spec.call, self.info.node)
+                if (inside or (self.kind == "leaf" and spec.source.group == self.source.group)) and spec not in found:
+                    found.append(spec)
+        return found
+
+    @functools.cached_property
+    def sub_blocks(self) -> tuple[list[tuple[object, Instance]], bool]:
+        """Names and instances of the blocks it runs, and whether that is all of them."""
+        found, whole = sub_blocks(self._evaluator, self.instance)
+        return [(name, value) for name, value in found if isinstance(value, Instance)], whole
+
+    @functools.cached_property
+    def descendants(self) -> list[Instance]:
+        """All blocks below it."""
+        return descendants(self._evaluator, self.instance)
+
+    def attribute(self, name: str) -> Value:
+        """The value of an attribute of the block."""
+        return self._evaluator.attribute(self.instance, name)
+
+    def text(self, name: str) -> str | None:
+        """The value of an attribute if it is a known string."""
+        value = self.attribute(name)
+        return value.value if isinstance(value, Constant) and isinstance(value.value, str) else None
+
+
+def descendants(evaluator: Evaluator, instance: Instance) -> list[Instance]:
+    """All blocks below ``instance``, each once."""
+    found: list[Instance] = []
+    stack = [instance]
+    while stack:
+        for _, value in sub_blocks(evaluator, stack.pop())[0]:
+            if isinstance(value, Instance) and value is not instance and value not in found:
+                found.append(value)
+                stack.append(value)
+    return found

@@ -1,0 +1,91 @@
+"""Where files are: what to lint, how a path becomes a module name, and where the diffusers source is."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+__all__ = ["enclosing_diffusers", "installed_diffusers", "module_name", "python_files", "shown"]
+
+_SKIPPED_DIRECTORIES = {"__pycache__", "node_modules", "build", "dist", "site-packages"}
+
+
+def shown(path: Path | PurePosixPath | str) -> str:
+    """A path as users see it."""
+    return str(PurePosixPath(*Path(path).parts)) if not isinstance(path, PurePosixPath) else str(path)
+
+
+def python_files(root: Path, skip: Callable[[Path], bool]) -> Iterator[Path]:
+    """Python files at or below ``root``, sorted; hidden directories and those that hold no own source are left out."""
+    if root.is_file():
+        if not skip(root):
+            yield root
+        return
+    for directory, subdirectories, names in os.walk(root):
+        here = Path(directory)
+        subdirectories[:] = sorted(
+            name
+            for name in subdirectories
+            if not name.startswith(".") and name not in _SKIPPED_DIRECTORIES and not skip(here / name)
+        )
+        for name in sorted(names):
+            if name.endswith(".py") and not skip(here / name):
+                yield here / name
+
+
+def module_name(path: Path, known: Mapping[Path, str]) -> str:
+    """Dotted name of the module at ``path``; ``known`` are files that need not exist on disk.
+
+    A directory called ``diffusers`` that holds ``modular_pipelines``, or is a package, is the package, wherever it
+    lies. Elsewhere packages are directories with an ``__init__.py``.
+    """
+    absolute = Path(os.path.abspath(path))
+    parts = absolute.with_suffix("").parts
+    for index in range(len(parts) - 2, -1, -1):
+        if parts[index] != "diffusers":
+            continue
+        package = Path(*parts[: index + 1])
+        if parts[index + 1] == "modular_pipelines" or _exists(package / "__init__.py", known):
+            return _dotted(parts[index:])
+    start = len(parts) - 1
+    while start > 0 and _exists(Path(*parts[:start]) / "__init__.py", known):
+        start -= 1
+    return _dotted(parts[start:]) if start < len(parts) - 1 else ""
+
+
+def _exists(path: Path, known: Mapping[Path, str]) -> bool:
+    return path in known or path.is_file()
+
+
+def _dotted(parts: Sequence[str]) -> str:
+    kept = parts[:-1] if parts[-1] == "__init__" else parts
+    return ".".join(kept)
+
+
+def enclosing_diffusers(path: Path) -> Path | None:
+    """The ``diffusers`` package that ``path`` lies in, if its framework files are there."""
+    absolute = Path(os.path.abspath(path))
+    for parent in (absolute, *absolute.parents):
+        if parent.name == "diffusers" and is_diffusers(parent):
+            return parent
+    return None
+
+
+def installed_diffusers() -> Path | None:
+    """The installed ``diffusers`` package, found without importing it."""
+    try:
+        spec = importlib.util.find_spec("diffusers")
+    except (ImportError, ValueError):
+        return None
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    for location in spec.submodule_search_locations:
+        if is_diffusers(Path(location)):
+            return Path(location)
+    return None
+
+
+def is_diffusers(package: Path) -> bool:
+    return (package / "modular_pipelines" / "modular_pipeline.py").is_file()

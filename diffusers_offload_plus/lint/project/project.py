@@ -1,0 +1,141 @@
+"""The project: everything a rule can ask about the files being linted."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .blocks import Block, descendants
+from .classes import Classes, ClassInfo, Function
+from .evaluate import Evaluator
+from .flow import Flow
+from .modules import Modules
+from .source import Source
+from .templates import Declarations
+from .values import Instance
+
+__all__ = ["Project"]
+
+Result = TypeVar("Result")
+
+
+class Project:
+    """The linted files, and the diffusers source they are understood with.
+
+    Attributes:
+        sources: the linted files, sorted by path.
+        diffusers: folder of the diffusers source in use, ``None`` if there is none.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], diffusers: Path | None = None, texts: Mapping[Path, str] | None = None
+    ) -> None:
+        self.sources = sorted(sources, key=lambda source: source.path)
+        self.diffusers = diffusers
+        self.modules = Modules(diffusers, texts or {})
+        for source in self.sources:
+            self.modules.add(source)
+        self.classes = Classes(self.modules)
+        self.declarations = Declarations(self.modules)
+        self.evaluator = Evaluator(self.modules, self.classes, self.declarations)
+        self._blocks: dict[ClassInfo, Block] = {}
+        self._cache: dict[tuple[str, ...], Any] = {}
+        self._flows: dict[ClassInfo, Flow] = {}
+
+    def block(self, info: ClassInfo) -> Block:
+        """The block of a class."""
+        if info not in self._blocks:
+            self._blocks[info] = Block(self.evaluator, info)
+        return self._blocks[info]
+
+    @functools.cached_property
+    def block_sources(self) -> list[Source]:
+        """Linted files, tests and the framework left out, that define blocks or belong to a family."""
+        return [
+            source
+            for source in self.sources
+            if not source.is_test
+            and not source.in_framework
+            and (source.family or any(info.is_block or info.is_pipeline for info in self.classes.of(source)))
+        ]
+
+    @functools.cached_property
+    def blocks(self) -> list[Block]:
+        """Blocks defined in the linted files, in order of place."""
+        for source in self.block_sources:
+            self.evaluator.module_names(source)  # meets the instances that modules create
+        found = [
+            self.block(info) for source in self.block_sources for info in self.classes.of(source) if info.is_block
+        ]
+        return found
+
+    @functools.cached_property
+    def leaves(self) -> list[Block]:
+        return [block for block in self.blocks if block.kind == "leaf"]
+
+    @functools.cached_property
+    def pipelines(self) -> list[ClassInfo]:
+        """Subclasses of ``ModularPipeline`` in the linted files."""
+        return [info for source in self.block_sources for info in self.classes.of(source) if info.is_pipeline]
+
+    def pipelines_of(self, source: Source) -> list[ClassInfo]:
+        """Pipelines of the family that ``source`` belongs to."""
+        return [info for info in self.pipelines if info.source.group == source.group]
+
+    @functools.cached_property
+    def assemblies(self) -> dict[ClassInfo, list[Block]]:
+        """Blocks that run others, by the classes of all that they run and the bases of these."""
+        found: dict[ClassInfo, list[Block]] = {}
+        for block in self.blocks:
+            if block.kind == "leaf":
+                continue
+            for info in {entry: None for instance in block.descendants for entry in instance.info.mro}:
+                found.setdefault(info, []).append(block)
+        return found
+
+    def loops_of(self, block: Block) -> list[Block]:
+        """Loop blocks that run ``block`` itself, as it is or specialised."""
+        found = []
+        for outer in self.assemblies.get(block.info, ()):
+            if outer.kind == "loop" and any(block.info in instance.info.mro for _, instance in outer.sub_blocks[0]):
+                found.append(outer)
+        return found
+
+    def flow(self, info: ClassInfo) -> Flow:
+        """What calling a block does; of a pipeline, what its own methods do."""
+        if info not in self._flows:
+            found = info.method("__call__")
+            entries = [found] if found is not None and not found[0].source.in_framework else []
+            self._flows[info] = Flow(self, info, entries)
+        return self._flows[info]
+
+    def cached(self, key: tuple[str, ...], function: Callable[..., Result], *arguments: object) -> Result:
+        """``function(*arguments)``, worked out once for ``key``."""
+        if key not in self._cache:
+            self._cache[key] = function(*arguments)
+        result: Result = self._cache[key]
+        return result
+
+    def below(self, instance: Instance) -> list[Instance]:
+        """All blocks below ``instance``."""
+        return descendants(self.evaluator, instance)
+
+    def dotted(self, source: Source, node: ast.expr, scope: ast.AST | None = None) -> str | None:
+        """The canonical dotted name of an expression, seen from where it stands."""
+        if scope is None:
+            scope = self.modules.enclosing_function(source, node)
+        function = scope if isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) else None
+        symbol = self.modules.symbol(source, node, function)
+        return symbol.dotted if symbol is not None else None
+
+    def function_named(self, source: Source, node: ast.expr, scope: Function | None) -> tuple[Source, Function] | None:
+        """The module-level function that an expression names."""
+        symbol = self.modules.symbol(source, node, scope)
+        if symbol is not None and symbol.source is not None:
+            definition = symbol.node
+            if isinstance(definition, ast.FunctionDef | ast.AsyncFunctionDef):
+                return symbol.source, definition
+        return None

@@ -1,0 +1,81 @@
+"""What rules are written with: findings with the right place and level, and questions several rules ask."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from ..finding import Finding, Level
+from ..project import Source
+from ..rule import Rule
+
+__all__ = ["blocks_example", "report"]
+
+
+def report(
+    rule: Rule, source: Source, node: ast.AST, message: str, *, kind: str = "", fixable: bool = False
+) -> Iterator[Finding]:
+    """A finding at ``node``, if its file is linted and its level is not off."""
+    level = rule.kinds.get(kind, rule.level)
+    if not source.linted or level is Level.OFF:
+        return
+    line, column = getattr(node, "lineno", 1), getattr(node, "col_offset", 0)
+    end_line, end_column = getattr(node, "end_lineno", None) or line, getattr(node, "end_col_offset", None) or column
+    if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        end_line, end_column = line, len(source.lines[line - 1].encode()) if line <= len(source.lines) else column
+    yield Finding(
+        path=source.path,
+        line=line,
+        column=_characters(source, line, column) + 1,
+        end_line=end_line,
+        end_column=_characters(source, end_line, end_column) + 1,
+        code=rule.code,
+        name=rule.name,
+        message=message,
+        level=level,
+        kind=kind,
+        fixable=fixable,
+    )
+
+
+def _characters(source: Source, line: int, offset: int) -> int:
+    """An offset in UTF-8 bytes, which is what ``ast`` counts, in characters."""
+    text = source.lines[line - 1] if line <= len(source.lines) else ""
+    return offset if text.isascii() else len(text.encode()[:offset].decode(errors="ignore"))
+
+
+_HEADER = """\
+import torch
+
+from ..modular_pipeline import ModularPipelineBlocks, PipelineState
+from ..modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
+
+
+class ToyStep(ModularPipelineBlocks):
+    model_name = "toy"
+
+    @property
+    def expected_components(self):
+        return [{components}]
+
+    @property
+    def inputs(self):
+        return [{inputs}]
+
+    @property
+    def intermediate_outputs(self):
+        return [{outputs}]
+
+    def __call__(self, components, state: PipelineState):
+        block_state = self.get_block_state(state)
+"""
+BODY_LINE = len(_HEADER.splitlines()) + 1
+
+
+def blocks_example(body: str, *, inputs: str = "", outputs: str = "", components: str = "", end: bool = True) -> str:
+    """Source of one leaf block whose ``__call__`` runs ``body``, which starts at :data:`BODY_LINE`."""
+    lines = [f"        {line}" if line else "" for line in body.splitlines()]
+    if end:
+        lines += ["        self.set_block_state(state, block_state)", "        return components, state"]
+    header = _HEADER.format(inputs=inputs, outputs=outputs, components=components)
+    return header + "\n".join(lines) + "\n"
