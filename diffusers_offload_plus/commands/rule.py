@@ -1,0 +1,43 @@
+"""``offload-plus rule``: what a rule of the linter is about."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from . import CommandError
+
+__all__ = ["SUMMARY", "add_arguments", "run"]
+
+SUMMARY = "explain a rule of the linter, or list all rules"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.description = (
+        "Explains a rule: what it flags, why, an example, what to write instead, and what it leaves alone on purpose. "
+        "Without a rule, lists them all."
+    )
+    parser.add_argument("rule", nargs="?", metavar="RULE", help="code or name, such as MOD003 or guidance-scale-input")
+    parser.add_argument(
+        "--markdown", type=Path, metavar="DIR", help="write a page for each rule into DIR, as in the documentation"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Explain, list or write pages."""
+    from ..lint.catalogue import catalogue
+    from ..lint.pages import explain, listing, write_pages
+
+    if arguments.markdown is not None:
+        if arguments.rule is not None:
+            raise CommandError("--markdown: writes the pages of all rules; expected no RULE with it.")
+        written = write_pages(catalogue().rules, arguments.markdown)
+        sys.stderr.write(f"{len(written)} pages in {arguments.markdown}\n")
+        return 0
+    if arguments.rule is None:
+        sys.stdout.write(listing(catalogue().rules))
+    else:
+        sys.stdout.write(explain(catalogue().rule(arguments.rule, "rule")))
+    return 0

@@ -1,0 +1,233 @@
+"""Mending the findings of a run: what has been mended is linted again, and what did not help is dropped."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import io
+import tokenize
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from ..baseline import Baseline
+from ..changes import changed_lines
+from ..errors import LintError
+from ..finding import Finding
+from ..output import write_bytes
+from ..run import Outcome, Request, check_paths, examine, report
+
+if TYPE_CHECKING:
+    from .edits import Edits
+
+__all__ = ["FileFix", "Fixed", "fix_files"]
+
+_FIXERS = {
+    "MOD010": ("calls", "template_semantics"),
+    "MOD012": ("calls", "defensive_read"),
+    "MOD013": ("statements", "undeclared_write"),
+    "MOD017": ("calls", "raw_noise"),
+    "MOD019": ("statements", "default_in_call"),
+    "MOD020": ("statements", "state_protocol"),
+    "MOD021": ("classes", "model_name"),
+    "MOD022": ("classes", "auto_docstring"),
+    "MOD038": ("calls", "required_with_default"),
+    "MOD042": ("statements", "offload_in_block"),
+}
+_ROUNDS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class FileFix:
+    """A file and what it becomes."""
+
+    path: str
+    before: str
+    after: str
+
+    def diff(self) -> str:
+        """The change as a unified diff."""
+        lines = difflib.unified_diff(
+            self.before.splitlines(keepends=True),
+            self.after.splitlines(keepends=True),
+            fromfile=self.path,
+            tofile=self.path,
+        )
+        return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+
+    def write(self) -> None:
+        """Write it, in the encoding it had.
+
+        Raises:
+            LintError: it has changed since it was linted, or cannot be written.
+        """
+        path = Path(self.path)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise LintError(f"{path}: cannot be read again to be mended: {error.strerror or error}.") from error
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
+        if data.decode(encoding, errors="replace") != self.before:
+            raise LintError(f"{path}: has changed while it was being linted; nothing has been written to it.")
+        write_bytes(path, self.after.encode(encoding))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    """What can be mended: the files, the number of findings, and a line about each finding that cannot be."""
+
+    files: list[FileFix]
+    fixed: int
+    notes: list[str]
+
+
+def fix_files(request: Request) -> Fixed:
+    """Mend the findings of ``request`` that can be mended. Nothing is written.
+
+    Raises:
+        LintError: libcst is not installed, or the request cannot be carried out.
+    """
+    check_paths(request)
+    baseline = Baseline.read(request.baseline) if request.baseline is not None else None
+    changes = changed_lines(request.diff, request.paths) if request.diff is not None else None
+    session = _Session(request)
+    outcome = examine(request)
+    wanted = [finding for finding in report(request, outcome, baseline, changes).findings if finding.fixable]
+    for _ in range(_ROUNDS):
+        if not wanted or not session.mend(wanted):
+            break
+        # Later rounds see what the first one uncovered; the lines of a diff or a baseline no longer fit.
+        if baseline is not None or changes is not None:
+            break
+        wanted = [finding for finding in examine(request, session.texts).findings if finding.fixable]
+    return session.result(outcome)
+
+
+class _Session:
+    def __init__(self, request: Request) -> None:
+        # A fix must not break any rule, whichever are selected.
+        self._request = dataclasses.replace(
+            request,
+            settings=request.settings.unrestricted(),
+            baseline=None,
+            diff=None,
+            introspect=False,
+            noqa=False,
+        )
+        self.texts: dict[Path, str] = {}
+        self._fixed = 0
+        self._notes: dict[str, None] = {}
+
+    def mend(self, findings: Sequence[Finding]) -> bool:
+        """Mend what can be mended of ``findings``; whether anything was."""
+        _require_libcst()
+        base = self._look(self.texts)
+        accepted: list[Finding] = []
+        best: dict[Path, str] = {}
+        parsed: dict[str, Edits] = {}
+        waiting = [[finding for finding in findings if self._possible(finding, base, parsed)]]
+        while waiting:
+            group = waiting.pop()
+            if not group:
+                continue
+            texts, reason = self._attempt(base, [*accepted, *group])
+            if not reason:
+                accepted += group
+                best = texts
+            elif len(group) == 1:
+                self._leave(group[0], reason)
+            else:
+                middle = len(group) // 2
+                waiting += [group[middle:], group[:middle]]
+        if accepted:
+            self.texts |= best
+            self._fixed += len(accepted)
+        return bool(accepted)
+
+    def _look(self, texts: dict[Path, str]) -> Outcome:
+        return examine(self._request, texts)
+
+    def _possible(self, finding: Finding, base: Outcome, parsed: dict[str, Edits]) -> bool:
+        from .edits import CannotFix
+
+        if finding.code not in _FIXERS:
+            self._leave(finding, "it has no automatic fix")
+            return False
+        try:
+            if finding.path not in parsed:
+                parsed[finding.path] = _edits(base, finding.path)
+            _fixer(finding.code)(parsed[finding.path], finding)
+        except CannotFix as error:
+            self._leave(finding, str(error))
+            return False
+        return True
+
+    def _attempt(self, base: Outcome, findings: Sequence[Finding]) -> tuple[dict[Path, str], str]:
+        """The texts with ``findings`` mended, and why that is no good, if so."""
+        from .edits import CannotFix
+
+        texts: dict[Path, str] = {}
+        for path in dict.fromkeys(finding.path for finding in findings):
+            edits = _edits(base, path)
+            try:
+                for finding in findings:
+                    if finding.path == path:
+                        _fixer(finding.code)(edits, finding)
+                texts[Path(path)] = edits.code()
+            except CannotFix as error:
+                return {}, str(error)
+        after = self._look({**self.texts, **texts})
+        return texts, _objection(base, after, findings)
+
+    def _leave(self, finding: Finding, reason: str) -> None:
+        self._notes[f"{finding.path}:{finding.line}: {finding.code} is left: {reason}."] = None
+
+    def result(self, outcome: Outcome) -> Fixed:
+        files = []
+        for path, after in sorted(self.texts.items()):
+            before = outcome.analysis.text(path.as_posix())
+            if before != after:
+                files.append(FileFix(path.as_posix(), before, after))
+        return Fixed(files, self._fixed, list(self._notes))
+
+
+def _objection(before: Outcome, after: Outcome, fixed: Sequence[Finding]) -> str:
+    """Why the state ``after`` is no good, or nothing."""
+    if len(after.analysis.problems) > len(before.analysis.problems):
+        return "the mended file could not be parsed"
+    allowed = _counts(before.findings)
+    left = _counts(after.findings)
+    wanted = _counts(fixed)
+    for key, count in left.items():
+        if count > allowed[key]:
+            return f"mending it would bring {key[1]} in {key[0]}"
+        if count > allowed[key] - wanted[key]:
+            return "mending it did not make the finding go away"
+    return ""
+
+
+def _counts(findings: Sequence[Finding]) -> Counter[tuple[str, str, str]]:
+    return Counter((finding.path, finding.code, finding.kind) for finding in findings)
+
+
+def _edits(outcome: Outcome, path: str) -> Edits:
+    from .edits import Edits
+
+    source = next(source for source in outcome.analysis.project.sources if source.path == path)
+    return Edits(outcome.analysis.project, source)
+
+
+def _fixer(code: str) -> Callable[[Edits, Finding], None]:
+    module, name = _FIXERS[code]
+    return cast("Callable[[Edits, Finding], None]", getattr(importlib.import_module(f".{module}", __package__), name))
+
+
+def _require_libcst() -> None:
+    try:
+        importlib.import_module("libcst")
+    except ImportError as error:
+        raise LintError(
+            "--fix and --diff-only need libcst, which is not installed: pip install 'diffusers-offload-plus[fix]'."
+        ) from error
