@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .errors import (
         CompileOrderError,
         ContractError,
+        DiskTierError,
+        FileChangedError,
         HookConflictError,
         InvalidPolicyError,
         NotOffloadedError,
@@ -28,6 +30,8 @@ __version__ = "0.1.0"
 _HOME = {
     "CompileOrderError": ".errors",
     "ContractError": ".errors",
+    "DiskTierError": ".errors",
+    "FileChangedError": ".errors",
     "HookConflictError": ".errors",
     "InvalidPolicyError": ".errors",
     "NotOffloadedError": ".errors",
@@ -44,6 +48,8 @@ _HOME = {
 __all__ = [
     "CompileOrderError",
     "ContractError",
+    "DiskTierError",
+    "FileChangedError",
     "HookConflictError",
     "InvalidPolicyError",
     "NotOffloadedError",

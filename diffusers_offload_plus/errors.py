@@ -10,6 +10,8 @@ from __future__ import annotations
 __all__ = [
     "CompileOrderError",
     "ContractError",
+    "DiskTierError",
+    "FileChangedError",
     "HookConflictError",
     "InvalidPolicyError",
     "NotOffloadedError",
@@ -40,6 +42,14 @@ class NotOffloadedError(OffloadPlusError, ValueError):
 
 class CompileOrderError(OffloadPlusError, RuntimeError):
     """A compiled forward would run above the offloading hook, where weights cannot be onloaded."""
+
+
+class DiskTierError(OffloadPlusError, OSError):
+    """A file of the disk tier cannot be written or read; ``errno`` and ``filename`` are those of the system's error."""
+
+
+class FileChangedError(DiskTierError):
+    """A file that offloaded weights are mapped from was changed in place or truncated by somebody."""
 
 
 class ContractError(OffloadPlusError, ImportError):

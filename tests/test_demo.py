@@ -108,9 +108,7 @@ def test_the_stock_faults_show_an_error_and_ours_none(
     for fault in ("mixed-up weights", "lost weights"):
         assert found[fault, "diffusers", "disk"]["error"] > 0
         assert found[fault, "offload-plus", "memory"]["error"] == 0
-        refused = found[fault, "offload-plus", "disk"]
-        assert refused["error"] in (None, 0)
-        assert "InvalidPolicyError" in refused["text"] or refused["error"] == 0
+        assert found[fault, "offload-plus", "disk"]["error"] == 0
 
 
 def test_the_files_say_what_the_terminal_said(on_cpu: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,9 +14,11 @@ from torch import nn
 from ..errors import HookConflictError, InvalidPolicyError, NotOffloadedError
 from .diffusers_door import HOOK_NAME, STOCK_HELPER_HOOKS, registry_of, stock_hooks, stock_settings
 from .hook import Attachment, attachment_of
+from .memory import give_memory_back
 from .policy import OffloadPolicy
 from .preflight import check_model
 from .targets import components_of, split_excluded
+from .tensors import plain_tensors
 
 __all__ = ["disable_group_offload", "enable_group_offload", "upgrade"]
 
@@ -37,8 +40,13 @@ def enable_group_offload(
     block_modules: str | Iterable[str] | None = None,
     exclude_kwargs: str | Iterable[str] | None = None,
     exclude_modules: str | Iterable[str] | None = None,
+    host_budget: int | str | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    keep: bool = False,
+    protect: str | None = None,
 ) -> None:
-    """Keep the weights of ``target`` in host memory and bring them to the device group by group as they are used.
+    """Keep the weights of ``target`` in host memory, or on disk, and bring them to the device group by group as they
+    are used.
 
     Takes the arguments of diffusers' own methods of that name, in their order. Called again with other settings it
     re-plans; with the same settings it does nothing.
@@ -53,16 +61,25 @@ def enable_group_offload(
         use_stream: copy on a stream of their own, the next group while the present one computes. Pins host memory.
         record_stream: with ``use_stream``, let copies start without waiting for computation; takes more device memory.
         low_cpu_mem_usage: with ``use_stream``, pin two buffers instead of all weights.
-        offload_to_disk_path: not supported yet; must be ``None``.
+        offload_to_disk_path: a directory; weights then rest on disk, as views of mapped files. Any number of models
+            and processes may share it. What is written to it belongs to this process and is gone with it.
         block_modules: names of submodules whose own children are cut into blocks; a model's
             ``_group_offload_block_modules`` if left out.
         exclude_kwargs: keyword arguments of forward that are never moved; a model's ``_skip_keys`` if left out.
         exclude_modules: components of a pipeline that are put on ``onload_device`` whole instead.
+        host_budget: with a disk path, bytes (or ``"16GiB"``) of host memory that weights and staging may take; what
+            does not fit rests on disk. Without it everything does.
+        checkpoint: with a disk path, the local snapshot or safetensors file that weights were loaded from; those
+            that are bit-equal there are not written again. A model's own ``_name_or_path`` if left out.
+        keep: with a disk path, leave what is written there for later processes, which find it by its content.
+        protect: ``"copy"`` if others may write the checkpoint's files meanwhile: they are copied (without taking space
+            where the file system can do that).
 
     Raises:
         InvalidPolicyError: an argument cannot be used.
         UnsupportedModelError: a component cannot be offloaded.
         HookConflictError: a component is offloaded by other means.
+        DiskTierError: there is no room on disk, or it cannot be written.
 
     In each case nothing has been changed.
     """
@@ -78,17 +95,25 @@ def enable_group_offload(
         offload_to_disk_path=offload_to_disk_path,
         block_modules=block_modules,
         exclude_kwargs=exclude_kwargs,
+        host_budget=host_budget,
+        checkpoint=checkpoint,
+        keep=keep,
+        protect=protect,
     )
     kept, excluded = split_excluded(target, components_of(target), exclude_modules)
     if len(kept) > 1:
         _require_known_blocks(policy, kept)
+    policies = {name: _for_model(policy, module, kept) for name, module in kept.items()}
     for name, module in kept.items():
-        check_model(module, _for_model(policy, module, len(kept)), name)
+        check_model(module, policies[name], name)
+    prepared = [_prepare(module, policies[name], name) for name, module in kept.items()]
     for module in excluded.values():
         disable_group_offload(module, missing_ok=True)
         module.to(policy.onload_device)
-    for name, module in kept.items():
-        _enable(module, _for_model(policy, module, len(kept)), name)
+    for attachment in prepared:
+        _attach(attachment)
+    if policy.disk is not None:
+        give_memory_back()
 
 
 def disable_group_offload(target: Any, *, missing_ok: bool = False) -> None:
@@ -124,7 +149,7 @@ def upgrade(target: Any) -> None:
             diffusers
             may have mixed up between components; they cannot be trusted.
     """
-    plans: list[tuple[str, nn.Module, OffloadPolicy]] = []
+    prepared: list[Attachment] = []
     for name, module in components_of(target).items():
         found = stock_hooks(module)
         if not found:
@@ -141,34 +166,58 @@ def upgrade(target: Any) -> None:
         settings = stock_settings(found[0][2].config, module)
         policy = OffloadPolicy.from_arguments(**settings)
         check_model(module, policy, name, allow_stock=True)
-        plans.append((name, module, policy))
-    if not plans:
+        prepared.append(Attachment(module, policy, name))
+    if not prepared:
         raise NotOffloadedError(
             f"{type(target).__name__} carries no stock group-offloading hooks. Call `enable_group_offload` instead."
         )
-    for name, module, policy in plans:
-        _remove_stock_hooks(module)
-        _enable(module, policy, name)
+    for attachment in prepared:
+        _remove_stock_hooks(attachment.root)
+        _attach(attachment)
 
 
-def _enable(module: nn.Module, policy: OffloadPolicy, label: str) -> None:
+def _prepare(module: nn.Module, policy: OffloadPolicy, label: str) -> Attachment:
+    """The attachment that is to be: the present one if its settings are the same. Nothing is changed."""
     present = attachment_of(module)
     if present is not None:
         if present.policy == policy:
-            present.restore()
-            return
-        logger.info("Group offloading of '%s' is planned anew: its settings have changed.", label)
-        present.detach()
-    Attachment(module, policy, label).attach()
+            return present
+        present.engine.park()
+        present.engine.settle_host()
+    attachment = Attachment(module, policy, label)
+    attachment.prepare()
+    return attachment
 
 
-def _for_model(policy: OffloadPolicy, module: nn.Module, count: int) -> OffloadPolicy:
-    # In a pipeline a name in `block_modules` concerns the components that have it.
-    if policy.block_modules is None or count == 1:
+def _attach(attachment: Attachment) -> None:
+    present = attachment_of(attachment.root)
+    if present is attachment:
+        present.restore()
+        return
+    if present is not None:
+        logger.info("Group offloading of '%s' is planned anew: its settings have changed.", attachment.label)
+        present.detach(leave=False)
+    attachment.attach()
+
+
+def _for_model(policy: OffloadPolicy, module: nn.Module, kept: dict[str, nn.Module]) -> OffloadPolicy:
+    # In a pipeline a name in `block_modules` concerns the components that have it, and a budget is of all of them.
+    if len(kept) == 1:
+        return policy
+    if policy.disk is not None and policy.disk.host_budget is not None:
+        share = _nbytes(module) / max(1, sum(map(_nbytes, kept.values())))
+        disk = dataclasses.replace(policy.disk, host_budget=int(share * policy.disk.host_budget))
+        policy = dataclasses.replace(policy, disk=disk)
+    if policy.block_modules is None:
         return policy
     known = {name for name, _ in module.named_modules()}
     names = tuple(name for name in policy.block_modules if name in known)
     return dataclasses.replace(policy, block_modules=names or None)
+
+
+def _nbytes(module: nn.Module) -> int:
+    tensors = (t for tensor in (*module.parameters(), *module.buffers()) for _, t in plain_tensors(tensor))
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def _require_known_blocks(policy: OffloadPolicy, components: dict[str, nn.Module]) -> None:

@@ -17,21 +17,21 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from .doors import computes_on, install, uninstall
 from .group import State, WeightGroup
 from .inputs import to_device
 from .inventory import Entry, Residency, take_inventory
 from .loans import Loans
+from .outputs import valid_output
 from .partition import Unit
-from .plan import OffloadPlan, make_plan
+from .plan import HeldGroup, OffloadPlan, make_plan
 from .policy import OffloadPolicy
-from .residents import Carried
+from .residents import Carried, bring_home
 from .saved import SavedWeights
 from .schedule import Schedule
 from .structure import Structure
-from .tensors import map_plain, plain_tensors, relocate, repoint
+from .tiers import Tiers
 from .transfer import Link
 
 __all__ = ["OffloadEngine"]
@@ -62,6 +62,7 @@ class OffloadEngine:
         self.moves = self.device.type != "cpu"
         self.structure = Structure(root)
         self.link = Link(policy)
+        self.tiers = Tiers(root, policy, self.link, label)
         self.units: list[Unit] = []
         self.groups: list[WeightGroup] = []
         self.carried = Carried(self.link)
@@ -90,25 +91,38 @@ class OffloadEngine:
     def plan(self) -> OffloadPlan:
         """What moves, what stays and how much device memory that takes, in the sizes tensors have now: a cast changes
         them without a new inventory."""
-        sizes = [group.nbytes for group in self.groups]
-        return make_plan(self._inventory, sizes, self.carried.total_bytes, self.policy)
+        held = [HeldGroup(g.spec, g.nbytes, self._tier_of(g), g.in_place) for g in self.groups]
+        return make_plan(self._inventory, held, self.carried.total_bytes, self.policy)
 
     # Set-up
 
+    def prepare(self) -> None:
+        """Find or make room for all weights of the model as it is now, without changing it.
+
+        Raises:
+            UnsupportedModelError: the model cannot be offloaded.
+            DiskTierError: there is no room on disk, or it cannot be written.
+        """
+        self.tiers.prepare(take_inventory(self.root, self.policy, self.label).groups)
+
     def build(self) -> None:
         """(Re)build groups, doors and plan from the model as it is now. Groups whose tensors are the same keep their
-        slab."""
+        home."""
         self.park()
         inventory = take_inventory(self.root, self.policy, self.label)
         self._close_doors()
         known = {group.spec.key: group for group in self.groups}
+        self.tiers.prepare(inventory.groups, [group.spec for group in self.groups])
         groups: list[WeightGroup] = []
         self.link.drain()
         self.groups = groups  # as they come: should one fail, tear_down knows the others
-        for spec in inventory.groups if self.moves else ():
+        for spec in inventory.groups:
             group = known.pop(spec.key, None)
             if group is None:
-                group = WeightGroup(spec, self.link)
+                placement = self.tiers.placement_of(spec)
+                if placement is None:
+                    continue
+                group = WeightGroup(spec, self.link, placement)
             group.spec = spec
             groups.append(group)
         self.units = inventory.units
@@ -130,18 +144,24 @@ class OffloadEngine:
         self._open_doors()
         self._onload_residents()
 
-    def tear_down(self) -> None:
-        """Every weight back in plain host memory, doors closed. The engine must not be used after."""
+    def tear_down(self, *, leave: bool = True) -> None:
+        """Every weight back in plain host memory, doors closed. The engine must not be used after.
+
+        Args:
+            leave: if not, the weights stay where they rest, for another engine to take over.
+        """
         with self._lock:
             self._sweep()
             self.park()
             self._close_doors()
-            self._bring_strays_home()
+            with _engine_mode():
+                bring_home(self.root, self.device)
             self._saved.forget()
             self.link.drain()
-            for group in self.groups:
-                group.release_pinned()
+            for group in self.groups if leave else ():
+                group.leave()
             self.groups = []
+            self.link.close()
 
     def park(self) -> None:
         """Bring what stays on the device between passes back to the host, writes kept. No effect inside a pass."""
@@ -201,7 +221,7 @@ class OffloadEngine:
                     frame.served[group] = group.runs
                 self._onload(group)
             return entry.tensor
-        if not computes_on(self.device, self.structure.ids):
+        if not self.moves or not computes_on(self.device, self.structure.ids):
             self.settle_host()
             return entry.tensor
         self.served.setdefault(entry.names[0], "a method other than forward")
@@ -279,7 +299,7 @@ class OffloadEngine:
             args, kwargs = to_device(
                 args, kwargs, self.device, self._exclude, self.policy.non_blocking or self.policy.use_stream
             )
-            return self._kept_valid(forward(*args, **kwargs))
+            return valid_output(forward(*args, **kwargs), self._managed)
         finally:
             self._exit(depth)
 
@@ -346,26 +366,6 @@ class OffloadEngine:
                 group.prefetch()
         self._prefetched = wanted
 
-    def _kept_valid(self, output: Any) -> Any:
-        # A returned parameter would go back to the host with its module; its device memory is returned instead.
-        if not self._managed or not self._holds_managed(output):
-            return output
-        return pytree.tree_map(self._detached_from_parameter, output)
-
-    def _holds_managed(self, value: Any) -> bool:
-        if isinstance(value, torch.Tensor):
-            return id(value) in self._managed
-        if isinstance(value, (tuple, list)):
-            return any(map(self._holds_managed, value))
-        if isinstance(value, dict):
-            return any(map(self._holds_managed, value.values()))
-        return False
-
-    def _detached_from_parameter(self, value: Any) -> Any:
-        if not isinstance(value, torch.Tensor) or id(value) not in self._managed:
-            return value
-        return value.view_as(value) if torch.is_grad_enabled() and value.requires_grad else value.detach()
-
     # Helpers
 
     def _onload_residents(self) -> None:
@@ -375,21 +375,23 @@ class OffloadEngine:
                     group.onload()
             self.carried.to_device()
 
-    def _bring_strays_home(self) -> None:
-        # Tensors others put on the device since the last inventory.
-        with _engine_mode():
-            for module in self.root.modules():
-                for tensor in (*module._parameters.values(), *module._buffers.values()):
-                    if tensor is not None and any(t.device == self.device for _, t in plain_tensors(tensor)):
-                        repoint(tensor, map_plain(tensor.detach(), lambda t: relocate(t, torch.device("cpu"))))
-
     def _recount_buffers(self, below: nn.Module) -> None:
         # Forward and ``.to`` put new tensors in place of buffers; whatever is there now is what the model has.
         if self.moves and self.structure.buffers_changed(below):
             self.carried.replace([*self._carried_parameters, *self.structure.loose_buffers(self._managed)])
 
+    def _tier_of(self, group: WeightGroup) -> str:
+        if group.rests_on_disk:
+            return "disk"
+        return "pinned host" if self.policy.pins_host_memory else "host"
+
     def _open_doors(self) -> None:
-        of_tensor = {id(entry.tensor): (group, entry) for group in self.groups for entry in group.spec.entries}
+        of_tensor = {
+            id(entry.tensor): (group, entry)
+            for group in self.groups
+            if not group.in_place
+            for entry in group.spec.entries
+        }
         for module in self.structure.open_modules():
             held = [*dict.items(module._parameters), *dict.items(module._buffers)]
             watched = {name: of_tensor[id(tensor)] for name, tensor in held if id(tensor) in of_tensor}

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable
 
 import torch
 
 from .inventory import Entry, GroupSpec
-from .stores.host import HostSlab, view_of
+from .stores.home import Home, Placement
+from .stores.host import HostPlacement
+from .stores.layout import view_of
 from .tensors import is_wrapper, map_plain, plain_tensors, repoint, same_bits
 from .transfer import Link, Transfer
 
@@ -53,7 +54,7 @@ class WeightGroup:
         written_back: bytes that had to travel device to host because somebody wrote them.
     """
 
-    def __init__(self, spec: GroupSpec, link: Link) -> None:
+    def __init__(self, spec: GroupSpec, link: Link, placement: Placement) -> None:
         self.spec = spec
         self.users = 0
         self.runs = 0
@@ -61,17 +62,28 @@ class WeightGroup:
         self.written_back = 0
         self.rehomed = 0
         self._link = link
+        self._placement = placement
         self._transfer: Transfer | None = None
         self._loans: list[_Loan] = []
         self._storage = 0
         self._copied: list[int | None] = []
         self.state = State.OFFLOADED
-        self.slab = self._pack()
+        self.home = self._settle_in(placement)
 
     @property
     def nbytes(self) -> int:
         """Bytes one transfer of the group moves."""
-        return self.slab.nbytes
+        return self.home.nbytes
+
+    @property
+    def rests_on_disk(self) -> bool:
+        """Whether its weights at rest are views of files."""
+        return self.home.in_memory is None
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the device computes with its weights where they rest."""
+        return self._link.uses_in_place(self.home)
 
     @property
     def device_bytes(self) -> int:
@@ -81,7 +93,7 @@ class WeightGroup:
     def prefetch(self) -> None:
         """Start bringing the group to the device. Idempotent."""
         if self._transfer is None:
-            self._transfer = self._link.start(self._current_slab().bytes)
+            self._transfer = self._link.start(self._current_home())
             self._copied = self._versions()
             self._link.hold(self.device_bytes)
             self.state = State.PREFETCHED
@@ -125,58 +137,64 @@ class WeightGroup:
             self._transfer.cancel()
             self._link.hold(-self.device_bytes)
             self._transfer = None
+            self._link.let_go(self.home)
         self.state = State.OFFLOADED
 
     def owns_storage(self, tensor: torch.Tensor) -> bool:
         """Whether ``tensor`` is a view of the group's present device slab."""
         return self.state is State.ONLOADED and tensor.untyped_storage()._cdata == self._storage
 
-    def release_pinned(self) -> None:
+    def leave(self) -> None:
         """Move the weights of an offloaded group to ordinary host memory, with nothing of the group left on them."""
-        if self.slab.bytes.numel() and self.slab.bytes.is_pinned():
-            self.slab = self._pack(lambda nbytes: torch.empty(nbytes, dtype=torch.uint8))
+        memory = self.home.in_memory
+        if memory is None or (memory.numel() and memory.is_pinned()):
+            self.home = self._settle_in(HostPlacement(lambda nbytes: torch.empty(nbytes, dtype=torch.uint8)))
 
-    # Host side
+    # At rest
 
-    def _pack(self, allocate: Callable[[int], torch.Tensor] | None = None) -> HostSlab:
+    def _settle_in(self, placement: Placement) -> Home:
         sources = [t for entry in self.spec.entries for _, t in plain_tensors(entry.tensor)]
-        slab = HostSlab([t.detach() for t in sources], allocate or self._link.allocate_host)
-        homes = iter(slab.tensors)
+        home = placement.place(self.spec.key, [t.detach() for t in sources])
+        homes = iter(home.tensors)
         for entry in self.spec.entries:
             repoint(entry.tensor, map_plain(entry.tensor.detach(), lambda _: next(homes)))
-        return slab
+        return home
 
-    def _current_slab(self) -> HostSlab:
-        # Where others re-pointed a parameter of an offloaded group, the slab is packed anew with what it points at.
+    def _current_home(self) -> Home:
+        # Where others re-pointed a parameter of an offloaded group, what it points at is given a home.
         if not all(self._at_home(t) for entry in self.spec.entries for _, t in plain_tensors(entry.tensor)):
             self._link.drain()
-            self.slab = self._pack()
+            self.home = self._settle_in(self._placement)
             self.rehomed += 1
-        return self.slab
+        return self.home
 
     def _versions(self) -> list[int | None]:
         return [_version(entry.tensor) for entry in self.spec.entries]
 
     def _at_home(self, tensor: torch.Tensor) -> bool:
-        return tensor.numel() == 0 or self.slab.offset_of(tensor) is not None
+        return tensor.numel() == 0 or self.home.offset_of(tensor) is not None
 
     # Device side
 
-    def _view(self, slab: HostSlab, storage: torch.UntypedStorage, host: torch.Tensor) -> torch.Tensor:
+    def _view(self, storage: torch.UntypedStorage, host: torch.Tensor) -> torch.Tensor:
         if host.numel() == 0:
             return torch.empty_strided(host.size(), host.stride(), dtype=host.dtype, device=self._link.device)
-        offset = slab.offset_of(host)
+        offset = self.home.offset_of(host)
         if offset is None:
             raise _Moved
         return view_of(storage, offset, host, self._link.device)
 
     def _lend(self) -> None:
         assert self._transfer is not None
+        if self.in_place:
+            self._transfer.wait()
+            self.state = State.ONLOADED
+            return
         storage = self._transfer.slab.untyped_storage()
         loans: list[tuple[_Loan, torch.Tensor]] = []
         for entry in self.spec.entries:
             host = _snapshot(entry.tensor)
-            loans.append((_Loan(entry, host, None), map_plain(host, lambda t: self._view(self.slab, storage, t))))
+            loans.append((_Loan(entry, host, None), map_plain(host, lambda t: self._view(storage, t))))
         self._transfer.wait()
         self._storage = storage._cdata
         for loan, device in loans:
@@ -194,7 +212,7 @@ class WeightGroup:
         if compare:
             for start in range(0, slab.numel(), COMPARE_CHUNK):
                 part = slice(start, min(start + COMPARE_CHUNK, slab.numel()))
-                host = self.slab.bytes[part]
+                host = self.home.part(part.start, part.stop)
                 if not torch.equal(slab[part], host.to(slab.device)):
                     self._copy_back(slab, part.start, part.stop)
         for loan in self._loans:
@@ -205,11 +223,11 @@ class WeightGroup:
                 for _, t in plain_tensors(tensor):
                     if t.numel():
                         start = int(t.storage_offset()) * t.element_size()
-                        extent = self.slab.extent_at(start)
+                        extent = self.home.extent_at(start)
                         self._copy_back(slab, extent.offset, extent.offset + extent.nbytes)
 
     def _copy_back(self, slab: torch.Tensor, start: int, stop: int) -> None:
-        self.slab.bytes[start:stop].copy_(slab[start:stop])
+        self.home.write(start, slab[start:stop])
         self.written_back += stop - start
 
     def _adopt(self, loan: _Loan) -> None:

@@ -156,6 +156,10 @@ class Attachment:
         self.config = stock_config(policy.onload_device, policy.offload_device)
         self._hooked: dict[int, nn.Module] = {}
 
+    def prepare(self) -> None:
+        """Find out that the model can be offloaded, and make room on disk, without changing anything."""
+        self.engine.prepare()
+
     def attach(self) -> None:
         """Take the inventory, move the weights into their slabs and register the hooks. All or nothing."""
         try:
@@ -164,12 +168,16 @@ class Attachment:
             self.detach()
             raise
 
-    def detach(self) -> None:
-        """Remove every hook of ours and leave the weights, bit for bit, in plain host memory."""
+    def detach(self, *, leave: bool = True) -> None:
+        """Remove every hook of ours and leave the weights, bit for bit, in plain host memory.
+
+        Args:
+            leave: if not, the weights stay where they rest, for another attachment to take over.
+        """
         for module in [*self._hooked.values(), *self.root.modules()]:
             self._unhook(module)
         self._hooked.clear()
-        self.engine.tear_down()
+        self.engine.tear_down(leave=leave)
         self._invalidate()
 
     def restore(self) -> None:

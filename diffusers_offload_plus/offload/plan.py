@@ -4,20 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from .inventory import Decision, Inventory, Residency
+from .inventory import Decision, GroupSpec, Inventory, Residency
 from .policy import OffloadPolicy
 
-__all__ = ["GroupPlan", "OffloadPlan", "make_plan"]
+__all__ = ["GroupPlan", "HeldGroup", "OffloadPlan", "groups_in_memory", "make_plan"]
+
+
+class HeldGroup(NamedTuple):
+    """A group as an engine holds it: what it is, its packed bytes, and where it rests."""
+
+    spec: GroupSpec
+    nbytes: int
+    tier: str
+    in_place: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GroupPlan:
-    """One group: its name, packed size in bytes, where it lives, and its tensors by name."""
+    """One group.
+
+    Attributes:
+        nbytes: packed size in bytes.
+        residency: where it is while nothing runs; ``tier``: where it rests meanwhile or otherwise ("host", "disk").
+        device_bytes: bytes it takes on the device while in use; none where the device computes with it in place.
+        tensors: their names.
+    """
 
     name: str
     nbytes: int
     residency: Residency
+    tier: str
+    device_bytes: int
     tensors: tuple[str, ...]
 
 
@@ -47,7 +66,11 @@ class OffloadPlan:
     @property
     def resident_bytes(self) -> int:
         """Bytes on the device while nothing runs."""
-        return self.carried_bytes + sum(g.nbytes for g in self.groups if g.residency is Residency.RESIDENT)
+        return self.carried_bytes + sum(g.device_bytes for g in self.groups if g.residency is Residency.RESIDENT)
+
+    def bytes_on(self, tier: str) -> int:
+        """Bytes of the groups that rest on ``tier``."""
+        return sum(group.nbytes for group in self.groups if group.tier == tier)
 
     @property
     def device_bound(self) -> int:
@@ -56,29 +79,56 @@ class OffloadPlan:
 
         A module that reads another's weights without calling it adds a copy of that group while it runs.
         """
-        streamed = sorted((g.nbytes for g in self.groups if g.residency is Residency.STREAMED), reverse=True)
+        streamed = sorted((g.device_bytes for g in self.groups if g.residency is Residency.STREAMED), reverse=True)
         return self.resident_bytes + self.nested_bytes + sum(streamed[: self.prefetch_depth])
 
 
-def make_plan(inventory: Inventory, sizes: Sequence[int], carried_bytes: int, policy: OffloadPolicy) -> OffloadPlan:
+def groups_in_memory(sizes: Sequence[int], budget: int | None) -> frozenset[int]:
+    """Which of the groups of these ``sizes`` (bytes, in the order of use) rest in host memory, the others on disk.
+
+    Two staging buffers for the largest group count as well. What stays in memory is spread evenly over the model, so
+    that while one group is used there is time to read the next from disk.
+    """
+    if budget is None:
+        return frozenset()
+    total = sum(sizes)
+    if total <= budget:
+        return frozenset(range(len(sizes)))
+    room = budget - 2 * max(sizes)
+    held = passed = 0
+    chosen = set()
+    for index, nbytes in enumerate(sizes):
+        passed += nbytes
+        if held + nbytes <= room and (held + nbytes) * total <= room * passed:
+            held += nbytes
+            chosen.add(index)
+    return frozenset(chosen)
+
+
+def make_plan(
+    inventory: Inventory, held: Sequence[HeldGroup], carried_bytes: int, policy: OffloadPolicy
+) -> OffloadPlan:
     """Compute the plan for ``inventory``.
 
     Args:
-        sizes: packed bytes of its groups; none where nothing moves.
+        held: its groups that are managed; none where nothing moves.
         carried_bytes: bytes of the tensors kept on the device one by one.
     """
-    specs = inventory.groups[: len(sizes)]
     groups = tuple(
         GroupPlan(
-            name=spec.name,
-            nbytes=nbytes,
-            residency=spec.residency,
-            tensors=tuple(name for entry in spec.entries for name in entry.names),
+            name=group.spec.name,
+            nbytes=group.nbytes,
+            residency=group.spec.residency,
+            tier=group.tier,
+            device_bytes=0 if group.in_place else group.nbytes,
+            tensors=tuple(name for entry in group.spec.entries for name in entry.names),
         )
-        for spec, nbytes in zip(specs, sizes, strict=True)
+        for group in held
     )
     streamed = [
-        (spec.units, nbytes) for spec, nbytes in zip(specs, sizes, strict=True) if spec.residency is Residency.STREAMED
+        (group.spec.units, plan.device_bytes)
+        for group, plan in zip(held, groups, strict=True)
+        if plan.residency is Residency.STREAMED
     ]
     return OffloadPlan(
         groups=groups,

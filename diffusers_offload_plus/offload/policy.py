@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import os
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from ..errors import InvalidPolicyError
+from .sizes import parse_bytes
+from .stores.directory import resolve_directory
 
-__all__ = ["OffloadPolicy", "OffloadType", "resolve_device", "supports_streams"]
+__all__ = ["DiskTier", "OffloadPolicy", "OffloadType", "resolve_device", "supports_streams"]
 
 
 class OffloadType(enum.StrEnum):
@@ -19,6 +23,25 @@ class OffloadType(enum.StrEnum):
 
     BLOCK_LEVEL = "block_level"
     LEAF_LEVEL = "leaf_level"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiskTier:
+    """The part of a policy that concerns disk.
+
+    Attributes:
+        directory: absolute path of the store.
+        checkpoint: where the weights may lie already; None: where the model says it was loaded from.
+        host_budget: bytes of host memory for weights and staging; None: as little as possible.
+        keep: what is written stays for later processes.
+        protect: checkpoint files are copied, so that others may write them.
+    """
+
+    directory: str
+    checkpoint: str | None = None
+    host_budget: int | None = None
+    keep: bool = False
+    protect: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +61,7 @@ class OffloadPolicy:
     low_cpu_mem_usage: bool = False
     block_modules: tuple[str, ...] | None = None
     exclude_kwargs: tuple[str, ...] | None = None
+    disk: DiskTier | None = None
 
     @property
     def device(self) -> torch.device:
@@ -47,7 +71,7 @@ class OffloadPolicy:
     @property
     def prefetch_depth(self) -> int:
         """How many groups are onloaded ahead of the one in use."""
-        return 1 if self.use_stream else 0
+        return 1 if self.use_stream or (self.disk is not None and self.onload_device.type == "cpu") else 0
 
     @property
     def pins_host_memory(self) -> bool:
@@ -69,6 +93,10 @@ class OffloadPolicy:
         offload_to_disk_path: object = None,
         block_modules: str | Iterable[str] | None = None,
         exclude_kwargs: str | Iterable[str] | None = None,
+        host_budget: int | str | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        keep: bool = False,
+        protect: str | None = None,
     ) -> OffloadPolicy:
         """Validate the arguments of ``enable_group_offload`` and return the policy they describe.
 
@@ -91,34 +119,64 @@ class OffloadPolicy:
             "use_stream": use_stream,
             "record_stream": record_stream,
             "low_cpu_mem_usage": low_cpu_mem_usage,
+            "keep": keep,
         }
         for name, value in flags.items():
             if not isinstance(value, bool):
                 raise InvalidPolicyError(f"`{name}` must be True or False, got {value!r}.")
-        if offload_to_disk_path is not None:
-            raise InvalidPolicyError(
-                f"`offload_to_disk_path` is not supported by this version, got {offload_to_disk_path!r}. Leave it "
-                f"out: "
-                "weights then rest in host memory. (Disk offloading without guards runs silently on wrong weights.)"
-            )
         if use_stream and not supports_streams(device):
             raise InvalidPolicyError(
                 f"`use_stream=True` needs an onload device with streams, got '{device}'. Pass `use_stream=False`."
             )
         if record_stream and not use_stream:
             raise InvalidPolicyError("`record_stream=True` needs `use_stream=True`. Pass both, or neither.")
+        blocks, names = _blocks(num_blocks_per_group), _names("block_modules", block_modules)
+        excluded = _names("exclude_kwargs", exclude_kwargs)
         return cls(
             onload_device=device,
             offload_device=rest,
             offload_type=kind,
-            num_blocks_per_group=_blocks(num_blocks_per_group),
+            num_blocks_per_group=blocks,
             non_blocking=non_blocking,
             use_stream=use_stream,
             record_stream=record_stream,
             low_cpu_mem_usage=low_cpu_mem_usage,
-            block_modules=_names("block_modules", block_modules),
-            exclude_kwargs=_names("exclude_kwargs", exclude_kwargs),
+            block_modules=names,
+            exclude_kwargs=excluded,
+            disk=_disk_tier(offload_to_disk_path, host_budget, checkpoint, keep, protect),
         )
+
+
+def _disk_tier(
+    directory: object, host_budget: object, checkpoint: object, keep: bool, protect: object
+) -> DiskTier | None:
+    given = {"host_budget": host_budget, "checkpoint": checkpoint, "keep": keep or None, "protect": protect}
+    if directory is None:
+        for name, value in given.items():
+            if value is not None:
+                raise InvalidPolicyError(
+                    f"`{name}` concerns weights on disk, so it needs `offload_to_disk_path`, which was not given. "
+                    f"Name a directory, or leave `{name}` out."
+                )
+        return None
+    if protect not in (None, "copy"):
+        raise InvalidPolicyError(f"`protect` must be 'copy' or None, got {protect!r}.")
+    if not sys.platform.startswith("linux"):
+        raise InvalidPolicyError(
+            f"`offload_to_disk_path` needs Linux, and this is {sys.platform}. Leave it out: weights then rest in host "
+            "memory."
+        )
+    budget = None if host_budget is None else parse_bytes("host_budget", host_budget)
+    where: str | None = None
+    if checkpoint is not None:
+        if not isinstance(checkpoint, (str, os.PathLike)) or not os.path.exists(os.path.expanduser(checkpoint)):
+            raise InvalidPolicyError(
+                f"`checkpoint` must be a local safetensors file, or a directory that holds some, got {checkpoint!r}. "
+                "Give the snapshot that the weights were loaded from, or leave it out."
+            )
+        where = os.path.realpath(os.path.expanduser(checkpoint))
+    resolved = resolve_directory(directory, [where] if where else [])
+    return DiskTier(directory=resolved, checkpoint=where, host_budget=budget, keep=keep, protect=protect == "copy")
 
 
 def supports_streams(device: torch.device) -> bool:

@@ -112,7 +112,7 @@ def _component(name: str, attachment: Attachment) -> ComponentReport:
         model=type(attachment.root).__name__,
         onload_device=str(policy.onload_device),
         offload_type=policy.offload_type.value,
-        tier="in place" if not engine.moves else "pinned host" if policy.pins_host_memory else "host",
+        tier=" + ".join(dict.fromkeys(group.tier for group in plan.groups)) or "in place",
         groups=sum(group.residency is Residency.STREAMED for group in plan.groups),
         streamed_bytes=plan.streamed_bytes,
         resident_bytes=plan.resident_bytes,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from .tensors import map_plain, plain_tensors, relocate, repoint
 from .transfer import Link
 
-__all__ = ["Carried"]
+__all__ = ["Carried", "bring_home"]
 
 
 class Carried:
@@ -54,6 +55,14 @@ class Carried:
                 on_device += _nbytes(tensor)
         self._link.hold(on_device - self._bytes)
         self._bytes = on_device
+
+
+def bring_home(root: nn.Module, device: torch.device) -> None:
+    """Put every tensor of ``root`` that is on ``device``, by whoever's doing, in host memory."""
+    for module in root.modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None and any(t.device == device for _, t in plain_tensors(tensor)):
+                repoint(tensor, map_plain(tensor.detach(), lambda t: relocate(t, torch.device("cpu"))))
 
 
 def _nbytes(tensor: torch.Tensor) -> int:

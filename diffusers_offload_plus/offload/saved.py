@@ -19,7 +19,8 @@ import torch
 
 from ..errors import OffloadPlusError
 from .group import WeightGroup
-from .stores.host import HostSlab, view_of
+from .stores.home import Home
+from .stores.layout import view_of
 from .tensors import is_wrapper, map_plain
 from .transfer import Link
 
@@ -36,7 +37,7 @@ class WeightsChangedError(OffloadPlusError, RuntimeError):
 @dataclasses.dataclass(eq=False, slots=True)
 class _Note:
     group: WeightGroup
-    slab: HostSlab
+    home: Home
     offset: int
     like: torch.Tensor  # on the meta device: dtype, size and strides
     version: int
@@ -55,7 +56,7 @@ class SavedWeights:
         self._engine = engine
         self._lock = threading.Lock()
         self._hooks = (self._pack, self._unpack)  # the same objects each pass, or compiled forwards are traced anew
-        self._present: tuple[HostSlab, torch.Tensor] | None = None
+        self._present: tuple[Home, torch.Tensor] | None = None
         self._landing: dict[int, list[Any]] = {}
         self._stash: dict[int, torch.Tensor] = {}
 
@@ -100,7 +101,7 @@ class SavedWeights:
             return tensor.detach()
         offset = int(tensor.storage_offset()) * tensor.element_size()
         like = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
-        return _Note(group, group.slab, offset, like, _versions(group))
+        return _Note(group, group.home, offset, like, _versions(group))
 
     def _unpack(self, packed: Any) -> torch.Tensor:
         if isinstance(packed, _NotedWrapper):
@@ -114,16 +115,16 @@ class SavedWeights:
                 "Call backward before changing them (optimizer.step, load_state_dict), or run forward again."
             )
         with self._lock, torch.no_grad():
-            if self._present is None or self._present[0] is not packed.slab:
+            if self._present is None or self._present[0] is not packed.home:
                 self._drop()
-                self._present = (packed.slab, self._bring(self._engine.link, packed.slab))
+                self._present = (packed.home, self._bring(self._engine.link, packed.home))
             device = self._engine.device
             return view_of(self._present[1].untyped_storage(), packed.offset, packed.like, device)
 
-    def _bring(self, link: Link, slab: HostSlab) -> torch.Tensor:
-        transfer = link.start(slab.bytes)
+    def _bring(self, link: Link, home: Home) -> torch.Tensor:
+        transfer = link.start(home)
         transfer.wait()
-        link.hold(slab.nbytes)
+        link.hold(home.nbytes)
         # Dropped at the end of this backward; the tensors it handed out live as long as their holders.
         engine: Any = torch.autograd.Variable._execution_engine
         with contextlib.suppress(RuntimeError):  # unpacked outside of a backward: dropped with the next group

@@ -10,13 +10,16 @@ computation; the allocator then learns of the use.
 
 from __future__ import annotations
 
-import contextlib
-import time
+import functools
 from typing import Any
 
 import torch
 
 from .policy import OffloadPolicy
+from .reader import Reader, Reading
+from .staging import Staging, pinned
+from .stores.disk import DiskSlab
+from .stores.home import Home
 
 __all__ = ["Link", "Transfer"]
 
@@ -25,19 +28,36 @@ class Transfer:
     """A group's bytes on, or on their way to, the device.
 
     Attributes:
-        slab: uint8 tensor of shape ``(nbytes,)`` on the device; its values may be read after :meth:`wait`.
+        slab: uint8 tensor of shape ``(nbytes,)`` on the device, empty for what is used in place; its values may be
+            read after :meth:`wait`.
     """
 
-    __slots__ = ("_event", "_side_owned", "_stream", "slab")
+    __slots__ = ("_event", "_reading", "_side_owned", "_stream", "slab")
 
-    def __init__(self, slab: torch.Tensor, *, event: Any = None, stream: Any = None, side_owned: bool = False) -> None:
+    def __init__(
+        self,
+        slab: torch.Tensor,
+        *,
+        event: Any = None,
+        stream: Any = None,
+        side_owned: bool = False,
+        reading: Reading | None = None,
+    ) -> None:
         self.slab = slab
         self._event = event
         self._stream = stream
         self._side_owned = side_owned
+        self._reading = reading
 
     def wait(self) -> None:
-        """Order the current stream after the copy. Idempotent, and never blocks the calling thread."""
+        """Order the current stream after the copy. Idempotent; blocks the calling thread only while disk is read.
+
+        Raises:
+            DiskTierError: reading failed.
+        """
+        if self._reading is not None:
+            self._event = self._reading.finish()
+            self._reading = None
         if self._event is None:
             return
         current = torch.accelerator.current_stream(self.slab.device)
@@ -48,16 +68,20 @@ class Transfer:
 
     def cancel(self) -> None:
         """Make it safe to free a slab nobody will read."""
+        if self._reading is not None:
+            self._event = self._reading.cancel()
+            self._reading = None
         if not self._side_owned:
             self.wait()
 
 
 class Link:
-    """The way from host to one device: allocation, copies and, with streams, the side stream they run on.
+    """The way from host and disk to one device: allocation, copies and, with streams, the side stream they run on.
 
     Attributes:
-        copies: host-to-device copies started.
+        copies: copies to the device started.
         bytes: bytes they moved.
+        disk_bytes: bytes that were asked for from disk; the system may have had them in its cache.
         live: device bytes held by what has been copied.
         peak: highest value of ``live``.
         reading_host: a copy started since the last :meth:`drain` may still be reading host memory.
@@ -69,9 +93,12 @@ class Link:
         self._record_stream = policy.record_stream
         self._pins = policy.pins_host_memory
         self._stream: Any = torch.Stream(device=self.device) if policy.use_stream else None
-        self._staging = _Staging(self.device) if policy.use_stream and policy.low_cpu_mem_usage else None
+        self._staging = Staging(self.device) if policy.use_stream and policy.low_cpu_mem_usage else None
+        self._read_buffers = Staging(self.device, pin=self._stream is not None)
+        self._reader = Reader()
         self.copies = 0
         self.bytes = 0
+        self.disk_bytes = 0
         self.live = 0
         self.peak = 0
         self.reading_host = False
@@ -83,98 +110,101 @@ class Link:
 
     @property
     def staging_wait_seconds(self) -> float:
-        """How long the calling thread has waited for a staging buffer (only with ``low_cpu_mem_usage``)."""
-        return 0.0 if self._staging is None else self._staging.waited
+        """How long has been waited for a staging buffer (only with ``low_cpu_mem_usage`` or the disk tier)."""
+        return self._read_buffers.waited + (0.0 if self._staging is None else self._staging.waited)
+
+    @property
+    def staging_bytes(self) -> int:
+        """Host memory that the staging buffers take."""
+        return self._read_buffers.nbytes + (0 if self._staging is None else self._staging.nbytes)
 
     def allocate_host(self, nbytes: int) -> torch.Tensor:
         """Uninitialised host memory for one slab: uint8, shape ``(nbytes,)``, pinned if the policy pins."""
         if not self._pins or nbytes == 0:
             return torch.empty(nbytes, dtype=torch.uint8)
-        return _pinned(nbytes, self.device)
+        return pinned(nbytes, self.device)
 
-    def start(self, host: torch.Tensor) -> Transfer:
-        """Begin copying ``host`` (uint8, one-dimensional) to the device."""
+    def uses_in_place(self, home: Home) -> bool:
+        """Whether the device computes with ``home`` where it lies."""
+        return self.device.type == "cpu" and isinstance(home, DiskSlab) and home.is_aligned
+
+    def start(self, home: Home) -> Transfer:
+        """Begin bringing the bytes of ``home`` to the device."""
         self.copies += 1
-        self.bytes += host.numel()
+        self.bytes += home.nbytes
+        memory = home.in_memory
+        if memory is None:
+            return self._start_reading(home)
         if self._stream is None:
-            slab = torch.empty(host.numel(), dtype=torch.uint8, device=self.device)
-            slab.copy_(host, non_blocking=self._non_blocking)
+            slab = torch.empty(memory.numel(), dtype=torch.uint8, device=self.device)
+            slab.copy_(memory, non_blocking=self._non_blocking)
             return Transfer(slab)
         self.reading_host = True
         compute = torch.accelerator.current_stream(self.device)
         if not self._record_stream:
-            slab = torch.empty(host.numel(), dtype=torch.uint8, device=self.device)
+            slab = torch.empty(memory.numel(), dtype=torch.uint8, device=self.device)
             self._stream.wait_stream(compute)
         with self._stream:
             if self._record_stream:
-                slab = torch.empty(host.numel(), dtype=torch.uint8, device=self.device)
+                slab = torch.empty(memory.numel(), dtype=torch.uint8, device=self.device)
             if self._staging is None:
-                slab.copy_(host, non_blocking=True)
+                slab.copy_(memory, non_blocking=True)
+                event = self._stream.record_event()
             else:
-                self._staging.copy(host, slab, self._stream)
-            event = self._stream.record_event()
+                part = self._staging.acquire(memory.numel())
+                part.copy_(memory)
+                slab.copy_(part, non_blocking=True)
+                event = self._stream.record_event()
+                self._staging.release(event)
         return Transfer(slab, event=event, stream=compute, side_owned=self._record_stream)
+
+    def let_go(self, home: Home) -> None:
+        """The device is done with ``home`` for now."""
+        if isinstance(home, DiskSlab) and self.uses_in_place(home):
+            home.release()
+
+    @property
+    def read_wait_seconds(self) -> float:
+        """How long the calling thread has waited for disk."""
+        return self._reader.waited
 
     def drain(self) -> None:
         """Wait until no copy reads host memory any more; call before host memory of a slab is given up."""
+        self._reader.drain()
         if self._stream is not None:
             self._stream.synchronize()
         self.reading_host = False
 
+    def close(self) -> None:
+        """End the reader thread."""
+        self.drain()
+        self._reader.close()
 
-class _Staging:
-    """Two pinned buffers through which pageable weights pass; each is refilled once its last copy has been made."""
+    def _start_reading(self, home: Home) -> Transfer:
+        self.disk_bytes += home.nbytes
+        if isinstance(home, DiskSlab) and self.uses_in_place(home):
+            self.copies -= 1
+            self.bytes -= home.nbytes
+            return Transfer(torch.empty(0, dtype=torch.uint8), reading=self._reader.submit(home.populate))
+        slab = torch.empty(home.nbytes, dtype=torch.uint8, device=self.device)
+        if self.device.type == "cpu":
+            return Transfer(slab, reading=self._reader.submit(functools.partial(home.read_into, slab)))
+        if self._stream is None:
+            part = self._read_buffers.acquire(home.nbytes)
+            home.read_into(part)
+            slab.copy_(part)
+            return Transfer(slab)
+        self.reading_host = True
+        compute = torch.accelerator.current_stream(self.device)
+        work = functools.partial(self._read_and_copy, home, slab, compute.record_event())
+        return Transfer(slab, stream=compute, reading=self._reader.submit(work))
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._buffers: list[torch.Tensor | None] = [None, None]
-        self._events: list[Any] = [None, None]
-        self._turn = 0
-        self.waited = 0.0
-
-    def copy(self, host: torch.Tensor, slab: torch.Tensor, stream: Any) -> None:
-        turn = self._turn = 1 - self._turn
-        event = self._events[turn]
-        if event is not None:
-            begin = time.perf_counter()
-            event.synchronize()
-            self.waited += time.perf_counter() - begin
-        buffer = self._buffers[turn]
-        if buffer is None or buffer.numel() < host.numel():
-            buffer = self._buffers[turn] = _pinned(host.numel(), self._device)
-        part = buffer[: host.numel()]
-        part.copy_(host)
-        slab.copy_(part, non_blocking=True)
-        self._events[turn] = stream.record_event()
-
-
-def _pinned(nbytes: int, device: torch.device) -> torch.Tensor:
-    if device.type == "cuda":
-        registered = _cuda_registered(nbytes)
-        if registered is not None:
-            return registered
-    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
-
-
-def _cuda_registered(nbytes: int) -> torch.Tensor | None:
-    # torch's pinned allocator rounds up to powers of two, up to twice the model; registering whole pages of our own
-    # does not.
-    import mmap
-    import weakref
-
-    import numpy
-
-    pages = mmap.mmap(-1, -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE)
-    array = numpy.frombuffer(pages, dtype=numpy.uint8)
-    runtime: Any = torch.cuda.cudart()
-    address, portable = array.ctypes.data, 1
-    if int(runtime.cudaHostRegister(address, array.nbytes, portable)) != 0:
-        return None  # over the memory-lock limit, say; the caller falls back to torch's allocator
-
-    def unregister() -> None:
-        with contextlib.suppress(RuntimeError):
-            runtime.cudaHostUnregister(address)
-
-    # The array dies before the pages under it are unmapped; at interpreter exit the driver cleans up itself.
-    weakref.finalize(array, unregister).atexit = False
-    return torch.from_numpy(array)[:nbytes]
+    def _read_and_copy(self, home: Home, slab: torch.Tensor, before: Any) -> Any:
+        part = self._read_buffers.acquire(home.nbytes)
+        home.read_into(part)
+        self._stream.wait_event(before)
+        with self._stream:
+            slab.copy_(part, non_blocking=True)
+            event = self._stream.record_event()
+        self._read_buffers.release(event)
+        return event

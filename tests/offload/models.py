@@ -17,7 +17,7 @@ from tests.policies import POLICIES
 from tests.zoo.case import tensors_in
 from tests.zoo.models import MODELS
 
-CHOSEN = ("block", "block-2-stream", "leaf-stream", "leaf-lean")
+CHOSEN = ("block", "block-2-stream", "leaf-stream", "leaf-lean", "disk-leaf-stream", "disk-block-stream-budget")
 """The policies of scenarios: both levels, with and without streams, several blocks a group, two staging buffers."""
 
 WIDTH = 32

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 import diffusers_offload_plus as dop
+from diffusers_offload_plus.offload.stores.disk_placement import DiskPlacement
+from diffusers_offload_plus.offload.stores.host import HostPlacement
 from diffusers_offload_plus.offload.transfer import Link
 from tests.meter import Meter
 from tests.offload.models import (
@@ -221,15 +223,16 @@ def test_enabling_fails_midway(
     model = seeded(Stack)
     model.register_buffer("table", torch.arange(3))
     before, tensors, found = {k: v.clone() for k, v in held(model).items()}, held(model), attributes(model)
-    allocate, done = Link.allocate_host, []
+    done: list[object] = []
+    for placement in (HostPlacement, DiskPlacement):
 
-    def exhausted(link: Link, nbytes: int) -> torch.Tensor:
-        done.append(nbytes)
-        if len(done) == number + 1:
-            raise RuntimeError("no host memory left")
-        return allocate(link, nbytes)
+        def exhausted(self: Any, key: object, sources: Any, place: Any = placement.place) -> Any:
+            done.append(key)
+            if len(done) == number + 1:
+                raise RuntimeError("no host memory left")
+            return place(self, key, sources)
 
-    monkeypatch.setattr(Link, "allocate_host", exhausted)
+        monkeypatch.setattr(placement, "place", exhausted)
     with pytest.raises(RuntimeError, match="no host memory left"):
         dop.enable_group_offload(model, device, **POLICIES[policy])
     monkeypatch.undo()

@@ -18,6 +18,7 @@ from diffusers_offload_plus.offload.inventory import take_inventory
 from diffusers_offload_plus.offload.policy import OffloadPolicy
 from tests.meter import Meter
 from tests.offload.models import Stack, noise, seeded
+from tests.policies import DIRECTORY
 from tests.zoo.pipelines import PIPELINES, models_of
 
 DEVICE = object()
@@ -70,6 +71,9 @@ def refused(
 
 # Arguments
 
+HERE = str(Path(__file__).parent)
+NEW = f"{DIRECTORY}/never made"
+
 ARGUMENTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "offload type unknown": (
         {"offload_type": "layer_level"},
@@ -93,8 +97,30 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "onload device unknown": ({"onload_device": "nonsense"}, ("`onload_device`", "nonsense", "'cuda'")),
     "onload device no name": ({"onload_device": object}, ("`onload_device`", "torch device")),
     "onload device meta": ({"onload_device": "meta"}, ("`onload_device`", "meta", "computes")),
-    "disk": ({"offload_to_disk_path": "/tmp/weights"}, ("`offload_to_disk_path`", "/tmp/weights", "Leave it out")),
-    "disk empty": ({"offload_to_disk_path": ""}, ("`offload_to_disk_path`", "Leave it out")),
+    "disk empty": ({"offload_to_disk_path": ""}, ("`offload_to_disk_path`", "got ''", "Leave it out")),
+    "disk number": ({"offload_to_disk_path": 3}, ("`offload_to_disk_path`", "got 3", "directory")),
+    "disk file": ({"offload_to_disk_path": __file__}, ("`offload_to_disk_path`", __file__, "Name another one")),
+    "disk below file": ({"offload_to_disk_path": f"{__file__}/x"}, ("`offload_to_disk_path`", "Name another one")),
+    "disk in checkpoint": (
+        {"offload_to_disk_path": f"{HERE}/x/y", "checkpoint": HERE},
+        ("`offload_to_disk_path`", "must not lie in the checkpoint", HERE),
+    ),
+    "budget without disk": (
+        {"host_budget": "1GiB"},
+        ("`host_budget`", "`offload_to_disk_path`", "leave `host_budget`"),
+    ),
+    "checkpoint without disk": ({"checkpoint": HERE}, ("`checkpoint`", "`offload_to_disk_path`")),
+    "keep without disk": ({"keep": True}, ("`keep`", "`offload_to_disk_path`")),
+    "protect without disk": ({"protect": "copy"}, ("`protect`", "`offload_to_disk_path`")),
+    "keep no flag": ({"offload_to_disk_path": NEW, "keep": "yes"}, ("`keep`", "'yes'", "True or False")),
+    "protect unknown": ({"offload_to_disk_path": NEW, "protect": "lock"}, ("`protect`", "'copy'", "'lock'")),
+    "budget text": (
+        {"offload_to_disk_path": NEW, "host_budget": "16 gigs"},
+        ("`host_budget`", "'16 gigs'", "'16GiB'"),
+    ),
+    "budget negative": ({"offload_to_disk_path": NEW, "host_budget": -1}, ("`host_budget`", "got -1")),
+    "checkpoint missing": ({"offload_to_disk_path": NEW, "checkpoint": "/no/such"}, ("`checkpoint`", "'/no/such'")),
+    "checkpoint empty": ({"offload_to_disk_path": NEW, "checkpoint": HERE}, ("`checkpoint`", HERE, "safetensors")),
     "block modules no name": ({"block_modules": [3]}, ("`block_modules`", "got 3", "names")),
     "block modules unknown": (
         {"block_modules": ["bricks"]},
@@ -124,7 +150,15 @@ def test_device_that_this_machine_has_not(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", ["blocks zero", "onload device unknown", "disk", "block modules unknown", "record without stream"]
+    "case",
+    [
+        "blocks zero",
+        "onload device unknown",
+        "disk file",
+        "checkpoint missing",
+        "block modules unknown",
+        "record without stream",
+    ],
 )
 def test_argument_on_an_offloaded_model(case: str, device: torch.device) -> None:
     """The settings in force stay in force."""

@@ -218,15 +218,32 @@ def test_second_pass_with_low_cpu_memory(kind: str, policy: str, device: torch.d
 
 
 @every_kind
-def test_disk_is_refused_before_anything_is_changed(kind: str, device: torch.device, tmp_path: Path) -> None:
-    model, _ = a_weight(kind)
-    before = attributes(model)
-    parts = {name: {path: id(t) for path, t in inner(p).items()} for name, p in model.named_parameters()}
-    with pytest.raises(dop.InvalidPolicyError, match="offload_to_disk_path"):
-        dop.enable_group_offload(model, device, offload_to_disk_path=str(tmp_path / "weights"))
-    assert attributes(model) == before
-    assert parts == {name: {path: id(t) for path, t in inner(p).items()} for name, p in model.named_parameters()}
-    assert list(tmp_path.iterdir()) == []
+def test_on_disk_inner_tensors_are_views_of_files(kind: str, device: torch.device, tmp_path: Path) -> None:
+    """Stock refuses, after it has emptied the first groups. Here the inner tensors rest in a file, bit-equal."""
+    model, weight = a_weight(kind)
+    before = {path: (id(t), t.clone()) for path, t in inner(weight).items()}
+    whole = id(weight)
+    dop.enable_group_offload(model, device, offload_type="leaf_level", offload_to_disk_path=str(tmp_path / "weights"))
+    assert dop.offload_report(model).components[0].tier == "disk"
+    for _ in range(2):
+        assert_same(MODELS["flux"].run(model, "forward", device), expected("flux", kind, device))
+    assert whole in map(id, model.parameters())
+    maps = Path("/proc/self/maps").read_text()
+    for path, t in inner(weight).items():
+        assert same_bits(t, before[path][1]), path
+        assert not t.numel() or str(tmp_path) in region_of(t.data_ptr(), maps), path
+    assert list((tmp_path / "weights").iterdir()) == [], "its file has no name"
+    dop.disable_group_offload(model)
+    assert_same(MODELS["flux"].run(model.to(device), "forward", device), expected("flux", kind, device))
+
+
+def region_of(address: int, maps: str) -> str:
+    """The line of ``/proc/self/maps`` about ``address``."""
+    for line in maps.splitlines():
+        begin, end = (int(part, 16) for part in line.split()[0].split("-"))
+        if begin <= address < end:
+            return line
+    return ""
 
 
 # Around them

@@ -18,7 +18,7 @@ from diffusers_offload_plus.offload.hook import attachment_of
 from diffusers_offload_plus.offload.inventory import Residency
 from diffusers_offload_plus.offload.tensors import plain_tensors
 from tests.meter import Meter
-from tests.policies import POLICIES
+from tests.policies import DIRECTORY, POLICIES
 from tests.twin import trees
 from tests.twin.modules import CONDITIONS, ROWS, WIDTH, Counting, Dense, Failure, Model, Scale
 
@@ -27,8 +27,17 @@ OPERATIONS = (
     "enable", "replan", "forward", "forward-grad", "skipping", "failing", "interrupted", "part", "encode", "edit",
     "edit-data", "repoint", "load", "cast", "add", "remove", "replace", "save", "copy", "onloaded", "disable",
 )  # fmt: skip
-TIERS = ("host", "pinned host", "staged host")
+TIERS = ("host", "pinned host", "staged host", "disk", "disk and host")
 LEVELS = ("block_level", "leaf_level")
+
+CHOSEN = {
+    **POLICIES,
+    "disk-leaf": {"offload_type": "leaf_level", "offload_to_disk_path": DIRECTORY},
+    "disk-block-stream-budget": {
+        "use_stream": True, "offload_to_disk_path": DIRECTORY, "host_budget": 6_000, "offload_type": "block_level",
+    },
+    "disk-leaf-budget": {"offload_to_disk_path": DIRECTORY, "host_budget": 6_000, "offload_type": "leaf_level"},
+}  # fmt: skip
 
 # Where a piece reads another's weight without calling it, or is entered twice by way of sharing, calls do not follow
 # the tree.
@@ -52,7 +61,7 @@ class Twins(RuleBasedStateMachine):
     device: torch.device
     meter: Meter
 
-    @initialize(recipe=trees.recipes, policy=st.sampled_from(sorted(POLICIES)))
+    @initialize(recipe=trees.recipes, policy=st.sampled_from(sorted(CHOSEN)))
     def start(self, recipe: trees.Recipe, policy: str) -> None:
         gc.collect()
         self.meter.reset()
@@ -95,19 +104,21 @@ class Twins(RuleBasedStateMachine):
     # Residency
 
     def enable(self, policy: str) -> None:
-        dop.enable_group_offload(self.model, self.device, **POLICIES[policy])
+        dop.enable_group_offload(self.model, self.device, **CHOSEN[policy])
         report = dop.offload_report(self.model).components[0]
-        tier = "staged host" if POLICIES[policy].get("low_cpu_mem_usage") else report.tier
+        tier = "disk and host" if "disk" in report.tier and "host" in report.tier else report.tier
+        if CHOSEN[policy].get("low_cpu_mem_usage"):
+            tier = "staged host"
         self.cell = (tier, report.offload_type)
 
     @precondition(lambda self: not self.enabled)
-    @rule(policy=st.sampled_from(sorted(POLICIES)))
+    @rule(policy=st.sampled_from(sorted(CHOSEN)))
     def enable_again(self, policy: str) -> None:
         self.enable(policy)
         self.did("enable")
 
     @precondition(lambda self: self.enabled)
-    @rule(policy=st.sampled_from(sorted(POLICIES)))
+    @rule(policy=st.sampled_from(sorted(CHOSEN)))
     def replan(self, policy: str) -> None:
         self.did("replan")
         self.enable(policy)

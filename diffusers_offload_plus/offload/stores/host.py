@@ -8,20 +8,15 @@ files, and ``torch.save`` or ``deepcopy`` of one parameter takes that parameter 
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
-from .layout import Extent, SlabLayout, lay_out
+from .layout import Extent, SlabLayout, lay_out, view_of
 
-__all__ = ["HostSlab", "view_of"]
+__all__ = ["HostPlacement", "HostSlab"]
 
-
-def view_of(storage: torch.UntypedStorage, byte_offset: int, like: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor over ``storage`` with the dtype, size and strides of ``like``, its first element at ``byte_offset``."""
-    view = torch.empty(0, dtype=like.dtype, device=device)
-    return view.set_(storage, byte_offset // like.element_size(), like.size(), like.stride())
+Allocate = Callable[[int], torch.Tensor]
 
 
 class HostSlab:
@@ -32,7 +27,7 @@ class HostSlab:
         tensors: the host tensors, in the order given; each has the values, dtype, size and strides of its source.
     """
 
-    def __init__(self, sources: Sequence[torch.Tensor], allocate: Callable[[int], torch.Tensor]) -> None:
+    def __init__(self, sources: Sequence[torch.Tensor], allocate: Allocate) -> None:
         """Copy ``sources`` (dense, on any one device) into a slab from ``allocate(nbytes)``."""
         self.layout: SlabLayout = lay_out(sources)
         self.bytes = allocate(self.layout.nbytes)
@@ -56,6 +51,11 @@ class HostSlab:
         """Bytes of host memory the slab holds, alignment included."""
         return self.layout.nbytes
 
+    @property
+    def in_memory(self) -> torch.Tensor:
+        """The slab itself."""
+        return self.bytes
+
     def offset_of(self, tensor: torch.Tensor) -> int | None:
         """Where in the slab the first byte of ``tensor`` lies, or ``None`` if its memory is not of this slab.
 
@@ -66,8 +66,30 @@ class HostSlab:
 
     def extent_at(self, offset: int) -> Extent:
         """The extent that the byte at ``offset`` of the slab belongs to."""
-        extents = self.layout.extents
-        return extents[bisect.bisect_right(extents, offset, key=lambda extent: extent.offset) - 1]
+        return self.layout.extent_at(offset)
+
+    def read_into(self, target: torch.Tensor) -> None:
+        """Copy the slab to ``target``."""
+        target.copy_(self.bytes)
+
+    def part(self, start: int, stop: int) -> torch.Tensor:
+        """A view of some bytes of the slab."""
+        return self.bytes[start:stop]
+
+    def write(self, start: int, values: torch.Tensor) -> None:
+        """Overwrite bytes of the slab."""
+        self.bytes[start : start + values.numel()].copy_(values)
+
+
+class HostPlacement:
+    """Homes in host memory."""
+
+    def __init__(self, allocate: Allocate) -> None:
+        self._allocate = allocate
+
+    def place(self, key: Hashable, sources: Sequence[torch.Tensor]) -> HostSlab:
+        """A slab with copies of ``sources``."""
+        return HostSlab(sources, self._allocate)
 
 
 def _copy_bytes(source: torch.Tensor, home: torch.Tensor) -> None:

@@ -6,6 +6,7 @@ Extents are aligned so that kernels see the alignment they would see on tensors 
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Iterable, Sequence
 
@@ -13,7 +14,7 @@ import torch
 
 from ...errors import UnsupportedModelError
 
-__all__ = ["ALIGNMENT", "Extent", "SlabLayout", "address_range", "cluster", "lay_out"]
+__all__ = ["ALIGNMENT", "Extent", "SlabLayout", "address_range", "cluster", "lay_out", "view_of"]
 
 ALIGNMENT = 64  # bytes; what CPU and CUDA allocators of torch give at least
 
@@ -40,6 +41,16 @@ class SlabLayout:
     extents: tuple[Extent, ...]
     extent_of: tuple[int | None, ...]
     nbytes: int
+
+    def extent_at(self, offset: int) -> Extent:
+        """The extent that the byte at ``offset`` of the slab belongs to."""
+        return self.extents[bisect.bisect_right(self.extents, offset, key=lambda extent: extent.offset) - 1]
+
+
+def view_of(storage: torch.UntypedStorage, byte_offset: int, like: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor over ``storage`` with the dtype, size and strides of ``like``, its first element at ``byte_offset``."""
+    view = torch.empty(0, dtype=like.dtype, device=device)
+    return view.set_(storage, byte_offset // like.element_size(), like.size(), like.stride())
 
 
 def address_range(tensor: torch.Tensor) -> tuple[int, int]:

@@ -1,0 +1,39 @@
+"""What a forward returns, where that is a weight itself.
+
+A returned parameter would go back to the host with its module; a tensor over its device memory is returned instead,
+which keeps that memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+__all__ = ["valid_output"]
+
+
+def valid_output(output: Any, managed: Container[int]) -> Any:
+    """``output`` with other tensors in place of those whose ``id`` is in ``managed``."""
+    if not _holds(output, managed):
+        return output
+    return pytree.tree_map(lambda value: _detached(value) if _is(value, managed) else value, output)
+
+
+def _holds(value: Any, managed: Container[int]) -> bool:
+    # Cheaper than flattening: most outputs are a tensor or a tuple of tensors.
+    if isinstance(value, (tuple, list)):
+        return any(_holds(item, managed) for item in value)
+    if isinstance(value, dict):
+        return any(_holds(item, managed) for item in value.values())
+    return _is(value, managed)
+
+
+def _is(value: Any, managed: Container[int]) -> bool:
+    return isinstance(value, torch.Tensor) and id(value) in managed
+
+
+def _detached(value: torch.Tensor) -> torch.Tensor:
+    return value.view_as(value) if torch.is_grad_enabled() and value.requires_grad else value.detach()

@@ -1,0 +1,82 @@
+"""The thread that reads from disk ahead of whoever computes.
+
+[Note: reading ahead]
+What rests on disk is read by a thread of its own, and that thread starts the copy to the device. Whoever needs the
+bytes waits for the thread first: the one wait of a steady pass, timed as such, and the place where errors of the
+reading come up. Where the CPU computes, weights are used where they are mapped, and the thread only brings them into
+memory; those that lie badly aligned are read into memory of their own.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import time
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["Reader", "Reading"]
+
+
+class Reading:
+    """One piece of work for the reader, and what came of it."""
+
+    def __init__(self, reader: Reader, work: Callable[[], Any]) -> None:
+        self._reader = reader
+        self._work: Callable[[], Any] | None = work
+        self.future: concurrent.futures.Future[Any]
+
+    def __call__(self) -> Any:
+        work = self._work
+        return None if work is None else work()
+
+    def finish(self) -> Any:
+        """Wait for it and return, or raise, what came of it."""
+        begin = time.perf_counter()
+        try:
+            return self.future.result()
+        finally:
+            self._reader.waited += time.perf_counter() - begin
+            self._work = None  # and the memory it was to fill: the executor may hold on to this object for a while
+
+    def cancel(self) -> Any:
+        """What came of it if it ran already; else it never will. Errors are nobody's any more."""
+        try:
+            if self.future.cancel() or self.future.exception() is not None:
+                return None
+            return self.future.result()
+        finally:
+            self._work = None
+
+
+class Reader:
+    """A thread for readings, one after the other; it starts with the first.
+
+    Attributes:
+        waited: seconds that callers of :meth:`Reading.finish` have waited.
+    """
+
+    def __init__(self) -> None:
+        self._executor: concurrent.futures.ThreadPoolExecutor | None = None
+        self._under_way: list[concurrent.futures.Future[Any]] = []
+        self.waited = 0.0
+
+    def submit(self, work: Callable[[], Any]) -> Reading:
+        """Have ``work`` done by the thread."""
+        if self._executor is None:
+            self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="offload-plus-reader")
+        reading = Reading(self, work)
+        reading.future = self._executor.submit(reading)
+        self._under_way = [future for future in self._under_way if not future.done()]
+        self._under_way.append(reading.future)
+        return reading
+
+    def drain(self) -> None:
+        """Wait until nothing is being read."""
+        concurrent.futures.wait(self._under_way)
+        self._under_way.clear()
+
+    def close(self) -> None:
+        """End the thread."""
+        if self._executor is not None:
+            self._executor.shutdown()
+            self._executor = None

@@ -1,0 +1,146 @@
+"""Weights at rest on disk: views of mapped files, with an ``UntypedStorage`` each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from .layout import Extent, SlabLayout, view_of
+from .mapped_file import MappedFile
+
+__all__ = ["DiskSlab", "Piece"]
+
+COMPUTE_ALIGNMENT = 16  # bytes; CPU kernels give other last bits on weights that are aligned less
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Piece:
+    """Where on disk the bytes of one extent are."""
+
+    file: MappedFile
+    offset: int
+    nbytes: int
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether computing straight from the mapping gives the bits that computing from memory gives."""
+        return self.offset % COMPUTE_ALIGNMENT == 0
+
+
+class DiskSlab:
+    """Tensors that are views of mapped files.
+
+    Attributes:
+        tensors: the views, in the order of the sources; writing one leaves the files alone.
+        pieces: where each extent of :attr:`layout` lies on disk.
+    """
+
+    in_memory: torch.Tensor | None = None
+
+    def __init__(self, sources: Sequence[torch.Tensor], layout: SlabLayout, pieces: Sequence[Piece]) -> None:
+        """Views for ``sources``, whose extents ``layout`` gives and whose bytes ``pieces`` hold, extent by extent."""
+        self.layout = layout
+        self.pieces = tuple(pieces)
+        host = torch.device("cpu")
+        slices = [piece.file.storage(piece.offset, piece.nbytes) for piece in self.pieces]
+        self.tensors: list[torch.Tensor] = []
+        self._offsets: dict[int, int] = {}
+        for source, index in zip(sources, layout.extent_of, strict=True):
+            if index is None:
+                self.tensors.append(torch.empty_strided(source.size(), source.stride(), dtype=source.dtype))
+                continue
+            extent = layout.extents[index]
+            self.tensors.append(view_of(slices[index], source.data_ptr() - extent.start, source, host))
+            self._offsets[slices[index]._cdata] = extent.offset
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed tensors, alignment included."""
+        return self.layout.nbytes
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether every tensor may be computed with where it lies."""
+        return all(piece.is_aligned for piece in self.pieces)
+
+    @property
+    def private_bytes(self) -> int:
+        """Bytes of extents that were written since, and so are in memory of the process."""
+        return sum(piece.nbytes for piece in self.pieces if piece.file.is_private(piece.offset, piece.nbytes))
+
+    def files(self) -> list[MappedFile]:
+        """The files its bytes are in."""
+        return list(dict.fromkeys(piece.file for piece in self.pieces))
+
+    def check(self) -> None:
+        """Raise :class:`.FileChangedError` if a file was changed in place since it was mapped."""
+        for file in self.files():
+            file.check()
+
+    def offset_of(self, tensor: torch.Tensor) -> int | None:
+        """As :meth:`.HostSlab.offset_of`."""
+        base = self._offsets.get(tensor.untyped_storage()._cdata)
+        return None if base is None else base + int(tensor.storage_offset()) * tensor.element_size()
+
+    def extent_at(self, offset: int) -> Extent:
+        """As :meth:`.HostSlab.extent_at`."""
+        return self.layout.extent_at(offset)
+
+    def read_into(self, target: torch.Tensor) -> None:
+        """Fill ``target`` with the packed bytes: straight from the files, but from the mapping what was written."""
+        self.check()
+        end = 0
+        for start, piece in self._runs():
+            target[end:start].zero_()  # gaps have defined values, so that packed bytes can be compared
+            end = start + piece.nbytes
+            part = target[start:end]
+            if piece.file.is_private(piece.offset, piece.nbytes):
+                part.copy_(piece.file.bytes(piece.offset, piece.nbytes))
+            else:
+                piece.file.read_into(part, piece.offset)
+        target[end:].zero_()
+
+    def part(self, start: int, stop: int) -> torch.Tensor:
+        """Some of the packed bytes, through the mapping; gaps between extents read as zeros."""
+        result = torch.zeros(stop - start, dtype=torch.uint8)
+        for extent, piece in zip(self.layout.extents, self.pieces, strict=True):
+            begin, end = max(start, extent.offset), min(stop, extent.offset + extent.nbytes)
+            if begin < end:
+                result[begin - start : end - start] = piece.file.bytes(
+                    piece.offset + begin - extent.offset, end - begin
+                )
+        return result
+
+    def write(self, start: int, values: torch.Tensor) -> None:
+        """Overwrite bytes of one extent, in memory of the process; the file stays as it is."""
+        extent = self.extent_at(start)
+        piece = self.pieces[self.layout.extents.index(extent)]
+        piece.file.bytes(piece.offset + start - extent.offset, values.numel()).copy_(values)
+
+    def populate(self) -> None:
+        """Bring all of it into memory, to be computed with where it lies."""
+        self.check()
+        for _, piece in self._runs():
+            piece.file.populate(piece.offset, piece.nbytes)
+
+    def release(self) -> None:
+        """Tell the system that it will not be used soon."""
+        for _, piece in self._runs():
+            piece.file.release(piece.offset, piece.nbytes)
+
+    def _runs(self) -> Iterator[tuple[int, Piece]]:
+        # Extents that follow one another on disk as they do in the slab are read as one.
+        run: Piece | None = None
+        begin = 0
+        for extent, piece in zip(self.layout.extents, self.pieces, strict=True):
+            distance = extent.offset - begin
+            if run is not None and piece.file is run.file and piece.offset - run.offset == distance:
+                run = Piece(run.file, run.offset, distance + piece.nbytes)
+                continue
+            if run is not None:
+                yield begin, run
+            run, begin = piece, extent.offset
+        if run is not None:
+            yield begin, run

@@ -1,0 +1,217 @@
+"""One file whose bytes are the values of offloaded weights.
+
+[Note: the mapping is the truth]
+A weight on the disk tier is a view of a private, writable mapping. Reading it reads the file; writing it gives the
+process pages of its own (copy on write), which no direct read of the file would see. So a direct read stands in for
+the mapping only where the kernel says that no page of the range is the process's own. Pages are never dropped with
+``MADV_DONTNEED``, which would take such writes back.
+
+[Note: files of others]
+A file that is replaced or deleted does no harm: the mapping holds its inode. One that is changed in place cannot be
+made safe, only noticed: size and modification time are looked at before each access of ours. Truncation under a
+reader is a SIGBUS, as with any mapping.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import mmap
+import os
+import stat
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from ...errors import DiskTierError, FileChangedError
+
+__all__ = ["MappedFile", "named_error", "same_bytes", "view_bytes"]
+
+PAGE = mmap.PAGESIZE
+_COLD, _POPULATE_READ = 20, 22  # of <linux/mman.h>; Python's modules do not name these three
+_EHWPOISON = 133
+_SWAPPED, _OF_FILE = 1 << 62, 1 << 61  # of /proc/self/pagemap; bit 63, the sign, says that a page is present
+
+
+class MappedFile:
+    """A file opened for reading, mapped privately as a whole.
+
+    Attributes:
+        path: its name, for messages; the file may have been renamed or deleted since.
+        size: bytes, when it was opened.
+    """
+
+    def __init__(self, path: str, descriptor: int | None = None) -> None:
+        """Open and map the regular file ``path``, or take over ``descriptor``.
+
+        Raises:
+            DiskTierError: it cannot be opened, is empty, or is not a regular file.
+        """
+        self.path = path
+        with named_error("open", path):
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if descriptor is None else descriptor
+        try:
+            status = os.fstat(self._descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
+                raise DiskTierError(errno.EINVAL, "not a regular file with content", path)
+            self.size = status.st_size
+            self._stamp = (status.st_size, status.st_mtime_ns)
+            self.identity = (status.st_dev, status.st_ino)
+            with named_error("map", path):
+                try:
+                    self._storage: Any = torch.UntypedStorage.from_file(
+                        f"/proc/self/fd/{self._descriptor}", shared=False, nbytes=self.size
+                    )
+                except RuntimeError as error:
+                    raise OSError(errno.ENOMEM, str(error).splitlines()[0]) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the descriptor; views of the mapping stay valid, and reads go through it from now on."""
+        descriptor, self._descriptor = getattr(self, "_descriptor", -1), -1
+        if descriptor >= 0:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+    def fileno(self) -> int:
+        """The open descriptor."""
+        return self._descriptor
+
+    @property
+    def address(self) -> int:
+        """Where the mapping begins in memory."""
+        return int(self._storage.data_ptr())
+
+    def check(self) -> None:
+        """Raise :class:`FileChangedError` if the file was changed in place or truncated since it was opened."""
+        if self._descriptor < 0:
+            return
+        status = os.fstat(self._descriptor)
+        found = (status.st_size, status.st_mtime_ns)
+        if found != self._stamp:
+            raise FileChangedError(
+                errno.ESTALE,
+                f"changed in place while weights are mapped from it: {self._stamp[0]} bytes, modified at "
+                f"{self._stamp[1] / 1e9:.6f} when it was opened, now {found[0]} bytes, {found[1] / 1e9:.6f}. "
+                'Load the model again, and pass protect="copy" if others write this file',
+                self.path,
+            )
+
+    def storage(self, offset: int, nbytes: int) -> torch.UntypedStorage:
+        """A storage of its own over a range of the mapping."""
+        part: torch.UntypedStorage = self._storage[offset : offset + nbytes]
+        return part
+
+    def bytes(self, offset: int, nbytes: int) -> torch.Tensor:
+        """The range as a uint8 tensor over the mapping."""
+        return torch.empty(0, dtype=torch.uint8).set_(self._storage, offset, (nbytes,), (1,))
+
+    def is_private(self, offset: int, nbytes: int) -> bool:
+        """Whether some page of the range has been written through the mapping (True where that cannot be told)."""
+        first, last = (self.address + offset) // PAGE, (self.address + offset + nbytes - 1) // PAGE
+        try:
+            descriptor = _pagemap()
+            raw = os.pread(descriptor, (last - first + 1) * 8, first * 8)
+        except OSError:
+            return True
+        if len(raw) != (last - first + 1) * 8:
+            return True
+        flags = torch.frombuffer(bytearray(raw), dtype=torch.int64)
+        present, swapped, of_file = (flags < 0), (flags & _SWAPPED) != 0, (flags & _OF_FILE) != 0
+        return bool((swapped | (present & ~of_file)).any())
+
+    def read_into(self, target: torch.Tensor, offset: int) -> None:
+        """Read ``target.numel()`` bytes at ``offset`` of the file into ``target`` (uint8, on the CPU), without the
+        interpreter lock. The mapping is not consulted.
+
+        Raises:
+            FileChangedError: the file ends before.
+            DiskTierError: the system could not read it.
+        """
+        if self._descriptor < 0:
+            target.copy_(self.bytes(offset, target.numel()))
+            return
+        view = view_bytes(target)
+        done = 0
+        while done < len(view):
+            with named_error("read", self.path):
+                count = os.preadv(self._descriptor, [view[done:]], offset + done)
+            if count == 0:
+                raise FileChangedError(errno.ESTALE, f"ends at byte {offset + done} of {self.size}", self.path)
+            done += count
+
+    def populate(self, offset: int, nbytes: int) -> None:
+        """Bring the range into memory and the page tables, without the interpreter lock.
+
+        Raises:
+            DiskTierError: the system could not read it. (Touching the pages would have been a SIGBUS.)
+        """
+        if self._advise(offset, nbytes, _POPULATE_READ) in (errno.EFAULT, errno.EIO, _EHWPOISON):
+            raise DiskTierError(errno.EIO, f"cannot read bytes {offset} to {offset + nbytes}", self.path)
+
+    def read_ahead(self, offset: int, nbytes: int) -> None:
+        """Ask the system to begin reading the range."""
+        self._advise(offset, nbytes, mmap.MADV_WILLNEED)
+
+    def release(self, offset: int, nbytes: int) -> None:
+        """Tell the system that the range will not be used soon; what was written to it stays."""
+        self._advise(offset, nbytes, _COLD)
+
+    def _advise(self, offset: int, nbytes: int, advice: int) -> int:
+        start = (self.address + offset) // PAGE * PAGE
+        length = self.address + offset + nbytes - start
+        return 0 if _libc().madvise(start, length, advice) == 0 else ctypes.get_errno()
+
+
+@contextlib.contextmanager
+def named_error(action: str, path: str) -> Iterator[None]:
+    """Turn an ``OSError`` into a :class:`DiskTierError` with the same number that names the file and what was done."""
+    try:
+        yield
+    except DiskTierError:
+        raise
+    except OSError as error:
+        raise DiskTierError(error.errno, f"cannot {action} this file: {error.strerror}", path) from error
+
+
+def view_bytes(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous uint8 tensor on the CPU."""
+    array: Any = tensor.numpy()
+    return memoryview(array)
+
+
+def same_bytes(left: int, right: int, nbytes: int) -> bool:
+    """Whether the ``nbytes`` at two addresses are equal, without the interpreter lock."""
+    compare: Callable[..., int] = _libc().memcmp
+    return compare(left, right, nbytes) == 0
+
+
+def _libc() -> ctypes.CDLL:
+    global _LIBC
+    if _LIBC is None:
+        library = ctypes.CDLL(None, use_errno=True)
+        library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        library.memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+        _LIBC = library
+    return _LIBC
+
+
+_LIBC: ctypes.CDLL | None = None
+
+
+def _pagemap() -> int:
+    # Reopened after a fork: the descriptor of a parent shows the parent's pages.
+    global _PAGEMAP
+    if _PAGEMAP[0] != os.getpid():
+        _PAGEMAP = (os.getpid(), os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC))
+    return _PAGEMAP[1]
+
+
+_PAGEMAP = (0, -1)

@@ -1,0 +1,70 @@
+"""Where each group of one model rests: host memory or disk, as the budget allows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from .inventory import GroupSpec
+from .plan import groups_in_memory
+from .policy import OffloadPolicy
+from .stores.checkpoint_files import snapshot_of
+from .stores.disk_placement import DiskPlacement
+from .stores.home import Placement
+from .stores.host import HostPlacement
+from .tensors import plain_tensors
+from .transfer import Link
+
+__all__ = ["Tiers"]
+
+
+class Tiers:
+    """The placements of one model, and which of them each group gets.
+
+    Attributes:
+        disk: the placement on disk, if the policy has one.
+    """
+
+    def __init__(self, root: nn.Module, policy: OffloadPolicy, link: Link, label: str) -> None:
+        self._policy = policy
+        self._host = HostPlacement(link.allocate_host)
+        self._on_disk: set[int] = set()
+        self._prepared: set[tuple[object, ...]] = set()
+        self.disk: DiskPlacement | None = None
+        if policy.disk is not None:
+            self.disk = DiskPlacement(
+                policy.disk.directory,
+                label,
+                type(root).__name__,
+                checkpoint=policy.disk.checkpoint or snapshot_of(root, label),
+                keep=policy.disk.keep,
+                protect=policy.disk.protect,
+            )
+
+    def prepare(self, specs: Sequence[GroupSpec], known: Sequence[GroupSpec] = ()) -> None:
+        """Decide about ``specs`` (all groups of the model, in order), and find or write on disk what goes there,
+        except for ``known``, which have a home. Changes no tensor.
+
+        Raises:
+            DiskTierError: there is no room, or a file cannot be written.
+        """
+        if self.disk is None or self._policy.disk is None:
+            return
+        in_memory = groups_in_memory([spec.nbytes for spec in specs], self._policy.disk.host_budget)
+        self._on_disk = {id(spec) for index, spec in enumerate(specs) if index not in in_memory}
+        done = self._prepared | {spec.key for spec in known}
+        fresh = [spec for spec in specs if id(spec) in self._on_disk and spec.key not in done]
+        self.disk.prepare([(spec.key, _sources(spec)) for spec in fresh])
+        self._prepared.update(spec.key for spec in fresh)
+
+    def placement_of(self, spec: GroupSpec) -> Placement | None:
+        """What gives the group a home; None if it is to stay as it is, in the memory of the device that computes."""
+        if id(spec) in self._on_disk:
+            return self.disk
+        return self._host if self._policy.device.type != "cpu" else None
+
+
+def _sources(spec: GroupSpec) -> list[torch.Tensor]:
+    return [t.detach() for entry in spec.entries for _, t in plain_tensors(entry.tensor)]
