@@ -140,7 +140,8 @@ def run(arguments: argparse.Namespace) -> int:
         from ..lint.checklist import checklist, render_checklist
 
         items = checklist(arguments.checklist, diffusers=arguments.diffusers)
-        _write(render_checklist(items, colour=_colour(arguments)), arguments.output)
+        as_json = arguments.format == "json"
+        _write(render_checklist(items, colour=_colour(arguments), as_json=as_json), arguments.output)
         return FOUND if any(item.missing for item in items) else CLEAN
     request = _request(arguments)
     if arguments.introspect:
@@ -170,6 +171,8 @@ def _check_combinations(arguments: argparse.Namespace) -> None:
     if len(actions) > 1:
         shown = " and ".join(f"--{name.replace('_', '-')}" for name in actions)
         raise CommandError(f"{shown}: expected one of them at a time.")
+    if arguments.checklist is not None and arguments.format not in ("text", "json"):
+        raise CommandError(f"--checklist: expected --format text or json with it, got {arguments.format}.")
     if arguments.checklist is not None and arguments.paths:
         raise CommandError(
             f"--checklist {arguments.checklist}: is about this one directory; expected no further paths, got "

@@ -86,6 +86,11 @@ class Block:
             self._declared[key] = Declared(tuple(specs), whole)
         return self._declared[key]
 
+    def of_variant(self, index: int, what: str) -> Declared:
+        """Declarations of one of :attr:`variants`."""
+        values, known = elements(self._evaluator.attribute(self.variants[index], what))
+        return Declared(tuple(value for value in values if isinstance(value, Spec)), known)
+
     @property
     def inputs(self) -> Declared:
         return self.declared("inputs")

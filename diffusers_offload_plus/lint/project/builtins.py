@@ -12,7 +12,7 @@ from .values import UNKNOWN, Choice, Constant, Dictionary, Items, Value, View, e
 if TYPE_CHECKING:
     from .expressions import Expressions
 
-__all__ = ["call_method", "call_named", "fold"]
+__all__ = ["call_method", "call_named", "fold", "is_instance"]
 
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add,
@@ -80,6 +80,24 @@ def call_named(name: str, arguments: Items, keywords: Dictionary) -> Value | Non
     if name in ("len", "any", "all", "min", "max", "sum", "int", "float", "bool", "str", "isinstance", "hasattr"):
         return _scalar(name, given)
     return None
+
+
+def is_instance(value: Value, node: ast.expr) -> Value:
+    """The result of ``isinstance(value, node)`` where the classes are built-in ones."""
+    names = [item.id for item in (node.elts if isinstance(node, ast.Tuple) else [node]) if isinstance(item, ast.Name)]
+    if isinstance(value, Items):
+        kind = value.kind
+    elif isinstance(value, Dictionary):
+        kind = "dict"
+    elif isinstance(value, Constant):
+        kind = type(value.value).__name__
+    else:
+        return UNKNOWN
+    known = {"list", "tuple", "set", "dict", "str", "int", "float", "bool"}
+    if kind in names or (kind == "bool" and "int" in names):
+        return Constant(True)
+    plain = isinstance(node, ast.Name) or (isinstance(node, ast.Tuple) and len(names) == len(node.elts))
+    return Constant(False) if plain and set(names) <= known else UNKNOWN
 
 
 def _scalar(name: str, given: list[Value]) -> Value:

@@ -65,8 +65,16 @@ class ClassInfo:
 
     @functools.cached_property
     def complete(self) -> bool:
-        """Whether all bases that may hold attributes of interest are known."""
-        return all(isinstance(entry, ClassInfo) or _is_plain(entry) for entry in self.lineage)
+        """Whether all bases are known up to the framework's, whose own bases declare nothing about blocks."""
+        for entry in self.lineage:
+            if isinstance(entry, ClassInfo):
+                if entry.source.in_framework:
+                    return True
+            elif is_framework_name(entry) and entry.rpartition(".")[2] in (*KNOWN_BLOCKS, PIPELINE_BASE):
+                return True
+            elif not _is_plain(entry):
+                return False
+        return True
 
     @functools.cached_property
     def members(self) -> dict[str, ast.stmt | ast.expr]:

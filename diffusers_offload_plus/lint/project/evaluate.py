@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from typing import TYPE_CHECKING
 
-from .builtins import call_method, call_named
+from .builtins import call_method, call_named, is_instance
 from .classes import ClassInfo, Function
 from .expressions import Expressions, Frame
 from .framework import framework_attribute
@@ -181,6 +181,8 @@ class Evaluator(Expressions):
             else:
                 keywords.items[keyword.arg] = value
         function = node.func
+        if isinstance(function, ast.Name) and function.id == "isinstance" and len(node.args) == 2:
+            return is_instance(arguments.items[0] if arguments.items else UNKNOWN, node.args[1])
         if isinstance(function, ast.Name) and function.id not in frame.names:
             found = call_named(function.id, arguments, keywords)
             if found is not None and self.modules.symbol(frame.source, function, frame.scope) is None:
@@ -223,7 +225,7 @@ class Evaluator(Expressions):
                 self.instances.setdefault(function.info, []).append(instance)
                 self._initialise(instance, arguments, keywords)
             return instance
-        if not isinstance(function, FunctionValue) or function.source.in_framework:
+        if not isinstance(function, FunctionValue) or (function.source.in_framework and function.owner is not None):
             return UNKNOWN
         self._depth += 2
         try:

@@ -118,11 +118,18 @@ class Expressions(abc.ABC):
                 found.extend([self.eval(node, frame)], True)
         return found
 
-    def _eval_List(self, node: ast.List | ast.Tuple | ast.Set, frame: Frame) -> Value:
+    def _eval_List(self, node: ast.List, frame: Frame) -> Value:
         return self._items(node.elts, frame)
 
-    _eval_Tuple = _eval_List
-    _eval_Set = _eval_List
+    def _eval_Tuple(self, node: ast.Tuple, frame: Frame) -> Value:
+        found = self._items(node.elts, frame)
+        found.kind = "tuple"
+        return found
+
+    def _eval_Set(self, node: ast.Set, frame: Frame) -> Value:
+        found = self._items(node.elts, frame)
+        found.kind = "set"
+        return found
 
     def _eval_Dict(self, node: ast.Dict, frame: Frame) -> Value:
         found = Dictionary({})

@@ -31,6 +31,9 @@ def framework_attribute(evaluator: Evaluator, instance: Instance, name: str, aft
             return instance.attributes["sub_blocks"]
         found, whole = sub_blocks(evaluator, instance)
         return Dictionary(dict(found), not whole)
+    if name == "model_name" and info.is_assembled and _answered_by_framework(info, name, after):
+        names = [evaluator.attribute(block, name) for _, block in sub_blocks(evaluator, instance)[0]]
+        return next((value for value in names if not (isinstance(value, Constant) and value.value is None)), UNKNOWN)
     if name == "outputs":
         name = "intermediate_outputs" if _answered_by_framework(info, name, after) else name
     if name not in _EMPTY or not _answered_by_framework(info, name, after):

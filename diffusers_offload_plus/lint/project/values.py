@@ -53,10 +53,11 @@ class Constant(Value):
 
 @dataclasses.dataclass(eq=False)
 class Items(Value):
-    """A list, tuple or set; ``open`` if it may hold more than what is listed."""
+    """A list, tuple or set (``kind``); ``open`` if it may hold more than what is listed."""
 
     items: list[Value]
     open: bool = False
+    kind: str = "list"
 
     def __post_init__(self) -> None:
         if len(self.items) > LARGEST:  # a list that doubles itself in a loop

@@ -10,7 +10,7 @@ from ..rule import Rule
 
 __all__ = ["all_rules", "rule_by_code"]
 
-_TOPICS = ("imports", "guidance")
+_TOPICS = ("imports", "guidance", "encoders", "components", "state", "control", "noise", "loops", "params", "defaults")
 
 
 @functools.cache

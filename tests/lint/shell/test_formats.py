@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import urllib.parse
@@ -153,7 +154,8 @@ def test_nothing_found_is_well_formed_in_every_format(tmp_path: Path) -> None:
 def test_github_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_WORKSPACE", str(tmp_path))
     assert formatter("github")(real(tmp_path)).splitlines() == [
-        "::error file=a.py,line=1,endLine=1,col=5,endColumn=8,title=MOD901 bad-name::this is bad-name, 100%25 sure: yes",
+        "::error file=a.py,line=1,endLine=1,col=5,endColumn=8,title=MOD901 bad-name::"
+        "this is bad-name, 100%25 sure: yes",
         "::notice file=a.py,line=2,endLine=3,title=MOD911 bad-call::this is bad-call, 100%25 sure: yes",
     ]
 
@@ -187,7 +189,7 @@ def test_a_fingerprint_stays_when_lines_move(tmp_path: Path) -> None:
 
 def test_the_caret_stands_below_what_it_is_about(tmp_path: Path) -> None:
     lines = render_text(real(tmp_path, "def f():\n\tif x: y = '漢字é', bad\n")).split("\n")
-    assert lines[1].startswith("  2:23  error  MOD901  this is bad-name")
+    assert lines[1].startswith("  2:19  error  MOD901  this is bad-name")
     before, after = lines[2].split("bad")
     assert lines[3] == " " * 6 + "| " + " " * (display_width(before) - 8) + "^^^"
     assert after == ""
@@ -203,11 +205,13 @@ def test_source_cannot_control_the_terminal(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 100])
-def test_long_lines_fit_the_terminal(width: int, tmp_path: Path) -> None:
-    report = real(tmp_path, f"x = [{'1, ' * 60} bad, {'2, ' * 60}]\nwrong({'3, ' * 60})\n{'漢' * 80}, bad\n")
+def test_long_lines_fit_the_terminal(width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, {"a.py": f"x = [{'1, ' * 60} bad, {'2, ' * 60}]\nwrong({'3, ' * 60})\n{'漢' * 80}, bad\n"})
+    report = lint(Path("a.py"))
     lines = render_text(report, width=width).split("\n")
     assert max(map(display_width, lines)) <= max(width, 40)
-    for source, caret in zip(lines, lines[1:], strict=False):
+    for source, caret in itertools.pairwise(lines):
         if caret.strip(" |").startswith("^") and "bad" in source:
             assert display_width(source[: source.index("bad")]) == caret.index("^")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from diffusers_offload_plus.lint.finding import Finding, Level
 from diffusers_offload_plus.lint.own_rules import OWN_RULES
-from diffusers_offload_plus.lint.project import Project
+from diffusers_offload_plus.lint.project import Project, Source
 from diffusers_offload_plus.lint.report import Report
 from diffusers_offload_plus.lint.rule import Example, Rule
 from diffusers_offload_plus.lint.run import Request, run_lint
@@ -34,8 +34,8 @@ class ToyRule(Rule):
                 kind = self.picks(node)
                 if kind is None:
                     continue
-                line, column = node.lineno, node.col_offset + 1  # type: ignore[attr-defined]
-                last, end = node.end_lineno, node.end_col_offset + 1  # type: ignore[attr-defined]
+                line, column = _place(source, node.lineno, node.col_offset)  # type: ignore[attr-defined]
+                last, end = _place(source, node.end_lineno, node.end_col_offset)  # type: ignore[attr-defined]
                 if isinstance(node, ast.ClassDef):
                     last, end = line, len(source.lines[line - 1]) + 1
                 yield Finding(
@@ -51,6 +51,11 @@ class ToyRule(Rule):
                     kind,
                     self.fixable,
                 )
+
+
+def _place(source: Source, line: int, offset: int) -> tuple[int, int]:
+    """``ast`` counts bytes from 0, findings characters from 1."""
+    return line, len(source.lines[line - 1].encode()[:offset].decode()) + 1
 
 
 class BadName(ToyRule):

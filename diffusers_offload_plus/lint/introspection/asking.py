@@ -1,0 +1,104 @@
+"""Having another process import the linted code and say what its blocks declare."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..analysis import Analysis
+from ..errors import LintError
+from ..project import Problem, Source
+from .facts import BlockFacts
+from .merging import Introspection
+
+__all__ = ["introspect"]
+
+_SECONDS = 600
+
+
+def introspect(analysis: Analysis) -> Introspection:
+    """Import the linted files that define blocks, and instantiate those.
+
+    Raises:
+        LintError: the other process did not end by itself.
+    """
+    project = analysis.project
+    request = [_item(source, names) for source, names in _classes(analysis)]
+    facts: dict[tuple[str, str], BlockFacts] = {}
+    problems: list[Problem] = []
+    answered = set()
+    for answer in _answers(request):
+        path = answer["path"]
+        answered.add(path)
+        if answer["error"]:
+            problems.append(Problem(path, 1, f"cannot be imported: {answer['error']}"))
+        for name, data in answer["blocks"].items():
+            facts[path, name] = BlockFacts.from_data(data)
+        for name, error in answer["errors"].items():
+            line = next(
+                block.info.node.lineno for block in project.blocks if (block.source.path, block.name) == (path, name)
+            )
+            problems.append(Problem(path, line, f"{name} cannot be instantiated: {error}"))
+    for item in request:
+        if item["path"] not in answered:
+            problems.append(Problem(item["path"], 1, "importing it ended the process that imports the linted code"))
+            break  # those after it were never tried
+    return Introspection(project, facts, problems)
+
+
+def _classes(analysis: Analysis) -> Iterator[tuple[Source, list[str]]]:
+    found: dict[Source, list[str]] = {}
+    for block in analysis.project.blocks:
+        found.setdefault(block.source, []).append(block.name)
+    yield from found.items()
+
+
+def _item(source: Source, classes: list[str]) -> dict[str, Any]:
+    depth = source.module.count(".") + (2 if source.package else 1)
+    path = Path(os.path.abspath(source.path))
+    return {"path": source.path, "module": source.module, "root": str(path.parents[depth - 1]), "classes": classes}
+
+
+def _answers(request: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    if not request:
+        return
+    reading, writing = os.pipe()
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",  # declaring needs nothing from a hub
+        "PYTHONPATH": os.pathsep.join([_home(), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+        environment.setdefault(name, "error")
+    try:
+        child = subprocess.Popen(
+            [sys.executable, "-m", f"{__package__}.child", str(writing)],
+            stdin=subprocess.PIPE,
+            pass_fds=[writing],
+            env=environment,
+        )
+    finally:
+        os.close(writing)
+    with child, os.fdopen(reading, encoding="utf-8") as answers:
+        assert child.stdin is not None
+        child.stdin.write(json.dumps(request).encode())
+        child.stdin.close()
+        for line in answers:
+            yield json.loads(line)
+        try:
+            child.wait(_SECONDS)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            raise LintError(
+                f"--introspect: the process that imports the linted code did not end within {_SECONDS} seconds."
+            ) from None
+
+
+def _home() -> str:
+    """Where this package is imported from, for the other process."""
+    return str(Path(__file__).resolve().parents[3])

@@ -1,0 +1,138 @@
+"""Letting rules see what blocks declare at run time, and saying which findings come of it."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+from ..finding import Finding, Origin
+from ..own_rules import UnreadableFile
+from ..project import ClassInfo, Problem, Project
+from ..project.values import Constant, Dictionary, Instance, Items, Spec, Value
+from ..rule import Rule
+from .facts import BlockFacts, Parameter
+
+__all__ = ["Introspection"]
+
+_KINDS = {
+    "inputs": "input",
+    "intermediate_outputs": "output",
+    "expected_components": "component",
+    "expected_configs": "config",
+}
+
+
+class Introspection:
+    """What the blocks of a project declared at run time.
+
+    Args:
+        facts: by path of the file and name of the class.
+        problems: files and blocks that could not be asked.
+    """
+
+    def __init__(
+        self, project: Project, facts: Mapping[tuple[str, str], BlockFacts], problems: Sequence[Problem] = ()
+    ) -> None:
+        self._project = project
+        self._facts = facts
+        self.problems = list(problems)
+
+    def merge(self, findings: Iterable[Finding], rules: Sequence[Rule]) -> list[Finding]:
+        """``findings`` of reading the source, corrected by what run time says.
+
+        Rules that want it are asked again, about a project that answers with what was declared. What they no longer
+        report is dropped; what only they report now is marked.
+        """
+        asked = [rule for rule in rules if rule.needs_runtime]
+        codes = {rule.code for rule in asked}
+        kept = [finding for finding in findings if finding.code not in codes]
+        static = {_key(finding) for finding in findings if finding.code in codes}
+        truthful = self._truthful()
+        for finding in {found for rule in asked for found in rule.check(truthful)}:
+            new = _key(finding) not in static
+            kept.append(dataclasses.replace(finding, origin=Origin.INTROSPECTION) if new else finding)
+        return sorted([*kept, *map(_unreachable, self.problems)])
+
+    def _truthful(self) -> Project:
+        """A project of the same files whose blocks answer with what they declared."""
+        old = self._project
+        project = Project(old.sources, old.diffusers)
+        for block in project.blocks:
+            facts = self._facts.get((block.source.path, block.name))
+            if facts is not None:
+                self._tell(project, project.evaluator.default_instance(block.info), facts)
+        return project
+
+    def _tell(self, project: Project, instance: Instance, facts: BlockFacts) -> None:
+        read = {what: _specs(project, instance, what) for what in facts.declared}
+        if facts.sub_blocks:
+            known: dict[object, Value] = {}
+            for name, below in facts.sub_blocks.items():
+                info = self._class(project, below)
+                if info is not None:
+                    known[name] = Instance(info)
+                    self._tell(project, known[name], below)  # type: ignore[arg-type]
+            whole = len(known) == len(facts.sub_blocks)
+            instance.attributes["sub_blocks"] = Dictionary(known, not whole)
+        else:
+            # What assemblies declare follows from their blocks.
+            for what, parameters in facts.declared.items():
+                told: list[Value] = [
+                    _spec(_KINDS[what], parameter, read[what], instance.info) for parameter in parameters
+                ]
+                instance.attributes[what] = Items(told)
+        if facts.model_name is not None:
+            instance.attributes["model_name"] = Constant(facts.model_name)
+        instance.opaque = False
+        instance.cache.clear()
+
+    def _class(self, project: Project, facts: BlockFacts) -> ClassInfo | None:
+        module = project.modules.module(facts.module)
+        if module is None:
+            return None
+        return next((info for info in project.classes.of(module) if info.name == facts.name), None)
+
+
+def _specs(project: Project, instance: Instance, what: str) -> list[Spec]:
+    from ..project.values import elements
+
+    return [value for value in elements(project.evaluator.attribute(instance, what))[0] if isinstance(value, Spec)]
+
+
+def _spec(kind: str, parameter: Parameter, read: Sequence[Spec], info: ClassInfo) -> Spec:
+    """The declaration as it was read, with the values it had; one at the class if it was not read."""
+    fields: dict[str, Value] = {"name": Constant(parameter.name), "kwargs_type": Constant(parameter.kwargs_type)}
+    if kind == "input":
+        fields["required"] = Constant(parameter.required)
+        if parameter.has_plain_default:
+            fields["default"] = Constant(parameter.default)
+    for spec in read:
+        if spec.name == parameter.name and (parameter.name or spec.constant("kwargs_type") == parameter.kwargs_type):
+            return dataclasses.replace(spec, fields={**spec.fields, **fields})
+    fields["description"] = Constant(parameter.description)
+    call = ast.Call(ast.Name(kind, ast.Load()), [], [])
+    for node in (call, call.func):
+        ast.copy_location(node, info.node)
+        node.end_lineno, node.end_col_offset = node.lineno, node.col_offset + len("class")
+    return Spec(kind, fields, call, info.source)
+
+
+def _key(finding: Finding) -> tuple[str, int, int, str, str]:
+    return (finding.path, finding.line, finding.column, finding.code, finding.kind)
+
+
+def _unreachable(problem: Problem) -> Finding:
+    rule = UnreadableFile
+    return Finding(
+        problem.path,
+        problem.line,
+        1,
+        rule.code,
+        problem.message,
+        problem.line,
+        1,
+        rule.name,
+        rule.level,
+        origin=Origin.INTROSPECTION,
+    )
