@@ -91,7 +91,7 @@ class OffloadEngine:
     def plan(self) -> OffloadPlan:
         """What moves, what stays and how much device memory that takes, in the sizes tensors have now: a cast changes
         them without a new inventory."""
-        held = [HeldGroup(g.spec, g.nbytes, self._tier_of(g), g.in_place) for g in self.groups]
+        held = [HeldGroup(g.spec, g.nbytes, g.tier, g.in_place) for g in self.groups]
         return make_plan(self._inventory, held, self.carried.total_bytes, self.policy)
 
     # Set-up
@@ -108,6 +108,10 @@ class OffloadEngine:
     def build(self) -> None:
         """(Re)build groups, doors and plan from the model as it is now. Groups whose tensors are the same keep their
         home."""
+        with _engine_mode():  # weights given a home by a pass in inference mode would be inference tensors for ever
+            self._build()
+
+    def _build(self) -> None:
         self.park()
         inventory = take_inventory(self.root, self.policy, self.label)
         self._close_doors()
@@ -158,8 +162,9 @@ class OffloadEngine:
                 bring_home(self.root, self.device)
             self._saved.forget()
             self.link.drain()
-            for group in self.groups if leave else ():
-                group.leave()
+            with _engine_mode():
+                for group in self.groups if leave else ():
+                    group.leave()
             self.groups = []
             self.link.close()
 
@@ -379,11 +384,6 @@ class OffloadEngine:
         # Forward and ``.to`` put new tensors in place of buffers; whatever is there now is what the model has.
         if self.moves and self.structure.buffers_changed(below):
             self.carried.replace([*self._carried_parameters, *self.structure.loose_buffers(self._managed)])
-
-    def _tier_of(self, group: WeightGroup) -> str:
-        if group.rests_on_disk:
-            return "disk"
-        return "pinned host" if self.policy.pins_host_memory else "host"
 
     def _open_doors(self) -> None:
         of_tensor = {

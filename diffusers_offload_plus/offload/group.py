@@ -76,9 +76,12 @@ class WeightGroup:
         return self.home.nbytes
 
     @property
-    def rests_on_disk(self) -> bool:
-        """Whether its weights at rest are views of files."""
-        return self.home.in_memory is None
+    def tier(self) -> str:
+        """Where its weights rest: "disk", "pinned host" or "host"."""
+        memory = self.home.in_memory
+        if memory is None:
+            return "disk"
+        return "pinned host" if memory.numel() and memory.is_pinned() else "host"
 
     @property
     def in_place(self) -> bool:

@@ -9,7 +9,10 @@ import torch
 from torch import nn
 
 import diffusers_offload_plus as dop
+from diffusers_offload_plus.offload.group import State, WeightGroup
+from diffusers_offload_plus.offload.hook import attachment_of
 from tests.meter import Meter
+from tests.policies import POLICIES
 
 
 def test_looking_at_a_weight_before_calling_its_layer_does_not_gather_the_model(
@@ -59,3 +62,53 @@ def test_change_through_a_held_reference_while_a_staged_copy_is_under_way(level:
         for _ in range(4):
             assert torch.equal(model(x), twin(x))
     dop.disable_group_offload(model)
+
+
+@pytest.mark.parametrize("policy", ["block-stream", "leaf-stream", "disk-leaf-stream"])
+def test_the_next_group_is_under_way_while_one_computes(policy: str, device: torch.device) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(32, 32)) for _ in range(6)))
+    dop.enable_group_offload(model, device, **POLICIES[policy])
+    seen: list[tuple[int, State]] = []
+    x = torch.randn(2, 32).to(device)
+    with torch.no_grad():
+        model(x)
+        for number, block in enumerate(model):
+            block[0].register_forward_hook(lambda *_, n=number: seen.append((n, following(model, n).state)))
+        model(x)
+    assert seen[:-1] == [(number, State.PREFETCHED) for number in range(5)]
+    dop.disable_group_offload(model)
+
+
+def following(model: nn.Module, number: int) -> WeightGroup:
+    """The group of the block after this one."""
+    wanted = model[(number + 1) % len(model)][0].__dict__["_parameters"]
+    weight = dict.__getitem__(wanted, "weight")
+    attachment = attachment_of(model)
+    assert attachment is not None
+    return next(g for g in attachment.engine.groups if any(e.tensor is weight for e in g.spec.entries))
+
+
+@pytest.mark.parametrize("policy", ["block", "leaf-stream", "leaf-lean", "disk-leaf-stream"])
+def test_weights_given_a_home_in_inference_mode_can_be_written_later(policy: str, device: torch.device) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(32, 32)) for _ in range(3)))
+    added = nn.Sequential(nn.Linear(32, 32))
+    twin = copy.deepcopy(nn.Sequential(*model, added)).to(device)
+    x = torch.randn(2, 32).to(device)
+    with torch.inference_mode():
+        dop.enable_group_offload(model, device, **POLICIES[policy])
+        model(x)
+        model.append(added)
+        assert torch.equal(model(x), twin(x))
+    assert not any(p.is_inference() or p.data.is_inference() for p in model.parameters())
+    for one in (model, twin):
+        with torch.no_grad():
+            if one is model:
+                with dop.onloaded(model):
+                    one[3][0].weight.mul_(0.5)
+            else:
+                one[3][0].weight.mul_(0.5)
+    assert torch.equal(model(x), twin(x))
+    dop.disable_group_offload(model)
+    assert torch.equal(model[3][0].weight, twin[3][0].weight.cpu())
