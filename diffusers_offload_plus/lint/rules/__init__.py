@@ -10,7 +10,22 @@ from ..rule import Rule
 
 __all__ = ["all_rules", "rule_by_code"]
 
-_TOPICS = ("imports", "guidance", "encoders", "components", "state", "control", "noise", "loops", "params", "defaults")
+_TOPICS = (
+    "imports",
+    "guidance",
+    "encoders",
+    "components",
+    "state",
+    "control",
+    "noise",
+    "loops",
+    "params",
+    "defaults",
+    "assembly",
+    "use",
+    "families",
+    "tests",
+)
 
 
 @functools.cache

@@ -1,0 +1,439 @@
+"""What blocks read from and write to their state, against what they declare."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import keyword
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+from ..finding import Finding, Level
+from ..project import Block, ClassInfo, Project
+from ..project.flow import Access, Body, literal, takes_block_state
+from ..project.modules import parameters
+from ..project.values import Spec
+from ..rule import Example, Rule
+from .report import BODY_LINE, blocks_example, report
+from .scope import leaf_accesses, own_calls
+
+__all__ = ["DefensiveRead", "StateSet", "UndeclaredRead", "UndeclaredWrite"]
+
+_HANDOFF = "loop-handoff"
+
+
+def in_loop(project: Project, block: Block) -> bool:
+    """Whether a block is a step of a loop: listed in one, or written like one."""
+    method = block.info.method("__call__")
+    return bool(project.loops_of(block)) or (
+        block.kind == "leaf" and method is not None and takes_block_state(method[1])
+    )
+
+
+def tagged_names(project: Project, group: str) -> dict[str, set[str]]:
+    """Names that travel under each ``kwargs_type`` in a family."""
+    found: dict[str, set[str]] = {}
+    for block in project.blocks:
+        if block.source.group != group:
+            continue
+        specs: list[Spec] = [*block.declared("intermediate_outputs", anywhere=True).specs]
+        specs += block.declared("inputs", anywhere=True).specs
+        for spec in specs:
+            kind = spec.constant("kwargs_type")
+            if isinstance(kind, str) and spec.name is not None:
+                found.setdefault(kind, set()).add(spec.name)
+    return found
+
+
+def declared_names(project: Project, block: Block) -> tuple[set[str], bool]:
+    """Names a block may use on its state, and whether these are all."""
+    inputs = block.declared("inputs", anywhere=True)
+    outputs = block.declared("intermediate_outputs", anywhere=True)
+    names = set(inputs.names | outputs.names)
+    kinds = inputs.kwargs_types | outputs.kwargs_types
+    if kinds:
+        tagged = project.cached(("tagged", block.source.group), tagged_names, project, block.source.group)
+        for kind in kinds:
+            names |= tagged.get(kind, set()) | {kind}
+    return names, inputs.whole and outputs.whole
+
+
+def by_place(project: Project, root: str, *kinds: str) -> Iterator[tuple[Access, list[Block]]]:
+    """Accesses to attributes of ``root``, each with all blocks that run it."""
+    found: dict[ast.AST, tuple[Access, list[Block]]] = {}
+    for block, access in leaf_accesses(project, root):
+        if access.kind in kinds:
+            found.setdefault(access.node, (access, []))[1].append(block)
+    yield from found.values()
+
+
+def relatives_agree(blocks: list[Block], broken: list[Block]) -> Block | None:
+    """The first block that breaks a rule while no relative that runs the same code keeps it."""
+    kept = [block for block in blocks if block not in broken]
+    for block in broken:
+        if not any(other.info in block.info.mro or block.info in other.info.mro for other in kept):
+            return block
+    return None
+
+
+class DefensiveRead(Rule):
+    """MOD012."""
+
+    code = "MOD012"
+    name = "defensive-read"
+    level = Level.WARNING
+    summary = "A block probes for an input or a component that it declares itself."
+    why = (
+        "What a block declares is always there, so the fallback is dead code. It hides misspelled names, and shadows "
+        "the declared default."
+    )
+    instead = "Read the attribute: `block_state.output_type`."
+    allowed = (
+        "Names the block does not declare, such as an optional component of another block.",
+        "Values that arrive under a `kwargs_type`: they are set only if somebody produced them.",
+        "An output of the block itself before it is written.",
+        "`getattr` with a name that is computed, and no default.",
+        "Probing what a component can do: `hasattr(components.scheduler, ...)`.",
+        "Guards in properties of a `ModularPipeline`, which may lack a component.",
+    )
+    invalid = (
+        Example(
+            source=blocks_example(
+                'kind = getattr(block_state, "output_type", "np")\nif hasattr(components, "vae"):\n    pass',
+                inputs='InputParam.template("output_type")',
+                components='ComponentSpec("vae", torch.nn.Module)',
+            ),
+            lines=(BODY_LINE, BODY_LINE + 1),
+        ),
+    )
+    valid = (
+        Example(
+            source=blocks_example(
+                'checker = getattr(components, "safety_checker", None)\n'
+                'mask = getattr(block_state, "prompt_mask", None)\nstep = getattr(components.scheduler, "order", 1)',
+                inputs='InputParam.template("denoiser_input_fields")',
+                components='ComponentSpec("scheduler", object)',
+            ),
+            note="not declared here, tagged, and a capability of a component",
+        ),
+    )
+    fixable = True
+    needs_runtime = True
+
+    def check(self, project: Project) -> Iterator[Finding]:
+        for root, what in (("block_state", "inputs"), ("components", "expected_components")):
+            for access, blocks in by_place(project, root, "probe"):
+                if not self._defensive(access):
+                    continue
+                if all(self._declares(block, what, access.name) for block in blocks):
+                    noun = "an input" if root == "block_state" else "a component"
+                    message = f"`{access.name}` is {noun} that the block declares: read `{root}.{access.name}`"
+                    yield from report(self, access.source, access.node, message, fixable=_none_default(access.node))
+            yield from self._caught(project, root, what)
+
+    def _defensive(self, access: Access) -> bool:
+        node = access.node
+        return isinstance(node, ast.Call) and (access.by == "hasattr" or len(node.args) > 2 or bool(node.keywords))
+
+    def _declares(self, block: Block, what: str, name: str) -> bool:
+        return all(name in block.of_variant(index, what).names for index in range(len(block.variants)))
+
+    def _caught(self, project: Project, root: str, what: str) -> Iterator[Finding]:
+        """``try: components.vae`` with ``except AttributeError``."""
+        for access, blocks in by_place(project, root, "read"):
+            previous: ast.AST = access.node
+            for ancestor in access.source.ancestors(access.node):
+                if isinstance(ancestor, ast.FunctionDef | ast.AsyncFunctionDef):
+                    break
+                if isinstance(ancestor, ast.Try) and previous in ancestor.body and len(ancestor.body) == 1:
+                    caught = any(_catches_attribute_error(handler) for handler in ancestor.handlers)
+                    plain = isinstance(previous, ast.Assign | ast.Expr) and previous.value is access.node
+                    if caught and plain and all(self._declares(block, what, access.name) for block in blocks):
+                        message = f"`{access.name}` is declared by the block and cannot be missing"
+                        yield from report(self, access.source, access.node, message)
+                previous = ancestor
+
+
+def _none_default(node: ast.expr) -> bool:
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "getattr"
+        and len(node.args) == 3
+        and isinstance(node.args[2], ast.Constant)
+        and node.args[2].value is None
+    )
+
+
+def _catches_attribute_error(handler: ast.ExceptHandler) -> bool:
+    names = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+    return any(isinstance(name, ast.Name) and name.id == "AttributeError" for name in names)
+
+
+class UndeclaredWrite(Rule):
+    """MOD013."""
+
+    code = "MOD013"
+    name = "undeclared-write"
+    level = Level.ERROR
+    kinds: ClassVar[Mapping[str, Level]] = {_HANDOFF: Level.INFO}
+    summary = "A block writes a name to its block state that it declares neither as input nor as output."
+    why = "The value is dropped when the block state is written back: no later block and no user ever sees it."
+    instead = "Declare an `OutputParam`, or use a local variable if the value is only used here."
+    allowed = (
+        "Declared inputs: changed inputs are written back.",
+        "Names that come from loops over `self.inputs`.",
+        "Names that travel under a `kwargs_type` the block takes.",
+        "Steps of a loop hand values to each other on the loop's block state: reported apart as `loop-handoff`.",
+    )
+    invalid = (
+        Example(
+            source=blocks_example("block_state.device = components._execution_device"),
+            lines=(BODY_LINE,),
+        ),
+    )
+    valid = (
+        Example(
+            source=blocks_example(
+                "block_state.height = block_state.height or components.default_height\nblock_state.mask = None",
+                inputs='InputParam.template("height")',
+                outputs='OutputParam("mask", description="Mask.")',
+            ),
+            note="an input and an output",
+        ),
+    )
+    fixable = True
+    needs_runtime = True
+
+    def check(self, project: Project) -> Iterator[Finding]:
+        for access, blocks in by_place(project, "block_state", "write", "augment"):
+            broken = [block for block in blocks if self._undeclared(project, block, access.name)]
+            block = relatives_agree(blocks, broken)
+            if block is None:
+                continue
+            kind = _HANDOFF if in_loop(project, block) else ""
+            message = f"{block.name} writes `block_state.{access.name}` without declaring it: the value is dropped"
+            if kind:
+                message = f"{block.name} hands `block_state.{access.name}` on within its loop without declaring it"
+            node = access.source.statement(access.node)
+            fixable = not kind and len(blocks) == 1 and can_be_local(project, block, access)
+            yield from report(self, access.source, node, message, kind=kind, fixable=fixable)
+
+    def _undeclared(self, project: Project, block: Block, name: str) -> bool:
+        if block.kind != "leaf":
+            return False  # what a loop's wrapper keeps for its steps
+        names, whole = declared_names(project, block)
+        return whole and name not in names
+
+
+def can_be_local(project: Project, block: Block, access: Access) -> bool:
+    """Whether ``block_state.name`` can become a local variable: it never leaves the function that writes it."""
+    flow = project.flow(block.info)
+    name, body = access.name, access.body
+    if body.function.name != "__call__" or flow.escaped("block_state"):
+        return False
+    uses = [use for use in flow.of("block_state") if use.name == name]
+    if any(use.body is not body or not isinstance(use.node, ast.Attribute) for use in uses):
+        return False
+    if any(use.kind == "delete" for use in uses) or uses[0].kind != "write":
+        return False
+    source = body.source
+    if any(isinstance(use.node.value, ast.Name) is False for use in uses if isinstance(use.node, ast.Attribute)):
+        return False
+    functions = {project.modules.enclosing_function(source, use.node) for use in uses}
+    if functions != {body.function}:
+        return False
+    taken = {node.id for node in body.nodes if isinstance(node, ast.Name)} | set(parameters(body.function))
+    taken |= {node.arg for node in body.nodes if isinstance(node, ast.arg)}
+    if name in taken or keyword.iskeyword(name) or hasattr(builtins, name):
+        return False
+    first = source.statement(uses[0].node)
+    # A first write in a branch may not happen, and a name without a value fails in another way than an attribute.
+    return first in body.function.body
+
+
+class StateSet(Rule):
+    """MOD014."""
+
+    code = "MOD014"
+    name = "state-set"
+    level = Level.ERROR
+    summary = "A block writes to the pipeline state directly."
+    why = "Such a value shows in no `intermediate_outputs`: neither the docs nor blocks that select know of it."
+    instead = (
+        "Declare an `OutputParam`, set it on the block state and call `self.set_block_state(state, block_state)`."
+    )
+    allowed = (
+        "The framework itself, and tests.",
+        "`guider.set_state(...)`.",
+        "`state.get(...)`, which writes nothing.",
+    )
+    invalid = (
+        Example(
+            source=blocks_example(
+                'state.set("batch_size", 1)\nput = state.set\nput("dtype", None)\nstate.values["device"] = "cpu"'
+            ),
+            lines=(BODY_LINE, BODY_LINE + 2, BODY_LINE + 3),
+        ),
+    )
+    valid = (
+        Example(source=blocks_example("components.guider.set_state(step=0)\nseen = set()\nseen.add(1)")),
+        Example(
+            source="def test_state(state):\n    state.set('prompt', 'a cat')\n",
+            path="tests/modular_pipelines/toy/test_toy.py",
+            note="a test",
+        ),
+    )
+
+    def check(self, project: Project) -> Iterator[Finding]:
+        seen: set[ast.AST] = set()
+        for block in own_calls(project):
+            for body in project.flow(block.info).bodies:
+                if body.owner is not None and body.owner.is_pipeline:
+                    continue
+                for node in body.nodes:
+                    if node not in seen and isinstance(node, ast.expr) and self._writes(body, node):
+                        seen.add(node)
+                        message = "writes to the pipeline state: declare an output and use set_block_state"
+                        yield from report(self, body.source, node, message)
+
+    def _writes(self, body: Body, node: ast.expr) -> bool:
+        places = body.places
+        state = ("state",)
+        if isinstance(node, ast.Call):
+            found = places(node.func)
+            held = isinstance(node.func, ast.Name | ast.Attribute)
+            if held and any(place in (("state", "set"), ("state", "__setattr__")) for place in found):
+                return True
+            changing = ("update", "pop", "setdefault", "clear", "popitem")
+            if any(len(place) == 3 and place[:2] in _DICTS and place[2] in changing for place in found):
+                return True
+            setter = isinstance(node.func, ast.Name) and node.func.id in ("setattr", "delattr")
+            return setter and bool(node.args) and state in places(node.args[0])
+        if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
+            return state in places(node.value)
+        if isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load):
+            return any(place in _DICTS for place in places(node.value))
+        if isinstance(node, ast.Attribute) and node.attr == "set" and state in places(node.value):
+            parent = body.source.parent(node)
+            return isinstance(parent, ast.Call) and parent.func is not node
+        return False
+
+
+_DICTS = (("state", "values"), ("state", "kwargs_mapping"), ("state", "__dict__"))
+
+
+class UndeclaredRead(Rule):
+    """MOD031."""
+
+    code = "MOD031"
+    name = "undeclared-read"
+    level = Level.ERROR
+    kinds: ClassVar[Mapping[str, Level]] = {_HANDOFF: Level.OFF}
+    summary = "A block reads a name from its block state that is neither declared nor written before."
+    why = "Only declared inputs are put on the block state, so the read raises AttributeError."
+    instead = "Declare an `InputParam`."
+    allowed = (
+        "Names that travel under a `kwargs_type` the block takes.",
+        "Names that the block wrote before.",
+        "In a loop: what the wrapper or another step puts on the loop's block state.",
+    )
+    invalid = (
+        Example(
+            source=blocks_example(
+                "block_state.latents = block_state.latents * block_state.strength",
+                inputs='InputParam.template("latents")',
+            ),
+            lines=(BODY_LINE,),
+        ),
+    )
+    valid = (
+        Example(
+            source=blocks_example(
+                "embeds = block_state.prompt_embeds\nblock_state.mask = embeds\nmask = block_state.mask",
+                inputs='InputParam.template("prompt_embeds")',
+                outputs='OutputParam("mask", description="Mask.")',
+            ),
+        ),
+    )
+    needs_runtime = True
+
+    def check(self, project: Project) -> Iterator[Finding]:
+        for access, blocks in by_place(project, "block_state", "read", "augment"):
+            if access.name.startswith("__") or access.name in ("as_dict",):
+                continue
+            broken = [block for block in blocks if self._unknown(project, block, access)]
+            block = relatives_agree(blocks, broken)
+            if block is None:
+                continue
+            kind = ""
+            if in_loop(project, block) or block.kind == "loop":
+                if self._provided_by_loop(project, block, access.name):
+                    continue
+                kind = _HANDOFF
+            message = f"{block.name} reads `block_state.{access.name}`, which it neither declares nor writes before"
+            yield from report(self, access.source, access.node, message, kind=kind)
+
+    def _unknown(self, project: Project, block: Block, access: Access) -> bool:
+        names, whole = declared_names(project, block)
+        inputs = block.declared("inputs", anywhere=True).names
+        if not whole or (access.name in names and access.name in inputs):
+            return False
+        outputs = block.declared("intermediate_outputs", anywhere=True).names
+        if access.name in names and access.name not in outputs:
+            return False  # tagged
+        if _is_guarded(access):
+            return False
+        writes = [use for use in project.flow(block.info).of("block_state", "write") if use.name == access.name]
+        dynamic = any(place == ("block_state",) for place, _, _ in project.flow(block.info).escapes)
+        if dynamic or self._set_by_computed_name(project, block):
+            return False
+        # A write in another function may come first as well; within one function the order of lines decides.
+        return not any(use.body is not access.body or use.node.lineno <= access.node.lineno for use in writes)
+
+    def _set_by_computed_name(self, project: Project, block: Block) -> bool:
+        for body in project.flow(block.info).bodies:
+            for node in body.nodes:
+                if (
+                    isinstance(node, ast.Call)
+                    and isinstance(node.func, ast.Name)
+                    and node.func.id == "setattr"
+                    and len(node.args) > 1
+                    and not isinstance(node.args[1], ast.Constant)
+                    and ("block_state",) in body.places(node.args[0])
+                ):
+                    return True
+        return False
+
+    def _provided_by_loop(self, project: Project, block: Block, name: str) -> bool:
+        loops = project.loops_of(block) if block.kind == "leaf" else [block]
+        if not loops:
+            return True
+        return all(self._provides(project, loop, name) for loop in loops)
+
+    def _provides(self, project: Project, loop: Block, name: str) -> bool:
+        names, whole = declared_names(project, loop)
+        infos: list[ClassInfo] = [loop.info, *(instance.info for _, instance in loop.sub_blocks[0])]
+        written = {use.name for info in infos for use in project.flow(info).of("block_state", "write")}
+        return name in names or name in written or not whole or not loop.sub_blocks[1]
+
+
+def _is_guarded(access: Access) -> bool:
+    """Whether a read only happens where ``hasattr`` of the same name said yes, or under ``try``."""
+    for ancestor in access.source.ancestors(access.node):
+        if isinstance(ancestor, ast.FunctionDef | ast.AsyncFunctionDef):
+            return False
+        if isinstance(ancestor, ast.Try):
+            return any(_catches_attribute_error(handler) for handler in ancestor.handlers)
+        if isinstance(ancestor, ast.If | ast.IfExp | ast.BoolOp):
+            test = ancestor if isinstance(ancestor, ast.BoolOp) else ancestor.test
+            if any(_asks_for(node, access.name) for node in ast.walk(test)):
+                return True
+    return False
+
+
+def _asks_for(node: ast.AST, name: str) -> bool:
+    """Whether ``node`` is ``hasattr(..., name)``."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.func.id != "hasattr":
+        return False
+    return len(node.args) > 1 and literal(node.args[1]) == name
