@@ -21,7 +21,8 @@ class Catalogue:
     def __init__(self, rules: Iterable[Rule]) -> None:
         self.rules = tuple(sorted(rules, key=lambda rule: rule.code))
         self.by_code = {rule.code: rule for rule in self.rules}
-        self._code_of = {rule.name: rule.code for rule in self.rules}
+        # By what people write: codes in any case, and names.
+        self._code_of = {word.lower(): rule.code for rule in self.rules for word in (rule.code, rule.name)}
 
     def rule(self, word: str, where: str) -> Rule:
         """The one rule called ``word``, by code or by name.
@@ -29,8 +30,8 @@ class Catalogue:
         Raises:
             SettingsError: there is none.
         """
-        code = self._code_of.get(word.lower(), word.upper())
-        if code not in self.by_code:
+        code = self._code_of.get(word.lower())
+        if code is None:
             raise SettingsError(f"{where}: no rule is called {word!r}.{self._suggestion(word)}")
         return self.by_code[code]
 
@@ -78,9 +79,9 @@ class Catalogue:
 
     def _suggestion(self, word: str) -> str:
         # Codes and names apart: a code is never meant by something that looks like a name.
-        if word.upper().startswith("M") and any(letter.isdigit() for letter in word):
+        if word.lower().startswith("m") and any(letter.isdigit() for letter in word):
             return nearest(word.upper(), self.by_code)
-        return nearest(word.lower(), self._code_of)
+        return nearest(word.lower(), [rule.name for rule in self.rules])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -203,8 +203,8 @@ def _objection(before: Outcome, after: Outcome, fixed: Sequence[Finding]) -> str
     for key, count in left.items():
         if count > allowed[key]:
             return f"mending it would bring {key[1]} in {key[0]}"
-        if count > allowed[key] - wanted[key]:
-            return "mending it did not make the finding go away"
+    if any(count > allowed[key] - wanted[key] for key, count in left.items()):
+        return "mending it did not make the finding go away"
     return ""
 
 

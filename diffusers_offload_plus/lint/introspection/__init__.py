@@ -1,4 +1,4 @@
-"""What blocks declare at run time, for rules that can use it. Asked for with ``--introspect``: it runs the linted code."""
+"""What blocks declare at run time, for rules that can use it. Only with ``--introspect``: it runs the linted code."""
 
 from __future__ import annotations
 
