@@ -124,23 +124,30 @@ class Evaluator(Expressions):
             if "classmethod" in kinds:
                 return FunctionValue(owner.source, member, owner, ClassValue(info))
             if kinds & {"property", "cached_property"}:
-                return (
-                    self.call(FunctionValue(owner.source, member, owner, bound), [], {})
-                    if isinstance(bound, Instance)
-                    else UNKNOWN
-                )
+                return self._property(owner, member, bound, after) if isinstance(bound, Instance) else UNKNOWN
             return FunctionValue(owner.source, member, owner, bound if isinstance(bound, Instance) else None)
         return self.class_names(owner).get(name, UNKNOWN)
 
+    def _property(self, owner: ClassInfo, member: Function, bound: Instance, after: ClassInfo | None) -> Value:
+        key = f"property {member.name}"
+        if after is not None or not bound.settled:
+            return self.call(FunctionValue(owner.source, member, owner, bound), [], {})
+        if key not in bound.cache:
+            bound.cache[key] = UNKNOWN  # ends cycles
+            bound.cache[key] = self.call(FunctionValue(owner.source, member, owner, bound), [], {})
+        value: Value = bound.cache[key]
+        # Who asked may go on and add to the list.
+        return Items(list(value.items), value.open, value.kind) if isinstance(value, Items) else value
+
     def _initialise(self, instance: Instance, arguments: list[Value], keywords: dict[str, Value]) -> None:
         found = instance.info.method("__init__")
-        if found is None or found[0].source.in_framework:
-            return
-        owner, function = found
-        required = len(function.args.args) - 1 - len(function.args.defaults) - len(arguments)
-        if required > 0 and not keywords:
-            instance.opaque = True  # what it declares depends on arguments that are not there
-        self.call(FunctionValue(owner.source, function, owner, instance), arguments, keywords)
+        if found is not None and not found[0].source.in_framework:
+            owner, function = found
+            required = len(function.args.args) - 1 - len(function.args.defaults) - len(arguments)
+            if required > 0 and not keywords:
+                instance.opaque = True  # what it declares depends on arguments that are not there
+            self.call(FunctionValue(owner.source, function, owner, instance), arguments, keywords)
+        instance.settled = True
 
     def _symbol(self, symbol: Symbol | None) -> Value:
         if symbol is None:

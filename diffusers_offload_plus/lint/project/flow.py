@@ -65,35 +65,56 @@ class Body:
         self.function = function
         self.owner = owner
         self.names: dict[str, set[Place]] = {name: set(places) for name, places in roles.items()}
-        self.nodes = source.below(function)
+        self.typed = source.typed(function)
         self.stored: dict[Place, set[Place]] = {}
         self.local_functions = {
             node.name: node
-            for node in self.nodes
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node is not function
+            for node in self.of(ast.FunctionDef, ast.AsyncFunctionDef)
+            if node is not function and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         }
+        binding = list(self._bindings())
         for _ in range(3):
-            before = sum(map(len, self.names.values())) + sum(map(len, self.stored.values()))
-            self._bind_all()
-            if before == sum(map(len, self.names.values())) + sum(map(len, self.stored.values())):
+            before = self._known()
+            for target, value in binding:
+                self._bind(target, value)
+            if self.local_functions:
+                self._bind_inner()
+            if before == self._known():
                 break
 
-    def _bind_all(self) -> None:
-        for node in self.nodes:
+    @property
+    def nodes(self) -> list[ast.AST]:
+        """All nodes of the function in source order."""
+        return self.source.below(self.function)
+
+    def of(self, *types: type[ast.AST]) -> list[ast.AST]:
+        """The nodes of exactly these types."""
+        return [node for kind in types for node in self.typed.get(kind, ())]
+
+    def _known(self) -> int:
+        return sum(map(len, self.names.values())) + sum(map(len, self.stored.values()))
+
+    def _bindings(self) -> Iterator[tuple[ast.expr, ast.expr]]:
+        """Targets with what is bound to them, as far as that is one expression."""
+        for node in self.of(ast.Assign, ast.AnnAssign, ast.NamedExpr, ast.For, ast.comprehension, ast.withitem):
             if isinstance(node, ast.Assign):
                 for target in node.targets:
-                    self._bind(target, node.value)
-            elif isinstance(node, ast.AnnAssign | ast.NamedExpr) and node.value is not None:
-                self._bind(node.target, node.value)
-            elif isinstance(node, ast.For | ast.AsyncFor | ast.comprehension):
+                    yield target, node.value
+            elif isinstance(node, ast.AnnAssign | ast.NamedExpr):
+                if node.value is not None:
+                    yield node.target, node.value
+            elif isinstance(node, ast.For | ast.comprehension):
                 if isinstance(node.iter, ast.Tuple | ast.List):
                     for element in node.iter.elts:
-                        self._bind(node.target, element)
+                        yield node.target, element
             elif isinstance(node, ast.withitem) and node.optional_vars is not None:
-                self._bind(node.optional_vars, node.context_expr)
-            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                local = self.local_functions.get(node.func.id)
-                for name, places in argument_places(self, node, local, bound=False).items() if local else ():
+                yield node.optional_vars, node.context_expr
+
+    def _bind_inner(self) -> None:
+        for node in self.calls():
+            local = self.local_functions.get(node.func.id) if isinstance(node.func, ast.Name) else None
+            if local is not None:
+                for name, places in argument_places(self, node, local, bound=False).items():
                     self.names.setdefault(name, set()).update(places)
 
     def _bind(self, target: ast.expr, value: ast.expr) -> None:
@@ -156,8 +177,8 @@ class Body:
         return set() if isinstance(node, ast.IfExp | ast.BoolOp) else self.places(node)
 
     def accesses(self) -> Iterator[Access]:
-        """Uses of attributes of tracked places, in source order."""
-        for node in self.nodes:
+        """Uses of attributes of tracked places: attributes, then subscripts, then calls, each in source order."""
+        for node in self.of(ast.Attribute, ast.Subscript, ast.Call):
             if isinstance(node, ast.Attribute | ast.Subscript):
                 name = node.attr if isinstance(node, ast.Attribute) else literal(node.slice)
                 if name is None:
@@ -194,7 +215,7 @@ class Body:
         return "write", None
 
     def calls(self) -> Iterator[ast.Call]:
-        for node in self.nodes:
+        for node in self.typed.get(ast.Call, ()):
             if isinstance(node, ast.Call):
                 yield node
 
@@ -216,14 +237,15 @@ class Flow:
             self.bodies.append(body)
             self._follow(body)
         self.accesses = [access for body in self.bodies for access in body.accesses()]
+        self._direct: dict[str, list[Access]] = {}
+        for access in self.accesses:
+            if len(access.place) == 2:
+                self._direct.setdefault(access.place[0], []).append(access)
 
     def of(self, root: str, *kinds: str) -> list[Access]:
         """Accesses to direct attributes of ``root`` (``"block_state"``, ``"components"``), of some kinds."""
-        return [
-            access
-            for access in self.accesses
-            if len(access.place) == 2 and access.place[0] == root and (not kinds or access.kind in kinds)
-        ]
+        found = self._direct.get(root, [])
+        return [access for access in found if access.kind in kinds] if kinds else found
 
     def escaped(self, root: str) -> bool:
         """Whether ``root`` itself is handed to something that cannot be followed."""
@@ -239,12 +261,12 @@ class Flow:
 
     def _follow(self, body: Body) -> None:
         followed: set[ast.AST] = set()
-        for node in body.nodes:
-            if isinstance(node, ast.Call):
-                self._call(body, node, followed)
-            elif isinstance(node, ast.Attribute):
+        for call in body.calls():
+            self._call(body, call, followed)
+        for node in body.of(ast.Attribute):
+            if isinstance(node, ast.Attribute):
                 self._property(body, node)
-        for node in body.nodes:
+        for node in body.of(ast.Name):
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node not in followed:
                 for place in body.names.get(node.id, ()):
                     if len(place) == 1 and place != SELF and self._escapes(body, node):

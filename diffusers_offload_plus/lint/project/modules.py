@@ -39,6 +39,7 @@ class Modules:
         self._linted: dict[str, Source] = {}
         self._read: dict[str, Source | None] = {}
         self._bindings: dict[ast.AST, tuple[dict[str, list[object]], list[ImportedName]]] = {}
+        self._scoped: dict[tuple[ast.AST, str], Symbol | None] = {}
         self._resolved: dict[tuple[Source, str], Symbol | None] = {}
 
     def add(self, source: Source) -> None:
@@ -195,6 +196,15 @@ class Modules:
         return found
 
     def _name(self, source: Source, name: str, scope: ast.AST | None) -> Symbol | None:
+        if scope is None:
+            return self.lookup(source, name)
+        key = (scope, name)
+        if key not in self._scoped:
+            self._scoped[key] = None  # ends cycles
+            self._scoped[key] = self._name_in(source, name, scope)
+        return self._scoped[key]
+
+    def _name_in(self, source: Source, name: str, scope: ast.AST | None) -> Symbol | None:
         while scope is not None:
             if isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef):
                 bound = self.scope(source, scope)[0].get(name)
@@ -207,10 +217,7 @@ class Modules:
 
     def enclosing_function(self, source: Source, node: ast.AST) -> Function | None:
         """The innermost function around ``node``."""
-        for ancestor in source.ancestors(node):
-            if isinstance(ancestor, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-                return ancestor
-        return None
+        return source.function_of(node)
 
     def target_of(self, source: Source, node: ast.ImportFrom) -> str | None:
         """The module a ``from`` statement imports from."""

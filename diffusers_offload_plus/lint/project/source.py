@@ -8,7 +8,7 @@ import functools
 import io
 import tokenize
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import TypeVar
 
@@ -28,29 +28,24 @@ class Problem:
     message: str
 
 
-# Expression contexts and operators are told by the nodes that hold them, and are a third of all nodes.
-_LEFT_OUT = {"ctx", "op", "ops", "type_ignores", "type_comment"}
-
-
+# Fields that hold no nodes worth visiting: names and other plain values, expression contexts and operators.
+_LEFT_OUT = {
+    "ctx", "op", "ops", "type_ignores", "type_comment", "id", "attr", "arg", "name", "asname", "module", "level",
+    "kind", "is_async", "conversion", "simple", "rest", "kwd_attrs",
+}  # fmt: skip
+_LEAVES = {"Constant", "Name", "alias", "Global", "Nonlocal"}
 _fields_by_type: dict[type[ast.AST], tuple[str, ...]] = {}
 
 
 def _fields(kind: type[ast.AST]) -> tuple[str, ...]:
+    """Fields of a type of node that may hold nodes."""
     if kind not in _fields_by_type:
-        _fields_by_type[kind] = tuple(field for field in kind._fields if field not in _LEFT_OUT)
+        fields = tuple(field for field in kind._fields if field not in _LEFT_OUT)
+        _fields_by_type[kind] = () if kind.__name__ in _LEAVES else fields
     return _fields_by_type[kind]
 
 
-def children(node: ast.AST) -> list[ast.AST]:
-    """Direct children in source order, without expression contexts and operators."""
-    found: list[ast.AST] = []
-    for field in _fields(node.__class__):
-        value = getattr(node, field, None)
-        if value.__class__ is list:
-            found += [item for item in value if isinstance(item, ast.AST)]
-        elif isinstance(value, ast.AST):
-            found.append(value)
-    return found
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
 class _Index:
@@ -60,21 +55,44 @@ class _Index:
         self.parents: dict[ast.AST, ast.AST] = {}
         self.by_type: dict[type[ast.AST], list[ast.AST]] = defaultdict(list)
         self.order: list[ast.AST] = []
-        parents, by_type, order = self.parents, self.by_type, self.order
+        parents, order = self.parents, self.order
+        fields_by_type, tree_type = _fields_by_type, ast.AST
         stack = [tree]
         while stack:
             node = stack.pop()
             order.append(node)
-            by_type[node.__class__].append(node)
-            below = children(node)
+            fields = fields_by_type.get(node.__class__)
+            if fields is None:
+                fields = _fields(node.__class__)
+            if not fields:
+                continue
+            below: list[ast.AST] = []
+            for field in fields:
+                value = getattr(node, field, None)
+                if value.__class__ is list:
+                    below += [item for item in value if isinstance(item, tree_type)]
+                elif value is not None:
+                    below.append(value)
             for child in below:
                 parents[child] = node
             below.reverse()
             stack += below
-        self.positions = {node: position for position, node in enumerate(order)}
-        self.sizes = [1] * len(order)
+        for node in order:
+            self.by_type[node.__class__].append(node)
+        self.positions = dict(zip(order, range(len(order)), strict=True))
+        positions = self.positions
+        self.sizes = sizes = [1] * len(order)
         for position in range(len(order) - 1, 0, -1):
-            self.sizes[self.positions[parents[order[position]]]] += self.sizes[position]
+            sizes[positions[parents[order[position]]]] += sizes[position]
+
+    @functools.cached_property
+    def functions(self) -> list[ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | None]:
+        """The innermost function around each node, by position."""
+        found: list[ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | None] = [None] * len(self.order)
+        for position, node in enumerate(self.order[1:], start=1):
+            parent = self.parents[node]
+            found[position] = parent if isinstance(parent, _FUNCTIONS) else found[self.positions[parent]]
+        return found
 
 
 @dataclasses.dataclass(eq=False)
@@ -157,6 +175,25 @@ class Source:
         while current is not None:
             yield current
             current = parents.get(current)
+
+    def function_of(self, node: ast.AST) -> ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | None:
+        """The innermost function around ``node``."""
+        index = self._index
+        position = index.positions.get(node)
+        return index.functions[position] if position is not None else None
+
+    def typed(self, function: ast.AST) -> Mapping[type[ast.AST], list[ast.AST]]:
+        """The nodes below ``function`` by type, each in source order."""
+        if function not in self._typed:
+            found: dict[type[ast.AST], list[ast.AST]] = defaultdict(list)
+            for node in self.below(function):
+                found[node.__class__].append(node)
+            self._typed[function] = found
+        return self._typed[function]
+
+    @functools.cached_property
+    def _typed(self) -> dict[ast.AST, Mapping[type[ast.AST], list[ast.AST]]]:
+        return {}
 
     def below(self, node: ast.AST) -> list[ast.AST]:
         """``node`` and all nodes below it, in source order."""

@@ -149,6 +149,7 @@ class Instance(Value):
     Attributes:
         attributes: what its ``__init__`` assigned.
         node, source: the call that made it, where there is one.
+        opaque: ``__init__`` takes arguments that are not known; ``settled``: it has run.
     """
 
     info: ClassInfo
@@ -156,6 +157,7 @@ class Instance(Value):
     node: ast.AST | None = None
     source: Source | None = None
     opaque: bool = False
+    settled: bool = False
     cache: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

@@ -151,7 +151,8 @@ class PlaceholderDocstring(Rule):
         Example(
             source="from ..modular_pipeline import SequentialPipelineBlocks\n\n\n# auto_docstring\n"
             "class ToyBlocks(SequentialPipelineBlocks):\n"
-            '    """\n    Toy.\n\n      Inputs:\n          fps (`int`):\n              TODO: Add description.\n    """\n',
+            '    """\n    Toy.\n\n      Inputs:\n'
+            '          fps (`int`):\n              TODO: Add description.\n    """\n',
             path=_ASSEMBLY,
             lines=(11,),
         ),

@@ -219,7 +219,7 @@ class VariantConfigFlag(Rule):
         for scope in scopes(project):
             flags = project.cached(("flags", scope.source.group), self._flags, project, scope.source.group)
             seen: set[ast.AST] = set()
-            for node in scope.body.nodes:
+            for node in scope.body.of(ast.If, ast.IfExp, ast.While, ast.Assert, ast.comprehension):
                 if isinstance(node, ast.If | ast.IfExp | ast.While | ast.Assert):
                     tests = [node.test]
                 elif isinstance(node, ast.comprehension):
@@ -364,8 +364,10 @@ class _Paths:
 
     def __init__(self, project: Project, block: Block, body: Body) -> None:
         self._saving = self._saving_methods(project, block)
+        self._source = body.source
+        self._saves = [node for node in body.calls() if _calls(node, self._saving)]
         self.returns: list[tuple[ast.Return, bool]] = []
-        self.gets_state = any(_calls(node, {"get_block_state"}) for node in body.nodes)
+        self.gets_state = any(_calls(node, {"get_block_state"}) for node in body.calls())
         self.falls_through = False
         self._top = body.function.body
 
@@ -395,7 +397,7 @@ class _Paths:
     def _statement(self, node: ast.stmt, saved: frozenset[bool]) -> frozenset[bool]:
         nothing: frozenset[bool] = frozenset()
         if isinstance(node, ast.Return):
-            done = any(_calls(inner, self._saving) for inner in ast.walk(node))
+            done = self._saves_in(node)
             self.returns.append((node, done or saved == frozenset({True})))
             return nothing
         if isinstance(node, ast.Raise | ast.Continue | ast.Break):
@@ -421,9 +423,10 @@ class _Paths:
             for case in node.cases:
                 after |= self.run(case.body, saved)
             return after
-        if any(_calls(inner, self._saving) for inner in ast.walk(node)):
-            return frozenset({True})
-        return saved
+        return frozenset({True}) if self._saves_in(node) else saved
+
+    def _saves_in(self, node: ast.AST) -> bool:
+        return any(self._source.is_inside(call, node) for call in self._saves)
 
 
 def _calls(node: ast.AST, names: set[str]) -> bool:
@@ -465,7 +468,7 @@ class LatentOutputBranch(Rule):
 
     def check(self, project: Project) -> Iterator[Finding]:
         for scope in scopes(project):
-            for node in scope.body.nodes:
+            for node in scope.body.of(ast.Compare):
                 if not isinstance(node, ast.Compare) or len(node.ops) != 1:
                     continue
                 sides = [node.left, node.comparators[0]]

@@ -70,7 +70,7 @@ class DefaultInCall(Rule):
 
     def _defaults(self, project: Project, body: Body) -> Iterator[tuple[ast.AST, str, ast.expr]]:
         """Places that fill in a default: node, name of the input, the default."""
-        for node in body.nodes:
+        for node in body.of(ast.If, ast.BoolOp, ast.IfExp):
             if isinstance(node, ast.If) and len(node.body) == 1 and not node.orelse:
                 name = _tested_for_none(body, node.test)
                 assign = node.body[0]
@@ -107,7 +107,7 @@ class DefaultInCall(Rule):
         specs = [spec for spec in block.own("inputs") if spec.name == name]
         if len(specs) != 1 or not self._takes_default(block, specs[0]):
             return False
-        uses = [inner for inner in body.nodes if isinstance(inner, ast.Name | ast.Attribute)]
+        uses = [inner for inner in body.of(ast.Name, ast.Attribute) if isinstance(inner, ast.Name | ast.Attribute)]
         first = min((use.lineno for use in uses if ("block_state", name) in body.places(use)), default=0)
         return first == condition.test.lineno
 
@@ -155,7 +155,8 @@ def _value(project: Project, body: Body, node: ast.expr) -> Value:
 
 def _is_local(body: Body, name: str) -> bool:
     return any(
-        isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store) for node in body.nodes
+        isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store)
+        for node in body.of(ast.Name)
     )
 
 

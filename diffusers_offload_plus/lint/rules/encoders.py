@@ -191,7 +191,7 @@ class VaeEncodeInPrepare(Rule):
                 continue
             if scope.owner is None and not self._used_here(project, scope):
                 continue
-            for node in scope.body.nodes:
+            for node in scope.body.of(ast.Call):
                 if not isinstance(node, ast.Call):
                     continue
                 what = self._encodes(project, scope, node, wrappers)
@@ -263,7 +263,7 @@ class VaeEncodeInPrepare(Rule):
     def _decodes(self, project: Project, loop: Block) -> bool:
         for _, instance in loop.sub_blocks[0]:
             for body in project.flow(instance.info).bodies:
-                for node in body.nodes:
+                for node in body.of(ast.Call):
                     if (
                         isinstance(node, ast.Call)
                         and isinstance(node.func, ast.Attribute)
@@ -343,7 +343,7 @@ class DecodeInDenoise(Rule):
                 continue
             if self._in_chunk_loop(project, scope):
                 continue
-            for node in scope.body.nodes:
+            for node in scope.body.of(ast.Call):
                 function = node.func if isinstance(node, ast.Call) else None
                 if not isinstance(function, ast.Attribute) or function.attr != "decode":
                     continue

@@ -160,7 +160,7 @@ def _reaches_call(body: Body, place: Place) -> bool:
     def holds(node: ast.AST) -> bool:
         return isinstance(node, ast.Name | ast.Attribute | ast.Call) and place in body.places(node)
 
-    for node in body.nodes:
+    for node in body.of(ast.Call, ast.BinOp):
         if isinstance(node, ast.Call):
             function = node.func
             short = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
@@ -247,14 +247,14 @@ def is_restoring(access: Access) -> bool:
         and any(isinstance(target, ast.Name) and target.id == value.id for target in node.targets)
         and node.lineno < access.node.lineno
         and access.place in access.body.places(node.value)
-        for node in access.body.nodes
+        for node in access.body.of(ast.Assign)
     )
 
 
 def is_restored(access: Access) -> bool:
     """Whether a write happens under, or right before, a ``try`` whose ``finally`` writes the same place."""
     statement = access.source.statement(access.node)
-    for node in access.body.nodes:
+    for node in access.body.of(ast.Try):
         if not isinstance(node, ast.Try) or not node.finalbody:
             continue
         inside = any(inner is access.node for child in node.body for inner in ast.walk(child))
@@ -330,6 +330,8 @@ class CfgInBlock(Rule):
 
 def manual_guidance(project: Project, source: Source, root: ast.AST) -> Iterator[tuple[ast.AST, str, str]]:
     """Places of ``root`` that do guidance by hand: node, message, kind."""
+    if "guidance" not in source.text and "cfg" not in source.text:
+        return
     blocks = [info for info in project.classes.of(source) if info.is_block or info.is_pipeline]
     if not blocks and not source.family:
         return
@@ -363,19 +365,23 @@ def _enclosing_function(source: Source, node: ast.AST) -> ast.AST | None:
 def _in_function(
     source: Source, function: ast.FunctionDef | ast.AsyncFunctionDef
 ) -> Iterator[tuple[ast.AST, str, str]]:
-    nodes = source.below(function)
-    scales = _scale_names(nodes)
-    for node in nodes:
-        name = _assigned_flag(node)
-        if name:
-            yield source.statement(node), f"`{name}` decides on guidance, which is the guider's to decide", ""
-        elif isinstance(node, ast.Compare) and _compares_scale(node, scales):
+    typed = source.typed(function)
+    scales = _scale_names([node for node in typed.get(ast.Assign, ()) if isinstance(node, ast.Assign)])
+    for kind in (ast.Name, ast.Attribute, ast.Call):
+        for node in typed.get(kind, ()):
+            name = _assigned_flag(node)
+            if name:
+                yield source.statement(node), f"`{name}` decides on guidance, which is the guider's to decide", ""
+    for node in (*typed.get(ast.Compare, ()), *typed.get(ast.IfExp, ())):
+        if isinstance(node, ast.Compare) and _compares_scale(node, scales):
             statement = source.statement(node)
             if not (isinstance(statement, ast.Assign) and any(_assigned_flag(target) for target in statement.targets)):
                 yield node, "compares a scale of guidance with a constant", ""
         elif isinstance(node, ast.IfExp) and _switches(node, scales):
             yield node, "switches guidance off, which is the guider's to decide", ""
-        elif (scale := _combination(node, scales)) is not None:
+    for node in (*typed.get(ast.BinOp, ()), *typed.get(ast.Call, ())):
+        scale = _combination(node, scales)
+        if scale is not None:
             yield node, f"combines predictions with `{scale}`, which is the guider's work", "shape"
 
 
@@ -389,16 +395,10 @@ def _assigned_flag(node: ast.AST) -> str:
     return ""
 
 
-def _scale_names(nodes: list[ast.AST]) -> set[str]:
+def _scale_names(nodes: list[ast.Assign]) -> set[str]:
     """Local names that hold a scale of guidance."""
     found: set[str] = set()
-    assigned = [
-        (target.id, node.value)
-        for node in nodes
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    ]
+    assigned = [(target.id, node.value) for node in nodes for target in node.targets if isinstance(target, ast.Name)]
     for _ in range(3):
         for name, value in assigned:
             if name not in found and _is_scale(value, found):

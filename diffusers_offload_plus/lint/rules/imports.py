@@ -49,7 +49,8 @@ def import_statements(project: Project, source: Source) -> Iterator[ImportStatem
             continue
         names = tuple(_imported(project, module, alias.name) for alias in statement.names)
         found.append(ImportStatement(statement, names))
-    for call in source.nodes(ast.Call):
+    by_name = "import_module" in source.text or "__import__" in source.text
+    for call in source.nodes(ast.Call) if by_name else ():
         dotted = _imported_by_call(project, source, call)
         if dotted is not None:
             found.append(ImportStatement(call, (Imported(dotted, dotted, ""),)))

@@ -16,6 +16,7 @@ from .scope import scopes
 __all__ = ["RawNoise"]
 
 _FUNCTIONS = {"torch.randn": "", "torch.randn_like": "", "torch.normal": "", "torch.rand": "rand"}
+_NAMES = {name.rpartition(".")[2] for name in _FUNCTIONS}
 
 
 class RawNoise(Rule):
@@ -58,8 +59,10 @@ class RawNoise(Rule):
 
     def check(self, project: Project) -> Iterator[Finding]:
         for scope in scopes(project):
-            for node in scope.body.nodes:
+            for node in scope.body.of(ast.Call):
                 if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name | ast.Attribute):
+                    continue
+                if isinstance(node.func, ast.Attribute) and node.func.attr not in _NAMES:
                     continue
                 dotted = project.dotted(scope.source, node.func)
                 if dotted not in _FUNCTIONS or self._is_fine(scope.body, node):
@@ -97,7 +100,7 @@ def _is_device_of(body: Body, device: ast.expr, generator: ast.expr, hops: int) 
             if text == ast.unparse(generator) or "generator" in text or text in ("gen", "g", "rng"):
                 return True
     if isinstance(device, ast.Name) and hops:
-        for node in body.nodes:
+        for node in body.of(ast.Assign):
             targets = node.targets if isinstance(node, ast.Assign) else []
             if any(isinstance(target, ast.Name) and target.id == device.id for target in targets):
                 value = node.value  # type: ignore[attr-defined]

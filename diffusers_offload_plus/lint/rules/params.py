@@ -343,7 +343,7 @@ class UnusedIo(Rule):
     def _computed(self, flow: Flow, root: str) -> bool:
         """Whether attributes are read by names that are computed."""
         for body in flow.bodies:
-            for node in body.nodes:
+            for node in body.of(ast.Call):
                 computed = (
                     isinstance(node, ast.Call)
                     and isinstance(node.func, ast.Name)

@@ -70,6 +70,10 @@ def is_encoder(source: Source, owner: ClassInfo | None) -> bool:
 
 def own_calls(project: Project) -> list[Block]:
     """Blocks that define ``__call__`` or inherit one that is not the framework's."""
+    return project.cached(("own calls",), _own_calls, project)
+
+
+def _own_calls(project: Project) -> list[Block]:
     found = []
     for block in project.blocks:
         method = block.info.method("__call__")

@@ -243,8 +243,8 @@ def can_be_local(project: Project, block: Block, access: Access) -> bool:
     functions = {project.modules.enclosing_function(source, use.node) for use in uses}
     if functions != {body.function}:
         return False
-    taken = {node.id for node in body.nodes if isinstance(node, ast.Name)} | set(parameters(body.function))
-    taken |= {node.arg for node in body.nodes if isinstance(node, ast.arg)}
+    taken = {node.id for node in body.of(ast.Name) if isinstance(node, ast.Name)} | set(parameters(body.function))
+    taken |= {node.arg for node in body.of(ast.arg) if isinstance(node, ast.arg)}
     if name in taken or keyword.iskeyword(name) or hasattr(builtins, name):
         return False
     first = source.statement(uses[0].node)
@@ -291,7 +291,7 @@ class StateSet(Rule):
             for body in project.flow(block.info).bodies:
                 if body.owner is not None and body.owner.is_pipeline:
                     continue
-                for node in body.nodes:
+                for node in body.of(ast.Call, ast.Attribute, ast.Subscript):
                     if node not in seen and isinstance(node, ast.expr) and self._writes(body, node):
                         seen.add(node)
                         message = "writes to the pipeline state: declare an output and use set_block_state"
@@ -393,7 +393,7 @@ class UndeclaredRead(Rule):
 
     def _set_by_computed_name(self, project: Project, block: Block) -> bool:
         for body in project.flow(block.info).bodies:
-            for node in body.nodes:
+            for node in body.of(ast.Call):
                 if (
                     isinstance(node, ast.Call)
                     and isinstance(node.func, ast.Name)

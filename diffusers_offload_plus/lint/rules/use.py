@@ -107,7 +107,7 @@ class ComponentState(Rule):
                 )
 
     def _calls(self, project: Project, block: Block, body: Body) -> Iterator[Finding]:
-        for node in body.nodes:
+        for node in body.of(ast.Call):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute | ast.Name):
                 continue
             for place in sorted(body.places(node.func)):
@@ -121,13 +121,13 @@ class ComponentState(Rule):
 def _in_finally(body: Body, node: ast.AST) -> bool:
     return any(
         isinstance(outer, ast.Try) and any(body.source.is_inside(node, statement) for statement in outer.finalbody)
-        for outer in body.nodes
+        for outer in body.of(ast.Try)
     )
 
 
 def _is_undone(body: Body, node: ast.Call, place: Place) -> bool:
     """Whether a change happens under, right before, or in a ``finally`` that changes the same component."""
-    for outer in body.nodes:
+    for outer in body.of(ast.Try):
         if not isinstance(outer, ast.Try) or not outer.finalbody:
             continue
         final = [inner for statement in outer.finalbody for inner in body.source.below(statement)]
@@ -219,7 +219,7 @@ class OffloadInBlock(Rule):
         for scope in scopes(project):
             if scope.owner is not None and scope.owner.is_pipeline:
                 continue
-            for node in scope.body.nodes:
+            for node in scope.body.of(ast.Call):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _OFFLOAD:
                     statement = scope.source.parent(node)
                     message = f"`{node.func.attr}` belongs to the ComponentsManager"
