@@ -22,7 +22,7 @@ from .suppression import suppress
 if TYPE_CHECKING:
     from .introspection import Introspection
 
-__all__ = ["Outcome", "Request", "examine", "run_lint"]
+__all__ = ["Outcome", "Request", "check_paths", "examine", "report", "roots", "run_lint"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ def examine(
     """
     settings = request.settings
     analysis = analyse(
-        _roots(request), settings.rules, skip=settings.excluded, sources=sources, diffusers=request.diffusers
+        roots(request), settings.rules, skip=settings.excluded, sources=sources, diffusers=request.diffusers
     )
     findings = [*analysis.findings, *map(_unreadable, analysis.problems)]
     if runtime is None and request.introspect:
@@ -185,7 +185,8 @@ def _unreadable(problem: Problem) -> Finding:
     )
 
 
-def _roots(request: Request) -> list[Path]:
+def roots(request: Request) -> list[Path]:
+    """What is read for ``request``."""
     if not request.siblings:
         return list(request.paths)
     return list(dict.fromkeys(path.parent if path.is_file() else path for path in request.paths))

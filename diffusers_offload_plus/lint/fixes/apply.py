@@ -20,7 +20,7 @@ from ..output import write_bytes
 from ..run import Outcome, Request, check_paths, examine, report
 
 if TYPE_CHECKING:
-    from .edits import Edits
+    from .edits import Edits, Tree
 
 __all__ = ["FileFix", "Fixed", "fix_files"]
 
@@ -101,7 +101,7 @@ def fix_files(request: Request) -> Fixed:
         # Later rounds see what the first one uncovered; the lines of a diff or a baseline no longer fit.
         if baseline is not None or changes is not None:
             break
-        wanted = [finding for finding in examine(request, session.texts).findings if finding.fixable]
+        wanted = [finding for finding in examine(request, session.texts).findings if session.may_mend(finding)]
     return session.result(outcome)
 
 
@@ -118,7 +118,11 @@ class _Session:
         )
         self.texts: dict[Path, str] = {}
         self._fixed = 0
-        self._notes: dict[str, None] = {}
+        self._left: dict[tuple[str, str, str, str], str] = {}
+
+    def may_mend(self, finding: Finding) -> bool:
+        """Whether it is worth trying."""
+        return finding.fixable and _identity(finding) not in self._left
 
     def mend(self, findings: Sequence[Finding]) -> bool:
         """Mend what can be mended of ``findings``; whether anything was."""
@@ -126,13 +130,13 @@ class _Session:
         base = self._look(self.texts)
         accepted: list[Finding] = []
         best: dict[Path, str] = {}
-        parsed: dict[str, Edits] = {}
-        waiting = [[finding for finding in findings if self._possible(finding, base, parsed)]]
+        trees = _Trees(base)
+        waiting = [[finding for finding in findings if self._possible(finding, trees)]]
         while waiting:
             group = waiting.pop()
             if not group:
                 continue
-            texts, reason = self._attempt(base, [*accepted, *group])
+            texts, reason = self._attempt(trees, [*accepted, *group])
             if not reason:
                 accepted += group
                 best = texts
@@ -149,28 +153,26 @@ class _Session:
     def _look(self, texts: dict[Path, str]) -> Outcome:
         return examine(self._request, texts)
 
-    def _possible(self, finding: Finding, base: Outcome, parsed: dict[str, Edits]) -> bool:
+    def _possible(self, finding: Finding, trees: _Trees) -> bool:
         from .edits import CannotFix
 
         if finding.code not in _FIXERS:
             self._leave(finding, "it has no automatic fix")
             return False
         try:
-            if finding.path not in parsed:
-                parsed[finding.path] = _edits(base, finding.path)
-            _fixer(finding.code)(parsed[finding.path], finding)
+            _fixer(finding.code)(trees.edits(finding.path), finding)
         except CannotFix as error:
             self._leave(finding, str(error))
             return False
         return True
 
-    def _attempt(self, base: Outcome, findings: Sequence[Finding]) -> tuple[dict[Path, str], str]:
+    def _attempt(self, trees: _Trees, findings: Sequence[Finding]) -> tuple[dict[Path, str], str]:
         """The texts with ``findings`` mended, and why that is no good, if so."""
         from .edits import CannotFix
 
         texts: dict[Path, str] = {}
         for path in dict.fromkeys(finding.path for finding in findings):
-            edits = _edits(base, path)
+            edits = trees.edits(path)
             try:
                 for finding in findings:
                     if finding.path == path:
@@ -179,10 +181,11 @@ class _Session:
             except CannotFix as error:
                 return {}, str(error)
         after = self._look({**self.texts, **texts})
-        return texts, _objection(base, after, findings)
+        return texts, _objection(trees.outcome, after, findings)
 
     def _leave(self, finding: Finding, reason: str) -> None:
-        self._notes[f"{finding.path}:{finding.line}: {finding.code} is left: {reason}."] = None
+        note = f"{finding.path}:{finding.line}: {finding.code} is left: {reason}."
+        self._left.setdefault(_identity(finding), note)
 
     def result(self, outcome: Outcome) -> Fixed:
         files = []
@@ -190,7 +193,7 @@ class _Session:
             before = outcome.analysis.text(path.as_posix())
             if before != after:
                 files.append(FileFix(path.as_posix(), before, after))
-        return Fixed(files, self._fixed, list(self._notes))
+        return Fixed(files, self._fixed, list(self._left.values()))
 
 
 def _objection(before: Outcome, after: Outcome, fixed: Sequence[Finding]) -> str:
@@ -212,11 +215,25 @@ def _counts(findings: Sequence[Finding]) -> Counter[tuple[str, str, str]]:
     return Counter((finding.path, finding.code, finding.kind) for finding in findings)
 
 
-def _edits(outcome: Outcome, path: str) -> Edits:
-    from .edits import Edits
+def _identity(finding: Finding) -> tuple[str, str, str, str]:
+    return finding.path, finding.code, finding.kind, finding.message
 
-    source = next(source for source in outcome.analysis.project.sources if source.path == path)
-    return Edits(outcome.analysis.project, source)
+
+class _Trees:
+    """Syntax trees of the files that an outcome is about, each parsed once."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        self._sources = {source.path: source for source in outcome.analysis.project.sources}
+        self._trees: dict[str, Tree] = {}
+
+    def edits(self, path: str) -> Edits:
+        from .edits import Edits, Tree
+
+        source = self._sources[path]
+        if path not in self._trees:
+            self._trees[path] = Tree(source.text)
+        return Edits(self.outcome.analysis.project, source, self._trees[path])
 
 
 def _fixer(code: str) -> Callable[[Edits, Finding], None]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import libcst as cst
-from libcst.metadata import CodeRange, MetadataWrapper, ParentNodeProvider, PositionProvider
+from libcst.metadata import CodeRange, MetadataWrapper, PositionProvider
 
 from ..finding import Finding
 
 if TYPE_CHECKING:
     from ..project import Project, Source
 
-__all__ = ["CannotFix", "Edits"]
+__all__ = ["CannotFix", "Edits", "Tree", "below"]
 
 Node = TypeVar("Node", bound=cst.CSTNode)
 Change = Callable[[Any], Any]
@@ -25,20 +27,68 @@ class CannotFix(Exception):
     """A finding is not of the plain form that can be mended safely; the message says why."""
 
 
+class Tree:
+    """A parsed file with the places and parents of its nodes."""
+
+    def __init__(self, text: str) -> None:
+        # What comes right from the parser holds no node twice and needs no copy.
+        wrapper = MetadataWrapper(cst.parse_module(text), unsafe_skip_copy=True)
+        self.module = wrapper.module
+        self.positions = wrapper.resolve(PositionProvider)
+        self.parents: dict[cst.CSTNode, cst.CSTNode] = {}
+        self._by_kind: dict[type[cst.CSTNode], list[cst.CSTNode]] = defaultdict(list)
+        for node in _walk(self.module):
+            self._by_kind[type(node)].append(node)
+            for child in _children(node):
+                self.parents[child] = node
+
+    def nodes(self, kind: type[Node]) -> list[Node]:
+        """All nodes of exactly this kind."""
+        return self._by_kind[kind]  # type: ignore[return-value]
+
+
+def below(node: cst.CSTNode, kind: type[Node]) -> Iterator[Node]:
+    """Nodes of a kind at and below ``node``, in no particular order."""
+    for found in _walk(node):
+        if isinstance(found, kind):
+            yield found
+
+
+def _walk(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
+    waiting = [node]
+    while waiting:
+        current = waiting.pop()
+        yield current
+        waiting += _children(current)
+
+
+def _children(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
+    # The nodes' own `children` runs a visitor, which takes many times longer.
+    for name in _fields(type(node)):
+        value = getattr(node, name)
+        if isinstance(value, cst.CSTNode):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from (item for item in value if isinstance(item, cst.CSTNode))
+
+
+@functools.cache
+def _fields(kind: type[cst.CSTNode]) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
 class Edits:
-    """A parsed file and what is to change in it.
+    """What is to change in a file. Several may be made of one tree; it stays as it is.
 
     Attributes:
         project: what the linter knows about all files; ``source``: about this one.
     """
 
-    def __init__(self, project: Project, source: Source) -> None:
+    def __init__(self, project: Project, source: Source, tree: Tree) -> None:
         self.project = project
         self.source = source
-        wrapper = MetadataWrapper(cst.parse_module(source.text))
-        self.module = wrapper.module
-        self._positions = wrapper.resolve(PositionProvider)
-        self._parents = wrapper.resolve(ParentNodeProvider)
+        self.module = tree.module
+        self._tree = tree
         self._changes: dict[cst.CSTNode, list[Change]] = defaultdict(list)
         self._imports: dict[str, cst.SimpleStatementLine] = {}
 
@@ -64,7 +114,7 @@ class Edits:
         return position.line, position.column
 
     def _range(self, node: cst.CSTNode) -> CodeRange:
-        found = self._positions[node]
+        found = self._tree.positions[node]
         assert isinstance(found, CodeRange)
         return found
 
@@ -75,7 +125,7 @@ class Edits:
             CannotFix: there is none, or more than one.
         """
         first, last = (finding.line, finding.column - 1), (finding.end_line, finding.end_column - 1)
-        candidates = [node for node in self.below(self.module, kind) if fits(node)]
+        candidates = [node for node in self._tree.nodes(kind) if fits(node)]
         for near in (
             [node for node in candidates if self.start(node) == first and self.end(node) == last],
             [node for node in candidates if first <= self.start(node) and self.end(node) <= last],
@@ -91,37 +141,28 @@ class Edits:
             raise CannotFix("it is not written in the plain form")
         return max(around, key=self.start)
 
-    def below(self, node: cst.CSTNode, kind: type[Node]) -> Iterator[Node]:
-        """Nodes of a kind at and below ``node``, in source order."""
-        waiting = [node]
-        while waiting:
-            current = waiting.pop()
-            if isinstance(current, kind):
-                yield current
-            waiting += reversed(current.children)
-
     def enclosing(self, node: cst.CSTNode, kind: type[Node]) -> Node:
         """The innermost node of a kind around ``node``.
 
         Raises:
             CannotFix: there is none.
         """
-        current = self._parents.get(node)
+        current = self._tree.parents.get(node)
         while current is not None:
             if isinstance(current, kind):
                 return current
-            current = self._parents.get(current)
+            current = self._tree.parents.get(current)
         raise CannotFix(f"it does not stand in a {kind.__name__}")
 
     def parent(self, node: cst.CSTNode) -> cst.CSTNode | None:
         """The node right around ``node``."""
-        found = self._parents.get(node)
+        found = self._tree.parents.get(node)
         assert found is None or isinstance(found, cst.CSTNode)
         return found
 
     def refuse_comments(self, node: cst.CSTNode) -> None:
         """Raise if comments would be lost with ``node``."""
-        if any(True for _ in self.below(node, cst.Comment)):
+        if any(True for _ in below(node, cst.Comment)):
             raise CannotFix("a comment stands there, which would be lost")
 
     def require_import(self, module: str, name: str) -> None:

@@ -7,7 +7,7 @@ import libcst.matchers as m
 
 from ..finding import Finding
 from .calls import argument, literal_text, without_argument
-from .edits import CannotFix, Edits
+from .edits import CannotFix, Edits, below
 
 __all__ = ["default_in_call", "offload_in_block", "state_protocol", "undeclared_write"]
 
@@ -29,7 +29,7 @@ def state_protocol(edits: Edits, finding: Finding) -> None:
     function = edits.enclosing(line, cst.FunctionDef)
     reads = [
         statement
-        for statement in edits.below(function, cst.Assign)
+        for statement in below(function, cst.Assign)
         if m.matches(
             statement,
             m.Assign(
@@ -70,12 +70,12 @@ def default_in_call(edits: Edits, finding: Finding) -> None:
     function = edits.enclosing(branch, cst.FunctionDef)
     if isinstance(constant, cst.Name) and constant.value not in ("True", "False") and not constant.value.isupper():
         raise CannotFix("the default is not a plain constant")
-    for read in edits.below(function, cst.Attribute):
+    for read in below(function, cst.Attribute):
         if read.attr.value == name and edits.start(read) < edits.start(branch):
             raise CannotFix(f"`{name}` is used before it gets its default")
     if edits.parent(branch) is not function.body:
         raise CannotFix("it happens only under a condition")
-    declared = [call for call in edits.below(owner, cst.Call) if _declares(call, name)]
+    declared = [call for call in below(owner, cst.Call) if _declares(call, name)]
     if len(declared) != 1:
         raise CannotFix(f"the class does not declare the input `{name}` itself, in plain words and once")
     call = declared[0]
@@ -155,15 +155,15 @@ def _with_default(call: cst.Call, constant: cst.BaseExpression) -> cst.Call:
 
 def undeclared_write(edits: Edits, finding: Finding) -> None:
     """A value that only lives within ``__call__`` becomes a local variable."""
-    written = edits.at(finding, cst.Attribute, lambda node: isinstance(node.value, cst.Name) and _stored(edits, node))
+    written = edits.at(finding, cst.Attribute, lambda node: _writes(edits, node, finding))
     assert isinstance(written.value, cst.Name)
     state, name = written.value.value, written.attr.value
     function = edits.enclosing(written, cst.FunctionDef)
     if function.name.value != "__call__":
         raise CannotFix("it is not written in __call__")
-    uses = [node for node in edits.below(function, cst.Attribute) if _is_use(node, state, name)]
+    uses = [node for node in below(function, cst.Attribute) if _is_use(node, state, name)]
     own = {id(node.attr) for node in uses}
-    for word in edits.below(function, cst.Name):
+    for word in below(function, cst.Name):
         if word.value == name and id(word) not in own and not _is_keyword(edits, word):
             raise CannotFix(f"`{name}` already means something in __call__")
         if word.value == state and not _is_harmless(edits, word):
@@ -172,10 +172,10 @@ def undeclared_write(edits: Edits, finding: Finding) -> None:
         if edits.enclosing(node, cst.FunctionDef) is not function:
             raise CannotFix("it is used in an inner function")
     owner = edits.enclosing(function, cst.ClassDef)
-    for other in edits.below(owner, cst.Attribute):
+    for other in below(owner, cst.Attribute):
         if other.attr.value == name and other not in uses and not m.matches(other.value, m.Name("self")):
             raise CannotFix(f"`{name}` is used elsewhere in the class")
-    if any(literal_text(text) == name for text in edits.below(owner, cst.SimpleString)):
+    if any(literal_text(text) == name for text in below(owner, cst.SimpleString)):
         raise CannotFix(f"`{name}` is also used as a string")
 
     def local(node: cst.CSTNode) -> cst.CSTNode:
@@ -183,6 +183,12 @@ def undeclared_write(edits: Edits, finding: Finding) -> None:
 
     for node in uses:
         edits.change(node, local)
+
+
+def _writes(edits: Edits, node: cst.Attribute, finding: Finding) -> bool:
+    # A statement may write several names; the finding says which one it is about.
+    named = f".{node.attr.value}`" in finding.message
+    return named and isinstance(node.value, cst.Name) and _stored(edits, node)
 
 
 def _is_use(node: cst.Attribute, state: str, name: str) -> bool:
