@@ -12,7 +12,7 @@ from .values import UNKNOWN, Choice, Constant, Dictionary, Items, Value, View, e
 if TYPE_CHECKING:
     from .expressions import Expressions
 
-__all__ = ["call_method", "call_named", "fold", "is_instance"]
+__all__ = ["call_method", "call_named", "fold", "from_keys", "is_instance"]
 
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add,
@@ -141,6 +141,13 @@ def _dictionary(given: list[Value], keywords: Dictionary, unread: bool) -> Dicti
                 found.open = True
     found.items.update(keywords.items)
     return found
+
+
+def from_keys(value: Value) -> Dictionary:
+    """The result of ``dict.fromkeys(value)``."""
+    items, whole = elements(value)
+    known = [item.value for item in items if isinstance(item, Constant)]
+    return Dictionary(dict.fromkeys(known, Constant(None)), not whole or len(known) < len(items))
 
 
 def call_method(

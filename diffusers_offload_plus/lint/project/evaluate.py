@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from typing import TYPE_CHECKING
 
-from .builtins import call_method, call_named, is_instance
+from .builtins import call_method, call_named, from_keys, is_instance
 from .classes import ClassInfo, Function
 from .expressions import Expressions, Frame
 from .framework import framework_attribute
@@ -196,6 +196,8 @@ class Evaluator(Expressions):
                 return found
         if isinstance(function, ast.Attribute):
             base = function.value
+            if function.attr == "fromkeys" and isinstance(base, ast.Name) and base.id == "dict" and arguments.items:
+                return from_keys(arguments.items[0])
             if not (isinstance(base, ast.Call) and isinstance(base.func, ast.Name) and base.func.id == "super"):
                 value = self.eval(base, frame)
                 spec = value.dotted.rpartition(".")[2] if isinstance(value, External) else ""

@@ -159,7 +159,8 @@ class Expressions(abc.ABC):
             value = self.eval(part.value if isinstance(part, ast.FormattedValue) else part, frame)
             if not isinstance(value, Constant) or (isinstance(part, ast.FormattedValue) and part.format_spec):
                 return UNKNOWN
-            parts.append(str(value.value))
+            quoted = isinstance(part, ast.FormattedValue) and part.conversion in (ord("r"), ord("a"))
+            parts.append(repr(value.value) if quoted else str(value.value))
         return Constant("".join(parts))
 
     def _eval_NamedExpr(self, node: ast.NamedExpr, frame: Frame) -> Value:
@@ -238,8 +239,7 @@ class Expressions(abc.ABC):
     def _eval_Subscript(self, node: ast.Subscript, frame: Frame) -> Value:
         value = self.eval(node.value, frame)
         if isinstance(node.slice, ast.Slice):
-            items, whole = elements(value)
-            return Items(items, True) if items and not isinstance(value, Constant) else UNKNOWN
+            return self._slice(value, node.slice, frame)
         key = self.eval(node.slice, frame)
         if not isinstance(key, Constant):
             return UNKNOWN
@@ -252,6 +252,18 @@ class Expressions(abc.ABC):
         if whole and isinstance(key.value, int) and -len(items) <= key.value < len(items):
             return items[key.value]
         return UNKNOWN
+
+    def _slice(self, value: Value, node: ast.Slice, frame: Frame) -> Value:
+        items, whole = elements(value)
+        if isinstance(value, Constant) or not items:
+            return UNKNOWN
+        bounds: list[int | None] = []
+        for bound in (node.lower, node.upper, node.step):
+            number = self.eval(bound, frame) if bound is not None else Constant(None)
+            if not isinstance(number, Constant) or not isinstance(number.value, int | None):
+                return Items(items, True)
+            bounds.append(number.value)
+        return Items(items[slice(*bounds)], not whole) if bounds[2] != 0 else UNKNOWN
 
     def _comprehension(
         self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp, frame: Frame

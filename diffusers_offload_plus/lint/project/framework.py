@@ -91,6 +91,8 @@ def _combined(evaluator: Evaluator, instance: Instance, name: str) -> Items:
     def add(values: list[Value]) -> None:
         for value in values:
             key = _key(value)
+            if name == "inputs" and kind == "sequential" and isinstance(value, Spec) and value.name is None:
+                key = None  # the framework compares names alone there, so that one kwargs_type hides the next
             if key not in seen and not (name == "inputs" and key in produced):
                 seen.add(key)
                 found.append(value)

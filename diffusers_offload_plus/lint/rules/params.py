@@ -14,6 +14,7 @@ from ..project.values import Constant, Spec
 from ..rule import Example, Rule
 from .report import blocks_example, report
 from .scope import own_calls
+from .state import tagged_names
 
 __all__ = ["ParamDescription", "RequiredWithDefault", "TemplateSemantics", "UnusedIo", "spec_calls"]
 
@@ -280,7 +281,7 @@ class UnusedIo(Rule):
     allowed = (
         "Components that a property of the pipeline uses on behalf of the block.",
         "Blocks that hand their whole block state or all components to something that cannot be followed.",
-        "Inputs that the block only writes.",
+        "Inputs that the block only writes, that trigger a selection, or that arrive with their `kwargs_type`.",
     )
     invalid = (
         Example(
@@ -307,7 +308,6 @@ class UnusedIo(Rule):
     needs_runtime = True
 
     def check(self, project: Project) -> Iterator[Finding]:
-        triggers = self._triggers(project)
         reported: set[ast.Call] = set()
         for block in own_calls(project):
             if block.kind not in ("leaf", "loop"):
@@ -320,7 +320,7 @@ class UnusedIo(Rule):
                 for spec in block.own(what):
                     if spec.name is None or spec.name in used or spec.call in reported or spec.open:
                         continue
-                    if what == "inputs" and (spec.name in triggers or spec.name in block.outputs.names):
+                    if what == "inputs" and self._serves_otherwise(project, block, spec):
                         continue
                     if not self._is_written_here(block, spec):
                         continue
@@ -329,6 +329,14 @@ class UnusedIo(Rule):
                     yield from report(
                         self, spec.source, spec.call, f"{noun} `{spec.name}` is never used by {block.name}"
                     )
+
+    def _serves_otherwise(self, project: Project, block: Block, spec: Spec) -> bool:
+        """An input that triggers a selection, is only written, or comes with all others of its ``kwargs_type``."""
+        group = block.source.group
+        triggers = project.cached(("triggers", group), self._triggers, project, group)
+        tagged = project.cached(("tagged", group), tagged_names, project, group)
+        by_kind = any(spec.name in tagged.get(kind, ()) for kind in block.inputs.kwargs_types)
+        return spec.name in triggers or spec.name in block.outputs.names or by_kind or "kwargs_type" in spec.given
 
     def _is_written_here(self, block: Block, spec: Spec) -> bool:
         return spec.source is block.source and block.source.is_inside(spec.call, block.info.node)
@@ -355,10 +363,10 @@ class UnusedIo(Rule):
                     return True
         return False
 
-    def _triggers(self, project: Project) -> set[str]:
+    def _triggers(self, project: Project, group: str) -> set[str]:
         found: set[str] = set()
         for block in project.blocks:
-            if block.info.selects:
+            if block.info.selects and block.source.group == group:
                 value = block.attribute("block_trigger_inputs")
                 items = getattr(value, "items", [])
                 found |= {item.value for item in items if isinstance(item, Constant) and isinstance(item.value, str)}
