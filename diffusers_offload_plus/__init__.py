@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from .offload.enabling import disable_group_offload, enable_group_offload, upgrade
     from .offload.extending import extend
+    from .offload.loading import load_offloaded
     from .offload.onloading import onloaded
     from .offload.report import offload_report
 
@@ -40,6 +41,7 @@ _HOME = {
     "disable_group_offload": ".offload.enabling",
     "enable_group_offload": ".offload.enabling",
     "extend": ".offload.extending",
+    "load_offloaded": ".offload.loading",
     "offload_report": ".offload.report",
     "onloaded": ".offload.onloading",
     "upgrade": ".offload.enabling",
@@ -59,6 +61,7 @@ __all__ = [
     "disable_group_offload",
     "enable_group_offload",
     "extend",
+    "load_offloaded",
     "offload_report",
     "onloaded",
     "upgrade",

@@ -20,7 +20,7 @@ offload.stores.layout offload.stores.mapped_file offload.stores.home offload.sto
 offload.stores.checkpoint_files offload.stores.store_file offload.stores.directory offload.stores.matching
 offload.stores.disk_placement offload.stores.maintenance
 offload.policy offload.tensors offload.partition offload.inventory offload.plan offload.memory
-offload.reader offload.staging offload.transfer offload.tiers offload.group offload.schedule
+offload.modes offload.reader offload.staging offload.transfer offload.tiers offload.group offload.schedule
 offload.inputs offload.outputs offload.residents offload.loans offload.structure offload.doors offload.saved
 offload.engine offload.copying offload.diffusers_door offload.hook offload.targets offload.preflight
 offload.onloading offload.report offload.enabling offload.extending offload.loading
@@ -102,7 +102,7 @@ def test_only_one_file_imports_the_hooks_of_diffusers(path: pathlib.Path) -> Non
 
 @pytest.mark.parametrize("path", ALL, ids=module_name)
 def test_nothing_below_imports_the_command_line(path: pathlib.Path) -> None:
-    above = ("cli", "commands", "demo", "lint", "__main__")
+    above = ("cli", "commands", "demo", "lint", "testing", "__main__")
     part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     if part not in above:
         assert not [name for name in imports(path) if name.split(".")[0] in above]

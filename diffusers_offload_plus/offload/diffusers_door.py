@@ -26,6 +26,7 @@ __all__ = [
     "HookRegistry",
     "ModelHook",
     "StockHook",
+    "is_pipeline_class",
     "registry_of",
     "stock_config",
     "stock_hooks",
@@ -86,6 +87,11 @@ _require_parameters(
     *("onload_device", "offload_device", "offload_type", "num_blocks_per_group", "block_modules", "exclude_kwargs"),
     *("non_blocking", "stream", "record_stream", "low_cpu_mem_usage", "offload_to_disk_path"),
 )
+
+
+def is_pipeline_class(cls: type) -> bool:
+    """Whether ``cls.from_pretrained`` loads components from the subdirectories of a checkpoint."""
+    return issubclass(cls, _require("diffusers", "DiffusionPipeline"))
 
 
 def registry_of(module: nn.Module, *, create: bool = False) -> HookRegistry | None:

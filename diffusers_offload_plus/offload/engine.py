@@ -23,6 +23,7 @@ from .group import State, WeightGroup
 from .inputs import to_device
 from .inventory import Entry, Residency, take_inventory
 from .loans import Loans
+from .modes import engine_mode, profiled
 from .outputs import valid_output
 from .partition import Unit
 from .plan import HeldGroup, OffloadPlan, make_plan
@@ -108,7 +109,7 @@ class OffloadEngine:
     def build(self) -> None:
         """(Re)build groups, doors and plan from the model as it is now. Groups whose tensors are the same keep their
         home."""
-        with _engine_mode():  # weights given a home by a pass in inference mode would be inference tensors for ever
+        with engine_mode():  # weights given a home by a pass in inference mode would be inference tensors for ever
             self._build()
 
     def _build(self) -> None:
@@ -158,11 +159,11 @@ class OffloadEngine:
             self._sweep()
             self.park()
             self._close_doors()
-            with _engine_mode():
+            with engine_mode():
                 bring_home(self.root, self.device)
             self._saved.forget()
             self.link.drain()
-            with _engine_mode():
+            with engine_mode():
                 for group in self.groups if leave else ():
                     group.leave()
             self.groups = []
@@ -173,7 +174,7 @@ class OffloadEngine:
         with self._lock:
             if self._frames:
                 return
-            with _engine_mode():
+            with engine_mode():
                 self._loans.settle()
                 for group in self.groups:
                     group.offload(compare=True)
@@ -219,7 +220,7 @@ class OffloadEngine:
         if self._owner == threading.get_ident() and self._frames:
             frame = self._frames[-1]
             self.served.setdefault(entry.names[0], self.structure.name_of(frame.module))
-            with _engine_mode():
+            with engine_mode():
                 self._end_claims(frame)
                 if group not in frame.served:
                     group.users += 1
@@ -232,13 +233,13 @@ class OffloadEngine:
         self.served.setdefault(entry.names[0], "a method other than forward")
         if torch.is_grad_enabled() and entry.tensor.requires_grad:
             return entry.tensor.to(self.device)
-        with self._lock, _engine_mode():
+        with self._lock, engine_mode():
             return self._loans.lend(group, entry)
 
     def settle_host(self) -> None:
         """Somebody is about to look at host weights, and may write them: no copy may be reading them any more."""
         if self.link.reading_host:
-            with self._lock, _engine_mode():
+            with self._lock, engine_mode():
                 for group in self._prefetched:
                     group.discard()
                 self.link.drain()
@@ -274,7 +275,7 @@ class OffloadEngine:
             self.refresh()
         self._recount_buffers(entry)
         self._compare = torch.is_grad_enabled()
-        with _engine_mode():
+        with engine_mode():
             self._loans.settle()
             self._onload_residents()
             self._schedule = self._schedules.setdefault(id(entry), Schedule())
@@ -283,7 +284,7 @@ class OffloadEngine:
     def _sweep(self, finished: bool = False) -> None:
         # Whatever frames an interrupted pass left behind are ended here, so nothing stays on the device.
         self._exit(0)
-        with _engine_mode():
+        with engine_mode():
             self._lingering.clear()
             self._prefetched.clear()
             for group in self._active:
@@ -313,7 +314,7 @@ class OffloadEngine:
         for group in frame.groups:
             group.users += 1
             group.runs += 1
-        with _engine_mode():
+        with engine_mode():
             for group in self._lingering:
                 if not group.users:
                     group.offload(compare=self._compare)
@@ -324,7 +325,7 @@ class OffloadEngine:
                 self._prefetch()
 
     def _exit(self, depth: int) -> None:
-        with _engine_mode():
+        with engine_mode():
             while len(self._frames) > depth:
                 frame = self._frames.pop()
                 for group in frame.served:
@@ -347,14 +348,14 @@ class OffloadEngine:
         if id(frame.module) in self._keeps_until_later and not compare and self._frames:
             self._lingering.append(group)
             return
-        with _label("offload", group):
+        with profiled("offload", group.spec.name):
             group.offload(compare=compare)
 
     def _onload(self, group: WeightGroup) -> None:
         if group.spec.residency is Residency.STREAMED:
             self._schedule.use(self._number[id(group)])
             self._active[group] = None
-        with _label("onload", group):
+        with profiled("onload", group.spec.name):
             group.onload()
 
     def _prefetch(self) -> None:
@@ -367,14 +368,14 @@ class OffloadEngine:
                 group.discard()
         for group in wanted:
             self._active[group] = None
-            with _label("prefetch", group):
+            with profiled("prefetch", group.spec.name):
                 group.prefetch()
         self._prefetched = wanted
 
     # Helpers
 
     def _onload_residents(self) -> None:
-        with _engine_mode():
+        with engine_mode():
             for group in self.groups:
                 if group.spec.residency is Residency.RESIDENT:
                     group.onload()
@@ -403,16 +404,3 @@ class OffloadEngine:
             uninstall(module)
         for module in self.structure.modules():
             uninstall(module)
-
-
-@contextlib.contextmanager
-def _engine_mode() -> Iterator[None]:
-    # Weights are no inference tensors and their movement is no part of any graph, whatever mode the caller is in.
-    with torch.inference_mode(False), torch.no_grad():
-        yield
-
-
-def _label(verb: str, group: WeightGroup) -> contextlib.AbstractContextManager[object]:
-    if not torch.autograd._profiler_enabled():
-        return contextlib.nullcontext()
-    return torch.profiler.record_function(f"offload_plus::{verb} {group.spec.name}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Callable
 
 import torch
 
@@ -18,7 +19,7 @@ from .inventory import Entry, GroupSpec
 from .stores.home import Home, Placement
 from .stores.host import HostPlacement
 from .stores.layout import view_of
-from .tensors import is_wrapper, map_plain, plain_tensors, repoint, same_bits
+from .tensors import cast_tensor, is_wrapper, map_plain, plain_tensors, repoint, same_bits
 from .transfer import Link, Transfer
 
 __all__ = ["State", "WeightGroup"]
@@ -154,6 +155,12 @@ class WeightGroup:
             self.home = self._settle_in(HostPlacement(lambda nbytes: torch.empty(nbytes, dtype=torch.uint8)))
 
     # At rest
+
+    def cast(self, dtype_of: Callable[[str], torch.dtype | None]) -> None:
+        """Cast the tensors of the offloaded group, and give them a home as they are then."""
+        for entry in self.spec.entries:
+            cast_tensor(entry.tensor, dtype_of(entry.names[0]))
+        self._current_home()
 
     def _settle_in(self, placement: Placement) -> Home:
         sources = [t for entry in self.spec.entries for _, t in plain_tensors(entry.tensor)]

@@ -4,12 +4,14 @@
 What rests on disk is read by a thread of its own, and that thread starts the copy to the device. Whoever needs the
 bytes waits for the thread first: the one wait of a steady pass, timed as such, and the place where errors of the
 reading come up. Where the CPU computes, weights are used where they are mapped, and the thread only brings them into
-memory; those that lie badly aligned are read into memory of their own.
+memory; those that lie badly aligned are read into memory of their own. A forked process has no such thread: what was
+under way there is read by whoever needs it, and the next reading starts a thread.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +25,7 @@ class Reading:
     def __init__(self, reader: Reader, work: Callable[[], Any]) -> None:
         self._reader = reader
         self._work: Callable[[], Any] | None = work
+        self._process = os.getpid()
         self.future: concurrent.futures.Future[Any]
 
     def __call__(self) -> Any:
@@ -33,7 +36,7 @@ class Reading:
         """Wait for it and return, or raise, what came of it."""
         begin = time.perf_counter()
         try:
-            return self.future.result()
+            return self.future.result() if self._process == os.getpid() else self()
         finally:
             self._reader.waited += time.perf_counter() - begin
             self._work = None  # and the memory it was to fill: the executor may hold on to this object for a while
@@ -41,6 +44,8 @@ class Reading:
     def cancel(self) -> Any:
         """What came of it if it ran already; else it never will. Errors are nobody's any more."""
         try:
+            if self._process != os.getpid():
+                return None
             if self.future.cancel() or self.future.exception() is not None:
                 return None
             return self.future.result()
@@ -58,10 +63,12 @@ class Reader:
     def __init__(self) -> None:
         self._executor: concurrent.futures.ThreadPoolExecutor | None = None
         self._under_way: list[concurrent.futures.Future[Any]] = []
+        self._process = os.getpid()
         self.waited = 0.0
 
     def submit(self, work: Callable[[], Any]) -> Reading:
         """Have ``work`` done by the thread."""
+        self._notice_fork()
         if self._executor is None:
             self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="offload-plus-reader")
         reading = Reading(self, work)
@@ -72,11 +79,18 @@ class Reader:
 
     def drain(self) -> None:
         """Wait until nothing is being read."""
+        self._notice_fork()
         concurrent.futures.wait(self._under_way)
         self._under_way.clear()
 
     def close(self) -> None:
         """End the thread."""
+        self._notice_fork()
         if self._executor is not None:
             self._executor.shutdown()
             self._executor = None
+
+    def _notice_fork(self) -> None:
+        if self._process != os.getpid():
+            self._process, self._executor = os.getpid(), None
+            self._under_way.clear()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import NotOffloadedError
 from .hook import Attachment, attachment_of
 from .inventory import Decision, Residency
+from .memory import ProcessMemory, process_memory
+from .sizes import format_bytes
+from .stores.disk import DiskSlab
 from .targets import components_of
 
 __all__ = ["ComponentReport", "OffloadReport", "offload_report"]
@@ -18,7 +22,10 @@ class ComponentReport:
     """Figures of one component since it was enabled. Sizes are bytes.
 
     Attributes:
-        tier: where weights rest: ``pinned host``, ``host``, or ``in place`` on a CPU onload device.
+        tier: where weights rest: ``pinned host``, ``host``, ``disk``, several of them, or ``in place`` on a CPU onload
+            device without disk tier.
+        host_bytes: bytes of groups that rest in host memory, and of staging buffers; ``disk_bytes``: on disk.
+        private_bytes: bytes of those on disk that have been written since, and so are in memory of the process.
         groups: number of groups that stream.
         streamed_bytes: bytes a pass moves that uses each group once.
         resident_bytes: bytes kept on the device: buffers, the root's own parameters.
@@ -26,7 +33,10 @@ class ComponentReport:
         transfers: host-to-device copies made, of ``transferred_bytes``.
         written_back_bytes: bytes copied device to host because they had been written.
         rehomed: groups packed anew because others had re-pointed their parameters.
-        staging_wait_seconds: how long the caller waited for a staging buffer (only with ``low_cpu_mem_usage``).
+        disk_written_bytes: bytes written to the store; ``disk_found_bytes``: lay on disk already, proved bit-equal.
+        disk_read_bytes: bytes asked for from disk; the system may have had them in its cache.
+        read_wait_seconds: how long the calling thread waited for disk.
+        staging_wait_seconds: how long was waited for a staging buffer.
         decisions: tensors treated differently from the plain rule, and why.
     """
 
@@ -44,15 +54,23 @@ class ComponentReport:
     transferred_bytes: int
     written_back_bytes: int
     rehomed: int
+    host_bytes: int
+    disk_bytes: int
+    private_bytes: int
+    disk_written_bytes: int
+    disk_found_bytes: int
+    disk_read_bytes: int
+    read_wait_seconds: float
     staging_wait_seconds: float
     decisions: tuple[Decision, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class OffloadReport:
-    """The report of every offloaded component; ``print`` shows it as a table."""
+    """The report of every offloaded component, and the memory of the process; ``print`` shows it as tables."""
 
     components: tuple[ComponentReport, ...]
+    memory: ProcessMemory
 
     def __getitem__(self, name: str) -> ComponentReport:
         for component in self.components:
@@ -75,10 +93,9 @@ class OffloadReport:
             "moved",
             "written",
         )
-        rows = [head, *(_row(component) for component in self.components)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-        lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
-        lines.insert(1, "  ".join("-" * width for width in widths))
+        lines = _table([head, *(_row(component) for component in self.components)], text_columns=4)
+        if any(component.disk_bytes for component in self.components):
+            lines.extend(["", *_disk_lines(self.components, self.memory), ""])
         for component in self.components:
             lines.extend(f"{component.name}: {d.name}: {d.reason}" for d in component.decisions)
         return "\n".join(lines)
@@ -97,12 +114,12 @@ def offload_report(target: Any) -> OffloadReport:
     ]
     if not found:
         raise NotOffloadedError(f"{type(target).__name__} is not offloaded by diffusers_offload_plus.")
-    return OffloadReport(tuple(found))
+    return OffloadReport(tuple(found), process_memory())
 
 
 def _component(name: str, attachment: Attachment) -> ComponentReport:
     engine, policy = attachment.engine, attachment.policy
-    plan = engine.plan
+    plan, disk = engine.plan, engine.tiers.disk
     served = (
         Decision(name=tensor, reason=f"read by {reader} without its owner being called: lent while that runs")
         for tensor, reader in engine.served.items()
@@ -122,6 +139,13 @@ def _component(name: str, attachment: Attachment) -> ComponentReport:
         transferred_bytes=engine.link.bytes,
         written_back_bytes=sum(group.written_back for group in engine.groups),
         rehomed=sum(group.rehomed for group in engine.groups),
+        host_bytes=plan.bytes_on("host") + plan.bytes_on("pinned host") + engine.link.staging_bytes,
+        disk_bytes=plan.bytes_on("disk"),
+        private_bytes=sum(g.home.private_bytes for g in engine.groups if isinstance(g.home, DiskSlab)),
+        disk_written_bytes=0 if disk is None else disk.written,
+        disk_found_bytes=0 if disk is None else disk.found,
+        disk_read_bytes=engine.link.disk_bytes,
+        read_wait_seconds=engine.link.read_wait_seconds,
         staging_wait_seconds=engine.link.staging_wait_seconds,
         decisions=(*plan.decisions, *served),
     )
@@ -132,21 +156,36 @@ def _row(c: ComponentReport) -> tuple[str, ...]:
     level = c.offload_type.removesuffix("_level")
     return (
         *(c.name, c.model, level, c.tier, str(c.groups)),
-        *map(_size, sizes),
-        *(str(c.transfers), _size(c.transferred_bytes), _size(c.written_back_bytes)),
+        *map(format_bytes, sizes),
+        *(str(c.transfers), format_bytes(c.transferred_bytes), format_bytes(c.written_back_bytes)),
     )
 
 
-def _aligned(row: tuple[str, ...], widths: list[int]) -> list[str]:
-    return [
-        cell.ljust(width) if column < 4 else cell.rjust(width)
-        for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+def _disk_lines(components: tuple[ComponentReport, ...], memory: ProcessMemory) -> list[str]:
+    rows = [("component", "in memory", "on disk", "of which written", "found", "private", "read", "waited")]
+    for c in components:
+        sizes = (
+            c.host_bytes,
+            c.disk_bytes,
+            c.disk_written_bytes,
+            c.disk_found_bytes,
+            c.private_bytes,
+            c.disk_read_bytes,
+        )
+        rows.append((c.name, *map(format_bytes, sizes), f"{c.read_wait_seconds:.2f} s"))  # type: ignore[arg-type]
+    parts = {"anonymous": memory.anonymous, "file-backed": memory.file_backed, "peak of cgroup": memory.cgroup_peak}
+    known = ", ".join(f"{name} {format_bytes(value)}" for name, value in parts.items() if value is not None)
+    return [*_table(rows, text_columns=1), f"memory of the process: {known or 'not known'}"]
+
+
+def _table(rows: Sequence[Sequence[str]], *, text_columns: int) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column < text_columns else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
     ]
-
-
-def _size(nbytes: int) -> str:
-    value, units = float(nbytes), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while value >= 1024 and len(units) > 1:
-        value /= 1024
-        units.pop(0)
-    return f"{nbytes} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return lines

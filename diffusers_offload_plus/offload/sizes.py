@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import InvalidPolicyError
 
-__all__ = ["parse_bytes"]
+__all__ = ["format_bytes", "parse_bytes"]
 
 _UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", 1):
@@ -30,3 +30,12 @@ def parse_bytes(argument: str, value: Any) -> int:
     raise InvalidPolicyError(
         f"`{argument}` must be a number of bytes or a size such as '16GiB' or '500 MB', got {value!r}."
     )
+
+
+def format_bytes(nbytes: int) -> str:
+    """``nbytes`` in the largest unit that keeps it above one, such as ``"1.5 GiB"``."""
+    value, units = float(nbytes), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
+        value /= 1024
+        units.pop(0)
+    return f"{nbytes} B" if units[0] == "B" else f"{value:.1f} {units[0]}"

@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 __all__ = [
+    "cast_tensor",
     "has_memory",
     "is_packable",
     "is_wrapper",
@@ -68,6 +69,13 @@ def repoint(tensor: torch.Tensor, value: torch.Tensor) -> None:
     if is_wrapper(value):
         for name in _flatten(value)[0]:
             setattr(tensor, name, getattr(value, name))
+
+
+def cast_tensor(tensor: torch.Tensor, dtype: torch.dtype | None) -> None:
+    """Make a parameter or buffer stand for its values in another dtype; nothing happens to wrappers, to what is not
+    floating-point, and where ``dtype`` is None."""
+    if dtype is not None and tensor.dtype != dtype and tensor.is_floating_point() and not is_wrapper(tensor):
+        repoint(tensor, tensor.detach().to(dtype))
 
 
 def has_memory(tensor: torch.Tensor) -> bool:

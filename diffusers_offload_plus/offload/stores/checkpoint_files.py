@@ -43,6 +43,8 @@ def safetensors_files(checkpoint: str, component: str) -> list[str]:
             found = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
             if found:
                 return [str(file.resolve()) for file in found]
+        if component and (path / "model_index.json").is_file():
+            return []  # a pipeline that was saved without this component, or with its weights in another format
     raise InvalidPolicyError(
         f"`checkpoint` must be a safetensors file, or a directory with such files in it or in '{component}/', got "
         f"{checkpoint!r}. Give the local snapshot that the weights were loaded from, or leave it out."
@@ -62,13 +64,22 @@ def header_of(file: MappedFile) -> dict[str, Any]:
         if length <= min(MAX_HEADER, file.size - 8):
             with named_error("read", file.path):
                 raw = os.pread(file.fileno(), length, 8)
-            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 header = json.loads(raw)
                 entries = [value for name, value in header.items() if name != "__metadata__"]
-                ends = [entry["data_offsets"] for entry in entries]
-                if all(0 <= a <= b <= file.size - 8 - length for a, b in ends):
+                if _in_order([entry["data_offsets"] for entry in entries], file.size - 8 - length):
                     return {**header, "__data_start__": 8 + length}
     raise DiskTierError(errno.EINVAL, "not a whole safetensors file", file.path)
+
+
+def _in_order(ranges: list[list[int]], nbytes: int) -> bool:
+    # Two tensors on overlapping ranges would share memory.
+    end = 0
+    for start, stop in sorted((start, stop) for start, stop in ranges):
+        if type(start) is not int or type(stop) is not int or not end <= start <= stop:
+            return False
+        end = stop
+    return end <= nbytes
 
 
 def ranges_of(file: MappedFile) -> Iterator[Range]:

@@ -17,11 +17,12 @@ import contextlib
 import datetime
 import errno
 import fcntl
+import functools
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ import xxhash
 
 from ...errors import DiskTierError, InvalidPolicyError
 from .disk import Piece
-from .mapped_file import MappedFile, named_error, same_bytes
+from .mapped_file import MappedFile, named_error
 from .store_file import FORMAT, Content, FilePlan, plan_file, write_file
 
 __all__ = ["StoreDirectory", "resolve_directory"]
@@ -67,9 +68,8 @@ class StoreDirectory:
         Raises:
             DiskTierError: there is no room, or it cannot be written.
         """
-        with named_error("create", str(self.objects)):
+        with named_error("create", str(self.objects), "directory"):
             self.objects.mkdir(exist_ok=True)
-        self.remove_orphans()
         plan = plan_file(contents, {"model": label})
         final = self.objects / f"{xxhash.xxh3_128_hexdigest(plan.header)}.safetensors"
         descriptor, temporary = _locked_temporary(self.objects)
@@ -79,18 +79,21 @@ class StoreDirectory:
                 os.fchmod(descriptor, 0o444)
                 os.replace(temporary, final)
                 _sync_directory(self.objects)
+                # The very file that was written, whatever has that name by now, and locked all the while.
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+                file = MappedFile(str(final), _reopened(descriptor))
+            return _pieces(_shared(file), plan, contents)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
         finally:
             os.close(descriptor)
-        return _pieces(open_shared(str(final)), plan, contents)
 
     def remove_orphans(self) -> list[str]:
         """Remove temporary files of processes that are gone; returns their paths."""
         removed = []
-        for path in [*self.objects.glob(f".*{TEMPORARY}"), *self.manifests.glob(f".*{TEMPORARY}")]:
+        for path in [p for folder in (self.path, self.objects, self.manifests) for p in folder.glob(f".*{TEMPORARY}")]:
             with contextlib.suppress(OSError), open(path, "rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
@@ -99,7 +102,7 @@ class StoreDirectory:
 
     def note_kept(self, label: str, model: str, files: Sequence[str], nbytes: int) -> Path:
         """Write the manifest that keeps ``files`` (names below :attr:`objects`) for a model."""
-        with named_error("create", str(self.manifests)):
+        with named_error("create", str(self.manifests), "directory"):
             self.manifests.mkdir(exist_ok=True)
         files = sorted(files)
         name = "".join(c if c.isalnum() or c in "-_" else "_" for c in label)
@@ -123,15 +126,15 @@ class StoreDirectory:
             _sync_directory(self.manifests)
         return manifest
 
-    def kept_files(self) -> Iterator[MappedFile]:
-        """Every kept file that can be mapped, locked against removal while it is open."""
+    def kept_files(self) -> Iterator[Callable[[], MappedFile]]:
+        """What opens each kept file, locked against removal while it is open."""
         for path in sorted(self.objects.glob("*.safetensors")) if self.objects.is_dir() else ():
-            with contextlib.suppress(DiskTierError):
-                yield open_shared(str(path))
+            yield functools.partial(open_shared, str(path))
 
     def require_space(self, nbytes: int) -> None:
         """Raise :class:`DiskTierError` if fewer than ``nbytes`` are free."""
-        free = shutil.disk_usage(self.path).free
+        with named_error("look for room in", str(self.path), "directory"):
+            free = shutil.disk_usage(self.path).free
         if free < nbytes:
             raise DiskTierError(
                 errno.ENOSPC,
@@ -141,17 +144,13 @@ class StoreDirectory:
             )
 
     def nameless(self, folder: Path) -> int:
-        """The descriptor of a new file that has no name, on the file system of ``folder``."""
-        flags = os.O_RDWR | os.O_CLOEXEC
-        with named_error("create a file in", str(folder)):
-            try:
-                return os.open(folder, flags | os.O_TMPFILE, 0o600)
-            except OSError as error:
-                if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
-                    raise
-            descriptor, name = tempfile.mkstemp(TEMPORARY, ".", folder)
-            os.unlink(name)
-            return descriptor
+        """The descriptor of a new file that has no name, on the file system of ``folder``.
+
+        Raises:
+            DiskTierError: it cannot be created.
+        """
+        with named_error("create a file in", str(folder), "directory"):
+            return _nameless(folder)
 
 
 def resolve_directory(value: Any, checkpoints: Sequence[str] = ()) -> str:
@@ -161,13 +160,13 @@ def resolve_directory(value: Any, checkpoints: Sequence[str] = ()) -> str:
         InvalidPolicyError: it cannot be a store; the message says why.
     """
     argument = "`offload_to_disk_path`"
-    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value) or "\0" in str(os.fspath(value)):
         raise InvalidPolicyError(
             f"{argument} must be a directory's path, got {value!r}. Leave it out for no disk tier."
         )
     path = os.path.realpath(os.path.expanduser(os.fspath(value)))
     for checkpoint in checkpoints:
-        inside = os.path.realpath(checkpoint if os.path.isdir(checkpoint) else os.path.dirname(checkpoint))
+        inside = os.path.realpath(checkpoint)
         if path == inside or path.startswith(inside + os.sep):
             raise InvalidPolicyError(
                 f"{argument} must not lie in the checkpoint '{inside}', got {value!r}. Name a directory of its own."
@@ -176,9 +175,7 @@ def resolve_directory(value: Any, checkpoints: Sequence[str] = ()) -> str:
         os.makedirs(path, exist_ok=True)
         if not os.path.isdir(path):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        descriptor, probe = tempfile.mkstemp(TEMPORARY, ".", path)
-        os.close(descriptor)
-        os.unlink(probe)
+        os.close(_nameless(Path(path)))
     except OSError as error:
         raise InvalidPolicyError(
             f"{argument} must be a directory that can be written, got {value!r} ({path}): {error.strerror}. "
@@ -189,7 +186,10 @@ def resolve_directory(value: Any, checkpoints: Sequence[str] = ()) -> str:
 
 def open_shared(path: str) -> MappedFile:
     """Open a kept file and lock it against removal by ``store gc`` for as long as it is open."""
-    file = MappedFile(path)
+    return _shared(MappedFile(path))
+
+
+def _shared(file: MappedFile) -> MappedFile:
     with contextlib.suppress(OSError):  # file systems without locks: gc then asks for none either
         fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
     return file
@@ -200,14 +200,30 @@ def _pieces(file: MappedFile, plan: FilePlan, contents: Sequence[Content]) -> li
     pieces = []
     for offset, content in zip(plan.offsets, contents, strict=True):
         nbytes = content.bytes.numel()
-        if not same_bytes(content.bytes.data_ptr(), file.address + offset, nbytes):
+        if not file.equals(content.bytes.data_ptr(), offset, nbytes):
             raise DiskTierError(errno.EIO, "does not hold what was just written to it", file.path)
         pieces.append(Piece(file, offset, nbytes))
     return pieces
 
 
+def _nameless(folder: Path) -> int:
+    try:
+        return os.open(folder, os.O_RDWR | os.O_CLOEXEC | os.O_TMPFILE, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            raise
+    descriptor, name = tempfile.mkstemp(TEMPORARY, ".", folder)
+    with contextlib.suppress(FileNotFoundError):  # another process took it for an orphan
+        os.unlink(name)
+    return descriptor
+
+
+def _reopened(descriptor: int) -> int:
+    return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+
+
 def _locked_temporary(folder: Path) -> tuple[int, str]:
-    with named_error("create a file in", str(folder)):
+    with named_error("create a file in", str(folder), "directory"):
         while True:
             descriptor, path = tempfile.mkstemp(TEMPORARY, ".", folder)
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -97,10 +97,11 @@ class DiskSlab:
             end = start + piece.nbytes
             part = target[start:end]
             if piece.file.is_private(piece.offset, piece.nbytes):
-                part.copy_(piece.file.bytes(piece.offset, piece.nbytes))
+                piece.file.copy_into(part, piece.offset)
             else:
                 piece.file.read_into(part, piece.offset)
         target[end:].zero_()
+        self.check()  # changed while it was read: half old, half new
 
     def part(self, start: int, stop: int) -> torch.Tensor:
         """Some of the packed bytes, through the mapping; gaps between extents read as zeros."""
@@ -108,9 +109,8 @@ class DiskSlab:
         for extent, piece in zip(self.layout.extents, self.pieces, strict=True):
             begin, end = max(start, extent.offset), min(stop, extent.offset + extent.nbytes)
             if begin < end:
-                result[begin - start : end - start] = piece.file.bytes(
-                    piece.offset + begin - extent.offset, end - begin
-                )
+                piece.file.check()
+                piece.file.copy_into(result[begin - start : end - start], piece.offset + begin - extent.offset)
         return result
 
     def write(self, start: int, values: torch.Tensor) -> None:

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
+import functools
+import logging
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
 
 import torch
 
+from ...errors import DiskTierError
 from .checkpoint_files import safetensors_files
 from .directory import StoreDirectory
 from .disk import DiskSlab, Piece
 from .host import HostSlab
 from .layout import SlabLayout, lay_out
-from .mapped_file import MappedFile, named_error
+from .mapped_file import MappedFile, check_mapped, named_error
 from .matching import KnownRanges
 from .store_file import Content, digest
 
 __all__ = ["DiskPlacement"]
 
+logger = logging.getLogger("diffusers_offload_plus")
+
 FICLONE = 0x40049409  # of <linux/fs.h>: share blocks until one of the two files is written
+
+
+class _Prepared(NamedTuple):
+    """Where the bytes of a group are, and the tensors they were taken from, as they were."""
+
+    pieces: list[Piece]
+    sources: Sequence[torch.Tensor]  # held, so that no other tensor can have their addresses
+    state: list[tuple[int, int | None]]
 
 
 class DiskPlacement:
@@ -49,7 +64,8 @@ class DiskPlacement:
         self._checkpoint = checkpoint
         self._keep = keep
         self._protect = protect
-        self._prepared: dict[Hashable, list[Piece]] = {}
+        self._prepared: dict[Hashable, _Prepared] = {}
+        self._copies: dict[str, MappedFile] = {}
         self._kept: set[str] = set()
         self.written = 0
         self.found = 0
@@ -60,7 +76,11 @@ class DiskPlacement:
 
         Raises:
             DiskTierError: there is no room, or a file cannot be written.
+            FileChangedError: the tensors are mapped from a file that was changed in place.
         """
+        if not groups:
+            return
+        self._directory.remove_orphans()
         known = self._known_ranges()
         missing: list[Content] = []
         found: dict[Hashable, list[Piece | None]] = {}
@@ -77,7 +97,10 @@ class DiskPlacement:
                 found[key].append(piece)
         written = iter(self._write(missing, private=not self._keep))
         prepared = {key: [piece or next(written) for piece in pieces] for key, pieces in found.items()}
-        self._prepared.update(prepared)
+        for _, sources in groups:
+            check_mapped(sources)  # changed while it was read
+        for key, sources in groups:
+            self._prepared[key] = _Prepared(prepared[key], sources, _state_of(sources))
         if self._keep:
             self._note_kept([piece for pieces in prepared.values() for piece in pieces])
 
@@ -85,20 +108,26 @@ class DiskPlacement:
         """The home of ``sources``, prepared under ``key`` or made now."""
         hosts: list[HostSlab] = []
         layout = self._layout(sources, hosts)
-        pieces = self._prepared.pop(key, None)
-        if pieces is None or [p.nbytes for p in pieces] != [e.nbytes for e in layout.extents]:
+        prepared = self._prepared.pop(key, None)
+        if prepared is not None and prepared.state == _state_of(sources):
+            pieces = prepared.pieces
+        else:
             pieces = self._write_anew(layout)
+            check_mapped(sources)  # changed while it was read
         tensors = hosts[0].tensors if hosts else sources
         return DiskSlab(tensors, layout, pieces)
+
+    def forget(self) -> None:
+        """What was prepared and not placed may be changed by others from now on."""
+        self._prepared.clear()
 
     def _write_anew(self, layout: SlabLayout) -> list[Piece]:
         # Changed since: the new values are this process's own, whatever is kept.
         contents = [Content(_memory(e.start, e.nbytes), str(number)) for number, e in enumerate(layout.extents)]
         pieces = self._write(contents, private=True)
         if pieces:
-            pieces[
-                0
-            ].file.close()  # nobody else can reach the file, so there is nothing to check: spare the descriptor
+            # Nobody else can reach the file, so there is nothing to check: spare the descriptor.
+            pieces[0].file.close()
         return pieces
 
     def _write(self, contents: list[Content], *, private: bool) -> list[Piece]:
@@ -113,14 +142,22 @@ class DiskPlacement:
 
     def _known_ranges(self) -> KnownRanges:
         known = KnownRanges()
-        for file in self._directory.kept_files():
-            known.add(file)
+        for reopen in self._directory.kept_files():
+            _offer(known, reopen)
         if self._checkpoint is not None:
             for path in safetensors_files(self._checkpoint, self._label):
-                known.add(self._copy_of(path) if self._protect else MappedFile(path))
+                _offer(known, functools.partial(self._copy_of if self._protect else MappedFile, path))
         return known
 
     def _copy_of(self, path: str) -> MappedFile:
+        # Copied once; a mapping of its own each time, for ranges are given out once for each mapping.
+        if path not in self._copies:
+            self._copies[path] = self._copied(path)
+        copy = self._copies[path]
+        with named_error("open", copy.path):
+            return MappedFile(copy.path, os.dup(copy.fileno()))
+
+    def _copied(self, path: str) -> MappedFile:
         source = MappedFile(path)
         self._directory.require_space(source.size)
         descriptor = self._directory.nameless(self._directory.path)
@@ -152,7 +189,21 @@ class DiskPlacement:
             slab = HostSlab(sources, lambda nbytes: torch.empty(nbytes, dtype=torch.uint8))
             hosts.append(slab)
             sources = slab.tensors
+        check_mapped(sources)
         return lay_out(sources)
+
+
+def _offer(known: KnownRanges, reopen: Callable[[], MappedFile]) -> None:
+    try:
+        known.add(reopen)
+    except DiskTierError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE):
+            raise
+        logger.warning("Not used: %s", error)  # not whole, or not to be read: what it should hold is written anew
+
+
+def _state_of(sources: Sequence[torch.Tensor]) -> list[tuple[int, int | None]]:
+    return [(t.data_ptr(), None if t.is_inference() else t._version) for t in sources]
 
 
 def _memory(address: int, nbytes: int) -> torch.Tensor:

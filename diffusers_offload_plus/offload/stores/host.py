@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 
 from .layout import Extent, SlabLayout, lay_out, view_of
+from .mapped_file import check_mapped
 
 __all__ = ["HostPlacement", "HostSlab"]
 
@@ -28,7 +29,12 @@ class HostSlab:
     """
 
     def __init__(self, sources: Sequence[torch.Tensor], allocate: Allocate) -> None:
-        """Copy ``sources`` (dense, on any one device) into a slab from ``allocate(nbytes)``."""
+        """Copy ``sources`` (dense, on any one device) into a slab from ``allocate(nbytes)``.
+
+        Raises:
+            FileChangedError: they are mapped from a file that was changed in place.
+        """
+        check_mapped(sources)
         self.layout: SlabLayout = lay_out(sources)
         self.bytes = allocate(self.layout.nbytes)
         whole = self.bytes.untyped_storage()

@@ -8,8 +8,13 @@ the mapping only where the kernel says that no page of the range is the process'
 
 [Note: files of others]
 A file that is replaced or deleted does no harm: the mapping holds its inode. One that is changed in place cannot be
-made safe, only noticed: size and modification time are looked at before each access of ours. Truncation under a
-reader is a SIGBUS, as with any mapping.
+made safe, only noticed: size and modification time are looked at before each access of ours, whether we read weights
+to use them or to take them elsewhere. Truncation under a reader is a SIGBUS, as with any mapping; where we read
+through the mapping, the system is asked for the pages first, which fails with an error number instead.
+
+[Note: more than memory]
+A private writable mapping counts as memory that may be needed, and the system refuses one larger than what there is.
+Ours is hardly ever written, so nothing is reserved for it: a file may be larger than the machine's memory.
 """
 
 from __future__ import annotations
@@ -20,17 +25,20 @@ import errno
 import mmap
 import os
 import stat
-from collections.abc import Callable, Iterator
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 
 from ...errors import DiskTierError, FileChangedError
 
-__all__ = ["MappedFile", "named_error", "same_bytes", "view_bytes"]
+__all__ = ["MappedFile", "check_mapped", "named_error", "same_bytes", "view_bytes"]
 
 PAGE = mmap.PAGESIZE
-_COLD, _POPULATE_READ = 20, 22  # of <linux/mman.h>; Python's modules do not name these three
+_COLD, _POPULATE_READ = 20, 22  # of <linux/mman.h>; not all of Python's modules name these
+_NORESERVE = 0x4000
 _EHWPOISON = 133
 _SWAPPED, _OF_FILE = 1 << 62, 1 << 61  # of /proc/self/pagemap; bit 63, the sign, says that a page is present
 
@@ -60,15 +68,12 @@ class MappedFile:
             self._stamp = (status.st_size, status.st_mtime_ns)
             self.identity = (status.st_dev, status.st_ino)
             with named_error("map", path):
-                try:
-                    self._storage: Any = torch.UntypedStorage.from_file(
-                        f"/proc/self/fd/{self._descriptor}", shared=False, nbytes=self.size
-                    )
-                except RuntimeError as error:
-                    raise OSError(errno.ENOMEM, str(error).splitlines()[0]) from None
+                self._storage: Any = _map_privately(self._descriptor, self.size)
         except BaseException:
             self.close()
             raise
+        with _LOCK:
+            _LIVE.add(self)
 
     def __del__(self) -> None:
         self.close()
@@ -136,7 +141,7 @@ class MappedFile:
             DiskTierError: the system could not read it.
         """
         if self._descriptor < 0:
-            target.copy_(self.bytes(offset, target.numel()))
+            self.copy_into(target, offset)
             return
         view = view_bytes(target)
         done = 0
@@ -146,6 +151,24 @@ class MappedFile:
             if count == 0:
                 raise FileChangedError(errno.ESTALE, f"ends at byte {offset + done} of {self.size}", self.path)
             done += count
+
+    def copy_into(self, target: torch.Tensor, offset: int) -> None:
+        """As :meth:`read_into`, through the mapping, so that what was written to it is seen.
+
+        Raises:
+            DiskTierError: the system could not read it.
+        """
+        self.populate(offset, target.numel())
+        target.copy_(self.bytes(offset, target.numel()))
+
+    def equals(self, address: int, offset: int, nbytes: int) -> bool:
+        """Whether the range has the bytes that are at ``address`` in memory.
+
+        Raises:
+            DiskTierError: the system could not read it.
+        """
+        self.populate(offset, nbytes)
+        return same_bytes(address, self.address + offset, nbytes)
 
     def populate(self, offset: int, nbytes: int) -> None:
         """Bring the range into memory and the page tables, without the interpreter lock.
@@ -170,15 +193,30 @@ class MappedFile:
         return 0 if _libc().madvise(start, length, advice) == 0 else ctypes.get_errno()
 
 
+def check_mapped(tensors: Iterable[torch.Tensor]) -> None:
+    """Raise :class:`FileChangedError` if some of ``tensors`` lie in a mapping whose file was changed in place: their
+    values must not be taken for the weights."""
+    addresses = [tensor.data_ptr() for tensor in tensors if tensor.device.type == "cpu"]
+    with _LOCK:
+        live = list(_LIVE)
+    for file in live:
+        if any(file.address <= address < file.address + file.size for address in addresses):
+            file.check()
+
+
+_LIVE: weakref.WeakSet[MappedFile] = weakref.WeakSet()
+_LOCK = threading.Lock()
+
+
 @contextlib.contextmanager
-def named_error(action: str, path: str) -> Iterator[None]:
+def named_error(action: str, path: str, what: str = "file") -> Iterator[None]:
     """Turn an ``OSError`` into a :class:`DiskTierError` with the same number that names the file and what was done."""
     try:
         yield
     except DiskTierError:
         raise
     except OSError as error:
-        raise DiskTierError(error.errno, f"cannot {action} this file: {error.strerror}", path) from error
+        raise DiskTierError(error.errno, f"cannot {action} this {what}: {error.strerror}", path) from error
 
 
 def view_bytes(tensor: torch.Tensor) -> memoryview:
@@ -193,12 +231,28 @@ def same_bytes(left: int, right: int, nbytes: int) -> bool:
     return compare(left, right, nbytes) == 0
 
 
+def _map_privately(descriptor: int, nbytes: int) -> Any:
+    # torch.UntypedStorage.from_file reserves memory; see [Note: more than memory].
+    libc = _libc()
+    flags = mmap.MAP_PRIVATE | _NORESERVE
+    address = libc.mmap(None, nbytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, descriptor, 0)
+    if address == ctypes.c_void_p(-1).value:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    memory = (ctypes.c_char * nbytes).from_address(address)
+    weakref.finalize(memory, libc.munmap, address, nbytes).atexit = False  # the storage holds on to ``memory``
+    return torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
+
+
 def _libc() -> ctypes.CDLL:
     global _LIBC
     if _LIBC is None:
         library = ctypes.CDLL(None, use_errno=True)
         library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         library.memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+        library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+        library.mmap.restype = ctypes.c_void_p
+        library.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
         _LIBC = library
     return _LIBC
 

@@ -1,0 +1,99 @@
+"""``offload-plus store``: what a disk store keeps, whether it is whole, and what can go."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..offload.sizes import format_bytes
+from . import CommandError
+
+__all__ = ["SUMMARY", "add_arguments", "run"]
+
+SUMMARY = "list, verify or clean a directory of weights kept on disk"
+
+ACTIONS = {
+    "list": "the models whose weights are kept, with their size and files",
+    "verify": "read every file and compare it with its checksums (exit code 1 if one is wrong)",
+    "gc": "remove what no kept model needs and no process uses, orphans of killed processes included",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.description = (
+        "Looks after a directory that `enable_group_offload(..., offload_to_disk_path=DIR, keep=True)` has written. "
+        "Exit code: 0; 1 if something is wrong with the store; 2 on wrong arguments."
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, text in ACTIONS.items():
+        action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        action.add_argument("directory", type=Path, metavar="DIR", help="the store")
+        if name == "gc":
+            action.add_argument("--dry-run", action="store_true", help="say what would go, and leave it")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do what was asked for."""
+    directory = arguments.directory.expanduser().resolve()
+    if not directory.is_dir():
+        raise CommandError(
+            f"DIR must be an existing directory, got '{arguments.directory}'. "
+            "Give what was passed as `offload_to_disk_path`."
+        )
+    if arguments.action == "list":
+        return _list(str(directory))
+    if arguments.action == "verify":
+        return _verify(str(directory))
+    return _collect(str(directory), dry_run=arguments.dry_run)
+
+
+def _list(directory: str) -> int:
+    from ..offload.stores.maintenance import Problem, kept_models
+
+    wrong = count = 0
+    for found in kept_models(directory):
+        count += 1
+        if isinstance(found, Problem):
+            wrong += 1
+            print(f"{found.path}: {found.text}")
+            continue
+        missing = f", MISSING: {', '.join(found.missing)}" if found.missing else ""
+        wrong += bool(found.missing)
+        files = f"{len(found.objects)} file{'s' if len(found.objects) != 1 else ''}"
+        print(
+            f"{found.label} ({found.model}): {format_bytes(found.nbytes)} in {files}, kept since {found.created}{missing}"
+        )
+        for name in found.objects:
+            print(f"    objects/{name}")
+    if not count:
+        print("nothing is kept here")
+    return 1 if wrong else 0
+
+
+def _verify(directory: str) -> int:
+    from ..offload.stores.maintenance import Problem, verify
+
+    wrong = whole = 0
+    for found in verify(directory):
+        if isinstance(found, Problem):
+            wrong += 1
+            print(f"{found.path}: {found.text}")
+        else:
+            whole += 1
+            print(f"{found}: whole")
+    print(f"{whole} whole, {wrong} wrong")
+    if wrong:
+        print("Wrong files are never used: weights are compared before they are mapped. Delete them, and run `gc`.")
+    return 1 if wrong else 0
+
+
+def _collect(directory: str, *, dry_run: bool) -> int:
+    from ..offload.stores.maintenance import collect_garbage
+
+    total = 0
+    for path, size in collect_garbage(directory, remove=not dry_run):
+        total += size
+        print(f"{'would remove' if dry_run else 'removed'} {path} ({format_bytes(size)})")
+    print(f"{'would free' if dry_run else 'freed'} {format_bytes(total)}")
+    return 0
