@@ -1,1 +1,1 @@
-"""A linter for modular pipelines of diffusers. Reads source, and imports neither torch nor diffusers nor what it lints."""
+"""A linter for modular pipelines of diffusers. Reads source: imports neither torch nor diffusers nor what it lints."""

@@ -84,8 +84,8 @@ def suppress(
 ) -> tuple[list[Finding], list[Finding]]:
     """Split the findings of the file at ``path`` into those that stay and those that its comments suppress.
 
-    If :class:`UnusedSuppression` is among ``rules``, which are those that ran, what stays includes its findings; ``known``
-    are the codes of all rules there are.
+    If :class:`UnusedSuppression` is among ``rules``, which are those that ran, what stays includes its findings;
+    ``known`` are the codes of all rules there are.
     """
     found = comments(text)
     if not found:

@@ -35,9 +35,9 @@ def assert_block_conventions(
     """Assert that blocks keep the conventions of modular pipelines.
 
     Lints the source of each class, of the classes of the same package that it inherits from or runs, and of what
-    stands beside them in their files: imports and functions. What the blocks declare is taken from an instance of each, made
-    without arguments where that is possible. Settings come from the nearest pyproject.toml, and comments in the source
-    suppress findings, as on the command line.
+    stands beside them in their files: imports and functions. What the blocks declare is taken from an instance of
+    each, made without arguments where that is possible. Settings come from the nearest pyproject.toml, and comments in
+    the source suppress findings, as on the command line.
 
     Args:
         blocks: classes of blocks.
@@ -119,7 +119,7 @@ def _below(instance: Any) -> Iterator[Any]:
 def _file(kind: type[Any]) -> Path:
     try:
         name = inspect.getsourcefile(kind)
-    except TypeError:
+    except (OSError, TypeError):
         name = None
     if name is None or not os.path.isfile(name):
         raise LintError(
