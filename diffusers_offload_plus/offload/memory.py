@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
-import gc
 from pathlib import Path
 
 __all__ = ["ProcessMemory", "give_memory_back", "process_memory"]
@@ -39,7 +38,6 @@ def process_memory() -> ProcessMemory:
 
 def give_memory_back() -> None:
     """Return to the system what the C library still holds of freed memory: it keeps small blocks otherwise."""
-    gc.collect()
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 

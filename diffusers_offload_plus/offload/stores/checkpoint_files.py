@@ -97,10 +97,10 @@ def snapshot_of(model: Any, component: str) -> str | None:
     """The local directory that ``model`` says it was loaded from, if there are weight files in it."""
     config = getattr(model, "config", None)
     for source in (getattr(config, "_name_or_path", None), getattr(model, "name_or_path", None)):
-        if isinstance(source, str) and source and os.path.isdir(source):
+        if isinstance(source, (str, os.PathLike)) and os.fspath(source) and os.path.isdir(source):
             with contextlib.suppress(InvalidPolicyError):
-                safetensors_files(source, component)
-                return source
+                safetensors_files(os.fspath(source), component)
+                return os.fspath(source)
     return None
 
 

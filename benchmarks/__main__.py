@@ -1,0 +1,16 @@
+"""``make bench``: run every benchmark and print its table as Markdown."""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks import disk
+
+
+def main() -> int:
+    disk.main(sys.argv[1:])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
