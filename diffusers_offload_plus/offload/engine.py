@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import DiskTierError
 from .doors import computes_on, install, uninstall
 from .group import State, WeightGroup
 from .inputs import to_device
@@ -79,6 +80,7 @@ class OffloadEngine:
         self._prefetched: list[WeightGroup] = []
         self._loans = Loans(self.link)
         self._compare = False
+        self._built = False  # all of it: groups, doors, residents
         self._schedules: dict[int, Schedule] = {}
         self._schedule = Schedule()
         self._number: dict[int, int] = {}
@@ -115,21 +117,28 @@ class OffloadEngine:
     def _build(self) -> None:
         self.park()
         inventory = take_inventory(self.root, self.policy, self.label)
-        self._close_doors()
         known = {group.spec.key: group for group in self.groups}
         self.tiers.prepare(inventory.groups, [group.spec for group in self.groups])
+        self._built = False
+        self._close_doors()
         groups: list[WeightGroup] = []
         self.link.drain()
-        self.groups = groups  # as they come: should one fail, tear_down knows the others
-        for spec in inventory.groups:
-            group = known.pop(spec.key, None)
-            if group is None:
-                placement = self.tiers.placement_of(spec)
-                if placement is None:
-                    continue
-                group = WeightGroup(spec, self.link, placement)
-            group.spec = spec
-            groups.append(group)
+        try:
+            for spec in inventory.groups:
+                group = known.get(spec.key)
+                if group is None:
+                    placement = self.tiers.placement_of(spec)
+                    if placement is None:
+                        continue
+                    group = WeightGroup(spec, self.link, placement)
+                group.spec = spec
+                groups.append(group)
+                known.pop(spec.key, None)
+        except BaseException:
+            self.groups = [*groups, *known.values()]  # for tear_down, or another attempt
+            self.tiers.forget()
+            raise
+        self.groups = groups
         self.units = inventory.units
         self._inventory = dataclasses.replace(inventory, carried=[])  # buffers replaced since must not be kept alive
         carried = inventory.carried if self.moves else []
@@ -148,13 +157,18 @@ class OffloadEngine:
         self.structure = Structure(self.root)
         self._open_doors()
         self._onload_residents()
+        self._built = True
 
     def tear_down(self, *, leave: bool = True) -> None:
         """Every weight back in plain host memory, doors closed. The engine must not be used after.
 
         Args:
             leave: if not, the weights stay where they rest, for another engine to take over.
+
+        Raises:
+            DiskTierError: some weights could not be read; they stay where they are, and all else is done.
         """
+        failed: DiskTierError | None = None
         with self._lock:
             self._sweep()
             self.park()
@@ -165,9 +179,14 @@ class OffloadEngine:
             self.link.drain()
             with engine_mode():
                 for group in self.groups if leave else ():
-                    group.leave()
+                    try:
+                        group.leave()
+                    except DiskTierError as error:
+                        failed = failed or error
             self.groups = []
             self.link.close()
+        if failed is not None:
+            raise failed
 
     def park(self) -> None:
         """Bring what stays on the device between passes back to the host, writes kept. No effect inside a pass."""
@@ -271,7 +290,7 @@ class OffloadEngine:
 
     def _begin(self, entry: nn.Module) -> None:
         self._sweep()
-        if not self.structure.unchanged(entry, self.intact, self.root):
+        if not self._built or not self.structure.unchanged(entry, self.intact, self.root):
             self.refresh()
         self._recount_buffers(entry)
         self._compare = torch.is_grad_enabled()

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import torch
 
+from ..errors import FileChangedError
 from .inventory import Entry, GroupSpec
 from .stores.home import Home, Placement
 from .stores.host import HostPlacement
@@ -124,7 +125,10 @@ class WeightGroup:
             compare: compare all bytes instead of trusting version counters.
         """
         if self.state is State.ONLOADED:
-            self._keep_writes(compare)
+            try:
+                self._keep_writes(compare)
+            except FileChangedError:
+                self._rescue()
             for loan in self._loans:
                 if self._on_loan(loan.entry.tensor):
                     repoint(loan.entry.tensor, loan.host)
@@ -235,6 +239,19 @@ class WeightGroup:
                         start = int(t.storage_offset()) * t.element_size()
                         extent = self.home.extent_at(start)
                         self._copy_back(slab, extent.offset, extent.offset + extent.nbytes)
+
+    def _rescue(self) -> None:
+        # The file at home was changed by others, and the device still has what it held before: that is kept.
+        assert self._transfer is not None
+        storage = self._transfer.slab.cpu().untyped_storage()
+        host = torch.device("cpu")
+        for loan in self._loans:
+            if self._on_loan(loan.entry.tensor):
+                value = map_plain(
+                    _snapshot(loan.entry.tensor),
+                    lambda t: view_of(storage, int(t.storage_offset()) * t.element_size(), t, host),
+                )
+                repoint(loan.entry.tensor, value)
 
     def _copy_back(self, slab: torch.Tensor, start: int, stop: int) -> None:
         self.home.write(start, slab[start:stop])

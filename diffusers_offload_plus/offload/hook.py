@@ -177,8 +177,10 @@ class Attachment:
         for module in [*self._hooked.values(), *self.root.modules()]:
             self._unhook(module)
         self._hooked.clear()
-        self.engine.tear_down(leave=leave)
-        self._invalidate()
+        try:
+            self.engine.tear_down(leave=leave)
+        finally:
+            self._invalidate()
 
     def restore(self) -> None:
         """Put hooks back that others removed. No effect unless stale."""

@@ -59,6 +59,12 @@ class Tiers:
         self.disk.prepare([(spec.key, _sources(spec)) for spec in fresh])
         self._prepared.update(spec.key for spec in fresh)
 
+    def forget(self) -> None:
+        """What was prepared and has no home yet may be changed by others before the next attempt."""
+        self._prepared.clear()
+        if self.disk is not None:
+            self.disk.forget()
+
     def placement_of(self, spec: GroupSpec) -> Placement | None:
         """What gives the group a home; None if it is to stay as it is, in the memory of the device that computes."""
         if id(spec) in self._on_disk:

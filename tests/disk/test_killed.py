@@ -1,0 +1,100 @@
+"""Processes killed in the middle of set-up, and many at work in one directory."""
+
+from __future__ import annotations
+
+import collections
+import json
+import random
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.disk import children, forked
+from tests.disk.store import assert_right, assert_state, assert_whole, objects, offload, temporaries, twin_of
+from tests.offload.models import Stack, seeded
+
+CPU = torch.device("cpu")
+
+
+def kill_at_random(folder: Path, times: int, seed: int) -> dict[str, int]:
+    """Kill set-ups of ever other models at random moments; how far they had come."""
+    draw = random.Random(seed)
+    child = forked.Child(children.keep, str(folder / "first"), 0)
+    assert child.hear() == "ready"
+    duration = child.outcome().expect()
+    found: collections.Counter[str] = collections.Counter()
+    for number in range(times):
+        directory = folder / str(number // 20)
+        before = set(objects(directory))
+        child = forked.Child(children.keep, str(directory), number)
+        assert child.hear() == "ready"
+        time.sleep(draw.uniform(0, 1.2 * duration))
+        at_work = child.kill()
+        half, new = temporaries(directory), set(objects(directory)) - before
+        listed = [json.loads(p.read_text())["objects"] for p in (directory / "manifests").glob("*.json")]
+        known = {name for names in listed for name in names}
+        stage = "file without manifest" if new and new.isdisjoint({directory / "objects" / n for n in known}) else ""
+        found[stage or ("half-written file" if half else "manifest" if new else "nothing yet")] += 1
+        found["killed at work"] += at_work
+        if directory.exists():
+            assert_whole(directory)
+        model = seeded(Stack, number)
+        twin = twin_of(model, CPU)
+        offload(model, CPU, directory, keep=True)
+        assert_right(model, twin, CPU, passes=1)
+        assert_state(model, twin)
+        assert temporaries(directory) == []
+        assert_whole(directory)
+        if number % 20 == 19:
+            shutil.rmtree(directory)
+    return dict(found)
+
+
+def test_a_process_killed_while_writing(tmp_path: Path) -> None:
+    """Stock leaves orphans that nothing ever cleans."""
+    found = kill_at_random(tmp_path, 20, seed=time.time_ns() % 1000)
+    assert found["killed at work"] > 5, found
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_a_thousand_processes_killed_while_writing(tmp_path: Path) -> None:
+    found = kill_at_random(tmp_path, 1000, seed=0)
+    print(f"1,000 set-ups killed at random moments: {json.dumps(found, sort_keys=True)}")
+    assert found["killed at work"] > 300, found
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["the same model", "different models"])
+def test_eight_processes_on_one_directory(same: bool, tmp_path: Path) -> None:
+    at = time.time() + 1.0
+    processes = [
+        forked.Child(children.keep_when_told, str(tmp_path), 0 if same else number, at) for number in range(8)
+    ]
+    for process in processes:
+        process.outcome().expect()
+    assert temporaries(tmp_path) == []
+    assert_whole(tmp_path)
+    assert len(objects(tmp_path)) == (1 if same else 8)
+    assert forked.run(children.keep_when_told, str(tmp_path), 0, 0.0).expect() == 0
+
+
+def test_killed_at_every_step(tmp_path: Path) -> None:
+    """The same without chance: from some step on nothing reaches the disk, the cleaning up neither."""
+    for stop in range(1, 60):
+        directory = tmp_path / str(stop)
+        model = seeded(lambda: Stack(1))
+        twin = twin_of(model, CPU)
+        ended = forked.run(children.keep_until, str(directory), stop).expect()
+        if directory.exists():
+            assert_whole(directory)
+        offload(model, CPU, directory, keep=True)
+        assert_right(model, twin, CPU, passes=1)
+        assert temporaries(directory) == []
+        assert_whole(directory)
+        if ended:
+            assert stop > 12
+            return
+    raise AssertionError("set-up never ended")
