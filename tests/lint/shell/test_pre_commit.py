@@ -39,7 +39,10 @@ def test_the_entry_is_a_command_that_works(
 ) -> None:
     program, *arguments = hook["entry"].split()
     assert program == "offload-plus"
-    write(tmp_path, {"mine/blocks.py": "from diffusers import FluxPipeline\n"})
+    text = (
+        "from diffusers import FluxPipeline, ModularPipelineBlocks\n\n\nclass Step(ModularPipelineBlocks):\n    pass\n"
+    )
+    write(tmp_path, {"mine/blocks.py": text})
     monkeypatch.chdir(tmp_path)
     assert main([*arguments, "mine/blocks.py"]) == 1
     assert "MOD001" in capsys.readouterr().out
