@@ -130,7 +130,9 @@ class NoopSkip(Rule):
         if len(work) != 1 or not isinstance(work[0], ast.If) or work[0].orelse:
             return None
         condition = work[0]
-        if not is_presence_test(body, condition.test, inputs) or isinstance(condition.body[-1], ast.Raise):
+        if not is_presence_test(body, condition.test, inputs) or isinstance(
+            condition.body[-1], ast.Raise | ast.Return
+        ):
             return None
         asked = {
             place for node in ast.walk(condition.test) if isinstance(node, ast.expr) for place in body.places(node)
@@ -307,7 +309,7 @@ class StateProtocol(Rule):
 
     def check(self, project: Project) -> Iterator[Finding]:
         for block, body in call_bodies(project):
-            if block.info.is_assembled:
+            if block.info.is_assembled or len(body.function.args.args) < 3:
                 continue
             step = block.kind == "leaf" and takes_block_state(body.function)
             paths = _Paths(project, block, body)
