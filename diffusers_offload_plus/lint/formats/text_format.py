@@ -103,19 +103,24 @@ class _Writer:
     def summary(self, report: Report) -> str:
         findings = report.findings
         files = _counted(len(report.files), "file")
-        if not findings:
-            text = self._paint(f"No findings in {files}.", "32")
-        else:
+        if findings:
             levels = Counter(finding.level for finding in findings)
             names = {Level.ERROR: "error", Level.WARNING: "warning", Level.INFO: "note"}
             each = ", ".join(_counted(levels[level], name) for level, name in names.items() if levels[level])
-            text = self._paint(f"{_counted(len(findings), 'finding')} ({each})", "1")
-            text += f" in {len({finding.path for finding in findings})} of {files}."
+            head, style = f"{_counted(len(findings), 'finding')} ({each})", "1"
+            text = f"{head} in {len({finding.path for finding in findings})} of {files}."
             if fixable := sum(finding.fixable for finding in findings):
                 text += f" {fixable} can be fixed: see --diff-only, then --fix."
+        else:
+            head, style = f"No findings in {files}.", "32"
+            text = head
         if report.known:
             text += f" {_counted(report.known, 'finding')} of the baseline left out."
-        parts = [text if self._width is None or self._colour else textwrap.fill(text, self._width)]
+        if self._width is not None:
+            text = textwrap.fill(text, self._width)
+        if text.startswith(head):
+            text = self._paint(head, style) + text.removeprefix(head)
+        parts = [text]
         if report.resolved:
             parts += ["", "Resolved entries of the baseline, which can be dropped by writing it anew:"]
             parts += [f"  {printable(f'{one.path}: {one.code} {one.source}')}" for one in report.resolved]
