@@ -295,6 +295,7 @@ class CfgInBlock(Rule):
         "`requires_unconditional_embeds`, `guider.num_conditions > 1` and `guider._enabled`.",
         "The same arithmetic on latents or masks, where the factor is no scale of guidance.",
         "Parameters of copied helpers.",
+        "Checks that only raise.",
     )
     gotcha = GuidanceScaleInput.gotcha
     invalid = (
@@ -375,6 +376,8 @@ def _in_function(
     for node in (*typed.get(ast.Compare, ()), *typed.get(ast.IfExp, ())):
         if isinstance(node, ast.Compare) and _compares_scale(node, scales):
             statement = source.statement(node)
+            if isinstance(statement, ast.If) and isinstance(statement.body[0], ast.Raise) and not statement.orelse:
+                continue
             if not (isinstance(statement, ast.Assign) and any(_assigned_flag(target) for target in statement.targets)):
                 yield node, "compares a scale of guidance with a constant", ""
         elif isinstance(node, ast.IfExp) and _switches(node, scales):

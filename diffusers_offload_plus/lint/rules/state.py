@@ -206,12 +206,16 @@ class UndeclaredWrite(Rule):
     needs_runtime = True
 
     def check(self, project: Project) -> Iterator[Finding]:
+        handed_on: set[tuple[Block, str]] = set()
         for access, blocks in by_place(project, "block_state", "write", "augment"):
             broken = [block for block in blocks if self._undeclared(project, block, access.name)]
             block = relatives_agree(blocks, broken)
             if block is None:
                 continue
             kind = _HANDOFF if in_loop(project, block) else ""
+            if kind and (block, access.name) in handed_on:
+                continue  # the first place is enough for a value that only lives in the loop
+            handed_on.add((block, access.name))
             message = f"{block.name} writes `block_state.{access.name}` without declaring it: the value is dropped"
             if kind:
                 message = f"{block.name} hands `block_state.{access.name}` on within its loop without declaring it"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from .upstream import found, key, reviewed
+from .upstream import DOCUMENT, MARKER, found, key, reviewed, summary
 
 LABELS = [json.loads(line) for line in (Path(__file__).parents[1] / "labels.jsonl").read_text().splitlines()]
 # The labels of this rule stand at the class line; findings at the declaration that is not used.
@@ -28,6 +28,10 @@ def test_every_finding_has_a_verdict():
     for row in reviewed():
         assert row["verdict"] in ("violation", "debatable"), key(row)
         assert row["reason"], key(row)
+
+
+def test_the_document_shows_the_snapshot():
+    assert DOCUMENT.read_text().partition(MARKER)[2] == summary(reviewed())
 
 
 def places(verdict, *confidences):

@@ -5,6 +5,7 @@ are marked as unreviewed, which fails the test until somebody has read the code.
 """
 
 import json
+from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from diffusers_offload_plus.lint.analysis import analyse
@@ -12,6 +13,8 @@ from diffusers_offload_plus.lint.project.location import installed_diffusers
 from diffusers_offload_plus.lint.rules import all_rules
 
 SNAPSHOT = Path(__file__).with_name("snapshot.jsonl")
+DOCUMENT = Path(__file__).parents[3] / "docs" / "lint" / "upstream.md"
+MARKER = "<!-- The tables are written by python -m tests.lint.tree.upstream. -->\n\n"
 UNREVIEWED = {"verdict": "unreviewed", "reason": ""}
 KEY = ("code", "kind", "file", "line", "message")
 
@@ -43,10 +46,41 @@ def reviewed():
     return [json.loads(line) for line in SNAPSHOT.read_text().splitlines()] if SNAPSHOT.exists() else []
 
 
+def families(rows):
+    """Families by how much was found in them, with counts by code."""
+    counts = Counter((row["file"].partition("/")[0], row["code"]) for row in rows)
+    names = sorted({family for family, _ in counts}, key=lambda name: (-sum(of(counts, name).values()), name))
+    return {name: of(counts, name) for name in names}
+
+
+def of(counts, family):
+    return {code: number for (name, code), number in sorted(counts.items()) if name == family}
+
+
+def summary(rows):
+    """Tables of what was found, by rule and by family, as Markdown."""
+    by_code = {rule.code: rule for rule in all_rules()}
+    lines = ["| rule | | violations | debatable | families |", "|---|---|---:|---:|---|"]
+    for code in sorted({row["code"] for row in rows}):
+        mine = [row for row in rows if row["code"] == code]
+        verdicts = Counter(row["verdict"] for row in mine)
+        places = Counter(row["file"].partition("/")[0] for row in mine)
+        listed = ", ".join(f"{name} {number}" for name, number in sorted(places.items(), key=lambda i: (-i[1], i[0])))
+        name = by_code[code].name
+        lines.append(f"| {code} | {name} | {verdicts['violation'] or ''} | {verdicts['debatable'] or ''} | {listed} |")
+    lines += ["", "| family | findings | of them |", "|---|---:|---|"]
+    for family, codes in families(rows).items():
+        listed = ", ".join(f"{code} {number}" for code, number in codes.items())
+        lines.append(f"| {family} | {sum(codes.values())} | {listed} |")
+    return "\n".join(lines) + "\n"
+
+
 def main():
     verdicts = {key(row): {name: row[name] for name in ("verdict", "reason")} for row in reviewed()}
     rows = [row | verdicts.get(key(row), UNREVIEWED) for row in found()]
     SNAPSHOT.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before, marker, _ = DOCUMENT.read_text().partition(MARKER)
+    DOCUMENT.write_text(before + marker + summary(rows))
 
 
 if __name__ == "__main__":
