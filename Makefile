@@ -39,7 +39,7 @@ soak: $(STAMP) compiler ## run 2,000 random sequences of 30 operations beside an
 	OFFLOAD_PLUS_SEQUENCES=2000 $(PY) -m pytest tests/twin -s $(ARGS)
 
 bench: $(STAMP) ## run the benchmarks
-	$(BIN)/offload-plus bench $(ARGS)
+	$(PY) -m benchmarks $(ARGS)
 
 lint: $(STAMP) ## ruff check, ruff format --check, mypy
 	@rc=0; for check in 'ruff check .' 'ruff format --check .' mypy; do \

@@ -68,18 +68,17 @@ def report(work: Path, layers: int, repeat: int) -> None:
     plain = middle(warm["un-offloaded"], "later")
     for case, text in CASES.items():
         row = warm[case]
+        memory = f"{middle(row, 'anonymous') / 1e6:.0f} | {middle(row, 'file') / 1e6:.0f}"
         print(
             f"| {text} | {middle(row, 'setup'):.2f} | {middle(row, 'written') / 1e6:.0f} | {middle(row, 'first'):.2f} "
-            f"| {middle(row, 'later'):.2f} | {middle(row, 'later') / plain:.2f} | {middle(row, 'anonymous') / 1e6:.0f} "
-            f"| {middle(row, 'file') / 1e6:.0f} |"
+            f"| {middle(row, 'later'):.2f} | {middle(row, 'later') / plain:.2f} | {memory} |"
         )
     rate = size / statistics.median(raw)
     print(f"\nSequential read of the same files, cold: {rate / 1e6:.0f} MB/s.")
     for case, row in cold.items():
         took = middle(row, "first")
-        print(
-            f"First pass, cold, {CASES[case]}: {took:.2f} s, {size / took / 1e6:.0f} MB/s, {size / took / rate:.2f} x that."
-        )
+        share = size / took / rate
+        print(f"First pass, cold, {CASES[case]}: {took:.2f} s, {size / took / 1e6:.0f} MB/s, {share:.2f} x that.")
 
 
 def middle(rows: list[dict[str, Any]], name: str) -> float:
