@@ -83,18 +83,20 @@ class OffloadPlan:
         return self.resident_bytes + self.nested_bytes + sum(streamed[: self.prefetch_depth])
 
 
-def groups_in_memory(sizes: Sequence[int], budget: int | None) -> frozenset[int]:
+def groups_in_memory(sizes: Sequence[int], budget: int | None, *, staged: bool = False) -> frozenset[int]:
     """Which of the groups of these ``sizes`` (bytes, in the order of use) rest in host memory, the others on disk.
 
-    Two staging buffers for the largest group count as well. What stays in memory is spread evenly over the model, so
-    that while one group is used there is time to read the next from disk.
+    Two staging buffers for the largest group count as well, and two more if those in memory pass through buffers of
+    their own (``staged``). What stays in memory is spread evenly over the model, so that while one group is used there
+    is time to read the next from disk.
     """
     if budget is None:
         return frozenset()
     total = sum(sizes)
-    if total <= budget:
+    buffers = 2 * max(sizes, default=0)
+    if total + staged * buffers <= budget:
         return frozenset(range(len(sizes)))
-    room = budget - 2 * max(sizes)
+    room = budget - (1 + staged) * buffers
     held = passed = 0
     chosen = set()
     for index, nbytes in enumerate(sizes):

@@ -14,6 +14,7 @@ from .stores.checkpoint_files import snapshot_of
 from .stores.disk_placement import DiskPlacement
 from .stores.home import Placement
 from .stores.host import HostPlacement
+from .stores.layout import ALIGNMENT
 from .tensors import plain_tensors
 from .transfer import Link
 
@@ -52,7 +53,11 @@ class Tiers:
         """
         if self.disk is None or self._policy.disk is None:
             return
-        in_memory = groups_in_memory([spec.nbytes for spec in specs], self._policy.disk.host_budget)
+        in_memory = groups_in_memory(
+            [_packed_bytes(spec) for spec in specs],
+            self._policy.disk.host_budget,
+            staged=self._policy.use_stream and self._policy.low_cpu_mem_usage,
+        )
         self._on_disk = {id(spec) for index, spec in enumerate(specs) if index not in in_memory}
         done = self._prepared | {spec.key for spec in known}
         fresh = [spec for spec in specs if id(spec) in self._on_disk and spec.key not in done]
@@ -70,6 +75,11 @@ class Tiers:
         if id(spec) in self._on_disk:
             return self.disk
         return self._host if self._policy.device.type != "cpu" else None
+
+
+def _packed_bytes(spec: GroupSpec) -> int:
+    # An upper bound: what tensors share counts once for each.
+    return sum(-(-t.numel() * t.element_size() // ALIGNMENT) * ALIGNMENT for t in _sources(spec))
 
 
 def _sources(spec: GroupSpec) -> list[torch.Tensor]:
