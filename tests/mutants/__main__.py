@@ -27,7 +27,7 @@ SUITE = [
 
 
 def copy_tree(target: pathlib.Path) -> None:
-    for name in ("diffusers_offload_plus", "tests"):
+    for name in ("diffusers_offload_plus", "tests", "benchmarks"):
         shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", target)
 
@@ -44,6 +44,9 @@ def run(mutant: Mutant, timeout: float) -> tuple[str, float]:
             return f"STALE: its text occurs {text.count(mutant.old)} times in {mutant.file}", 0.0
         file.write_text(text.replace(mutant.old, mutant.new))
         files = [path for name in SUITE if (path := tree / "tests" / "offload" / f"{name}.py").exists()]
+        folders = [tree / "tests" / name for name in ("disk", "store")]
+        on_disk = mutant.file.startswith("stores/") or mutant.file in ("reader.py", "staging.py", "plan.py")
+        files = [*folders, *files] if on_disk else [*files, *folders]
         command = [
             sys.executable,
             "-m",
@@ -67,7 +70,7 @@ def run(mutant: Mutant, timeout: float) -> tuple[str, float]:
         return "SURVIVED", time.perf_counter() - begin
     if not failed or "::" not in failed[0]:
         return f"STALE: the suite did not run: {(done.stdout + done.stderr)[-300:]}", time.perf_counter() - begin
-    return f"killed by {failed[0].split(' - ')[0].split('tests/offload/')[-1]}", time.perf_counter() - begin
+    return f"killed by {failed[0].split(' - ')[0].split('tests/')[-1]}", time.perf_counter() - begin
 
 
 def main() -> int:
