@@ -18,7 +18,7 @@ class Mutant:
 
 
 MUTANTS = [
-    Mutant("onload does nothing", "group.py", "        self.state = State.ONLOADED\n", "        self.state = State.ONLOADED\n        self.offload()\n"),
+    Mutant("onload does nothing", "group.py", "            self._loans.append(loan)\n        self.state = State.ONLOADED\n", "            self._loans.append(loan)\n        self.state = State.ONLOADED\n        self.offload()\n"),
     Mutant("the parameter is not re-pointed", "group.py", "            repoint(loan.entry.tensor, device)\n", ""),
     Mutant("views are one alignment off", "stores/layout.py", "        offset += -(-nbytes // ALIGNMENT) * ALIGNMENT\n", "        offset += max(0, -(-nbytes // ALIGNMENT) - 1) * ALIGNMENT\n"),
     Mutant("the last tensor of a slab is not copied", "stores/host.py", "            _copy_bytes(source, home)\n", "            if source is not sources[-1]:\n                _copy_bytes(source, home)\n"),
@@ -41,7 +41,7 @@ MUTANTS = [
     Mutant("no lock", "engine.py", "        with self._lock:\n            self._owner = threading.get_ident()\n", "        with contextlib.nullcontext():\n            self._owner = threading.get_ident()\n"),
     Mutant("doors are not opened", "engine.py", "                install(module, watched, self)\n", "                pass\n"),
     Mutant("a returned parameter goes back to the host", "engine.py", "            return valid_output(forward(*args, **kwargs), self._managed)\n", "            return forward(*args, **kwargs)\n"),
-    Mutant("structure changes are not noticed", "engine.py", "        if not self.structure.unchanged(entry, self.intact, self.root):\n", "        if False:\n"),
+    Mutant("structure changes are not noticed", "engine.py", "        if not self._built or not self.structure.unchanged(entry, self.intact, self.root):\n", "        if not self._built:\n"),
     Mutant("removed hooks are not put back", "hook.py", "        if self.stale:\n            self._refresh()\n", "        pass\n"),
     Mutant("only root parameters of wrappers are re-pointed", "tensors.py", "            setattr(tensor, name, getattr(value, name))\n", "            pass\n"),
     Mutant("inputs stay where they are", "inputs.py", "    if any(_elsewhere(value, device) for value in args):\n", "    if False:\n"),
