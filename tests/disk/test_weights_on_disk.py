@@ -61,8 +61,7 @@ class OddStack(nn.Module):
 
 def test_channels_last_transposed_expanded_or_complex_weights(store: Path) -> None:
     """And of no dimension, without elements, not finite, in eight bits: on the CPU, with the strides they had."""
-    model = seeded(OddStack)
-    plain = copy.deepcopy(model)
+    model, plain = seeded(OddStack), seeded(OddStack)
     x = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(1))
     offload(model, "cpu", store, keep=True)
     for _ in range(2):
