@@ -159,4 +159,9 @@ def _without_garbage_collection() -> Iterator[None]:
         yield
     finally:
         if enabled:
+            if not gc.get_freeze_count():
+                # Hands all that was created meanwhile to the oldest generation; otherwise the next small collection
+                # would go through it.
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()

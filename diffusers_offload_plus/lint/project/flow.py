@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,7 @@ class Body:
         self.function = function
         self.owner = owner
         self.names: dict[str, set[Place]] = {name: set(places) for name, places in roles.items()}
+        self._remembered: dict[ast.AST, set[Place]] | None = None  # once the names are settled
         self.typed = source.typed(function)
         self.stored: dict[Place, set[Place]] = {}
         self.local_functions = {
@@ -81,6 +83,7 @@ class Body:
                 self._bind_inner()
             if before == self._known():
                 break
+        self._remembered = {}
 
     @property
     def nodes(self) -> list[ast.AST]:
@@ -135,6 +138,14 @@ class Body:
 
     def places(self, node: ast.expr) -> set[Place]:
         """Where the value of an expression may come from; empty if that is nothing tracked."""
+        if self._remembered is None:
+            return self._places(node)
+        found = self._remembered.get(node)
+        if found is None:
+            found = self._remembered[node] = self._places(node)
+        return found
+
+    def _places(self, node: ast.expr) -> set[Place]:
         hops = 0
         attributes: list[str] = []
         while hops < 50:
@@ -176,8 +187,12 @@ class Body:
     def _origin_or_places(self, node: ast.expr) -> set[Place]:
         return set() if isinstance(node, ast.IfExp | ast.BoolOp) else self.places(node)
 
-    def accesses(self) -> Iterator[Access]:
+    @functools.cached_property
+    def accesses(self) -> list[Access]:
         """Uses of attributes of tracked places: attributes, then subscripts, then calls, each in source order."""
+        return list(self._accesses())
+
+    def _accesses(self) -> Iterator[Access]:
         for node in self.of(ast.Attribute, ast.Subscript, ast.Call):
             if isinstance(node, ast.Attribute | ast.Subscript):
                 name = node.attr if isinstance(node, ast.Attribute) else literal(node.slice)
@@ -236,7 +251,7 @@ class Flow:
             body = self._pending.pop(0)
             self.bodies.append(body)
             self._follow(body)
-        self.accesses = [access for body in self.bodies for access in body.accesses()]
+        self.accesses = [access for body in self.bodies for access in body.accesses]
         self._direct: dict[str, list[Access]] = {}
         for access in self.accesses:
             if len(access.place) == 2:
@@ -257,7 +272,7 @@ class Flow:
         key = (function, frozenset((name, place) for name, places in roles.items() for place in places))
         if key not in self._seen:
             self._seen.add(key)
-            self._pending.append(Body(source, function, owner, roles))
+            self._pending.append(self.project.body(source, function, owner, roles))
 
     def _follow(self, body: Body) -> None:
         followed: set[ast.AST] = set()

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from .blocks import Block, descendants
 from .classes import Classes, ClassInfo, Function
 from .evaluate import Evaluator
-from .flow import Flow
+from .flow import Body, Flow, Place
 from .modules import Modules
 from .source import Source
 from .templates import Declarations
@@ -43,6 +43,7 @@ class Project:
         self.evaluator = Evaluator(self.modules, self.classes, self.declarations)
         self._blocks: dict[ClassInfo, Block] = {}
         self._cache: dict[tuple[str, ...], Any] = {}
+        self._bodies: dict[tuple[Any, ...], Body] = {}
         self._flows: dict[ClassInfo, Flow] = {}
 
     def block(self, info: ClassInfo) -> Block:
@@ -103,6 +104,13 @@ class Project:
             if outer.kind == "loop" and any(block.info in instance.info.mro for _, instance in outer.sub_blocks[0]):
                 found.append(outer)
         return found
+
+    def body(self, source: Source, function: Function, owner: ClassInfo | None, roles: dict[str, set[Place]]) -> Body:
+        """A function whose parameters stand for ``roles``."""
+        key = (function, owner, frozenset((name, place) for name, places in roles.items() for place in places))
+        if key not in self._bodies:
+            self._bodies[key] = Body(source, function, owner, roles)
+        return self._bodies[key]
 
     def flow(self, info: ClassInfo) -> Flow:
         """What calling a block does; of a pipeline, what its own methods do."""

@@ -382,7 +382,7 @@ class _Paths:
             for name, member in info.members.items():
                 if not isinstance(member, ast.FunctionDef) or name == "__call__":
                     continue
-                if any(_calls(node, {"set_block_state"}) for node in ast.walk(member)):
+                if any(_calls(node, {"set_block_state"}) for node in info.source.typed(member)[ast.Call]):
                     names.add(name)
         return names
 

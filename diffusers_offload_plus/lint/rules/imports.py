@@ -200,13 +200,26 @@ class StandardPipelineImport(Rule):
         return "component-class" if all(_is_component(project, name) for name in names) else ""
 
 
-_COMPONENT_SUFFIXES = ("Processor", "Model", "Connectors", "Encoder", "Decoder", "Vocoder", "Upsampler", "Checker")
+_COMPONENT_SUFFIXES = (
+    "Processor",
+    "Model",
+    "Connectors",
+    "Encoder",
+    "Decoder",
+    "Vocoder",
+    "Upsampler",
+    "Checker",
+    "Head",
+)
+_NO_COMPONENT_SUFFIXES = ("Pipeline", "Condition", "Config", "Output", "Mixin")
 
 
 def _is_component(project: Project, name: Imported) -> bool:
     """Whether a class that lives with a standard pipeline is one of its components."""
-    if not name.name[:1].isupper() or name.name.isupper():
+    if not name.name[:1].isupper() or name.name.isupper() or name.name.endswith(_NO_COMPONENT_SUFFIXES):
         return False
+    if name.name.endswith(_COMPONENT_SUFFIXES):
+        return True
     module = project.modules.module(name.dotted.rpartition(".")[0])
     symbol = project.modules.lookup(module, name.name) if module is not None else None
     if symbol is not None and isinstance(symbol.node, ast.ClassDef) and symbol.source is not None:
@@ -217,7 +230,7 @@ def _is_component(project: Project, name: Imported) -> bool:
             return False
         if short & {"ModelMixin", "ConfigMixin", "SchedulerMixin", "Module", "PreTrainedModel"}:
             return True
-    return name.name.endswith(_COMPONENT_SUFFIXES)
+    return False
 
 
 class CrossFamilyImport(Rule):

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from ..finding import Finding, Level
-from ..project import Block, Project, Source
+from ..project import Block, ClassInfo, Project, Source
 from ..project.classes import Function
 from ..project.flow import Flow
 from ..project.values import Constant, Spec
@@ -40,6 +40,15 @@ def _spec_calls(project: Project, source: Source) -> list[Spec]:
         if isinstance(value, Spec):
             found.append(value)
     return sorted(found, key=lambda spec: (spec.call.lineno, spec.call.col_offset))
+
+
+def _heirs(project: Project) -> dict[ClassInfo, list[ClassInfo]]:
+    """Each block class with the block classes that inherit from it, itself included."""
+    found: dict[ClassInfo, list[ClassInfo]] = {}
+    for block in project.blocks:
+        for info in block.info.mro:
+            found.setdefault(info, []).append(block.info)
+    return found
 
 
 def enclosing(source: Source, node: ast.AST) -> tuple[ast.ClassDef | None, Function | None]:
@@ -343,7 +352,8 @@ class UnusedIo(Rule):
 
     def _flows(self, project: Project, block: Block) -> list[Flow]:
         """What the block runs, its subclasses, and for a loop its steps."""
-        infos = [other.info for other in project.blocks if block.info in other.info.mro]
+        heirs = project.cached(("heirs",), _heirs, project)
+        infos = heirs.get(block.info, [])[:]
         if block.kind == "loop":
             infos += [instance.info for other in infos for _, instance in project.block(other).sub_blocks[0]]
         return [project.flow(info) for info in dict.fromkeys(infos)]

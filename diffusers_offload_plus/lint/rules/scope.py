@@ -48,7 +48,7 @@ def _scopes(project: Project) -> Iterator[Scope]:
                 continue
             if owner is not None and not owner.is_block and not owner.is_pipeline:
                 continue
-            yield Scope(source, function, owner, Body(source, function, owner, _roles(owner, function)))
+            yield Scope(source, function, owner, project.body(source, function, owner, _roles(owner, function)))
 
 
 def _roles(owner: ClassInfo | None, function: Function) -> dict[str, set[Place]]:

@@ -164,8 +164,9 @@ def test_unknown_stays_unknown(text):
 
 def test_arguments_of_a_block_reach_its_declarations():
     project = project_of(
-        block="class Leaf(ModularPipelineBlocks):\n    def __init__(self, names=('a',)):\n        self._names = names\n"
-        "    @property\n    def inputs(self):\n        return [InputParam(name) for name in self._names]\n"
+        block="class Leaf(ModularPipelineBlocks):\n    def __init__(self, names=('a',)):\n"
+        "        self._names = names\n    @property\n    def inputs(self):\n"
+        "        return [InputParam(name) for name in self._names]\n"
         "class Block(SequentialPipelineBlocks):\n    block_classes = [Leaf(names=['b', 'c']), Leaf]\n"
         "    block_names = ['one', 'two']\n"
     )
