@@ -110,7 +110,7 @@ def _add_scope(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--siblings",
         action="store_true",
-        help="read the whole directory of each file named, so that its classes resolve, and report on the files named",
+        help="read the whole package of each file named, so that its classes resolve, and report on the files named",
     )
 
 

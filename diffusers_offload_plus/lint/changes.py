@@ -33,6 +33,18 @@ class Changes:
     def __init__(self, files: dict[str, _File]) -> None:
         self._files = files
 
+    def below(self, paths: Iterable[Path]) -> list[Path]:
+        """The changed files at and below ``paths``, called by what these are called, sorted."""
+        found: dict[str, Path] = {}
+        for path in paths:
+            real = os.path.realpath(path)
+            for name in self._files:
+                if name == real:
+                    found.setdefault(name, path)
+                elif name.startswith(os.path.join(real, "")) and os.path.isfile(name):
+                    found.setdefault(name, path / os.path.relpath(name, real))
+        return sorted(found.values())
+
     def keep(self, findings: Iterable[Finding], text: Callable[[str], str]) -> list[Finding]:
         """The findings on added lines.
 

@@ -15,6 +15,7 @@ from .errors import LintError
 from .finding import Finding, Level
 from .own_rules import UnreadableFile
 from .project import Problem
+from .project.location import enclosing_diffusers
 from .report import Report
 from .settings import Settings
 from .suppression import suppress
@@ -32,7 +33,7 @@ class Request:
     Attributes:
         paths: files and directories.
         diffusers: folder of the diffusers package to read the framework from; ``None`` finds one.
-        siblings: read the whole directory of each file that is named, and report on the named files only.
+        siblings: read the whole package of each file that is named, and report on the named files only.
         noqa: honour suppressing comments.
         diff: only report what the working tree adds since it parted from this reference.
         baseline: only report what this file does not list.
@@ -71,6 +72,10 @@ def run_lint(request: Request) -> Report:
     check_paths(request)
     baseline = Baseline.read(request.baseline) if request.baseline is not None else None
     changes = changed_lines(request.diff, request.paths) if request.diff is not None else None
+    if changes is not None:
+        # Findings elsewhere would be dropped, so only the packages of changed files are read.
+        changed = [path for path in changes.below(request.paths) if path.suffix == ".py"]
+        request = dataclasses.replace(request, paths=changed, siblings=True)
     return report(request, examine(request), baseline, changes)
 
 
@@ -189,11 +194,23 @@ def roots(request: Request) -> list[Path]:
     """What is read for ``request``."""
     if not request.siblings:
         return list(request.paths)
-    return list(dict.fromkeys(path.parent if path.is_file() else path for path in request.paths))
+    return list(dict.fromkeys(_package(path) if path.is_file() else path for path in request.paths))
+
+
+def _package(path: Path) -> Path:
+    """The directory whose files are needed to understand the one at ``path``."""
+    directory = path.parent
+    if enclosing_diffusers(path) is not None:
+        return directory  # the rest of diffusers is read when something of it is asked for
+    while directory.name not in ("", "..") and all(
+        (one / "__init__.py").is_file() for one in (directory, directory.parent)
+    ):
+        directory = directory.parent
+    return directory
 
 
 def _named(request: Request, path: str) -> bool:
     if not request.siblings:
         return True
     here = Path(path)
-    return any(here == given or given in here.parents or given == Path(".") for given in request.paths)
+    return any(here == given or given in here.parents for given in request.paths)

@@ -36,7 +36,6 @@ _FIXERS = {
     "MOD038": ("calls", "required_with_default"),
     "MOD042": ("statements", "offload_in_block"),
 }
-_ROUNDS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,13 +94,11 @@ def fix_files(request: Request) -> Fixed:
     session = _Session(request)
     outcome = examine(request)
     wanted = [finding for finding in report(request, outcome, baseline, changes).findings if finding.fixable]
-    for _ in range(_ROUNDS):
-        if not wanted or not session.mend(wanted):
-            break
+    while wanted and session.mend(wanted):
         # Later rounds see what the first one uncovered; the lines of a diff or a baseline no longer fit.
         if baseline is not None or changes is not None:
             break
-        wanted = [finding for finding in examine(request, session.texts).findings if session.may_mend(finding)]
+        wanted = [finding for finding in examine(request, session.texts).findings if finding.fixable]
     return session.result(outcome)
 
 
@@ -118,15 +115,12 @@ class _Session:
         )
         self.texts: dict[Path, str] = {}
         self._fixed = 0
-        self._left: dict[tuple[str, str, str, str], str] = {}
-
-    def may_mend(self, finding: Finding) -> bool:
-        """Whether it is worth trying."""
-        return finding.fixable and _identity(finding) not in self._left
+        self._notes: list[str] = []
 
     def mend(self, findings: Sequence[Finding]) -> bool:
         """Mend what can be mended of ``findings``; whether anything was."""
         _require_libcst()
+        self._notes.clear()  # what was left in an earlier round may have become plain
         base = self._look(self.texts)
         accepted: list[Finding] = []
         best: dict[Path, str] = {}
@@ -184,8 +178,7 @@ class _Session:
         return texts, _objection(trees.outcome, after, findings)
 
     def _leave(self, finding: Finding, reason: str) -> None:
-        note = f"{finding.path}:{finding.line}: {finding.code} is left: {reason}."
-        self._left.setdefault(_identity(finding), note)
+        self._notes.append(f"{finding.path}:{finding.line}: {finding.code} is left: {reason}.")
 
     def result(self, outcome: Outcome) -> Fixed:
         files = []
@@ -193,7 +186,7 @@ class _Session:
             before = outcome.analysis.text(path.as_posix())
             if before != after:
                 files.append(FileFix(path.as_posix(), before, after))
-        return Fixed(files, self._fixed, list(self._left.values()))
+        return Fixed(files, self._fixed, sorted(self._notes))
 
 
 def _objection(before: Outcome, after: Outcome, fixed: Sequence[Finding]) -> str:
@@ -213,10 +206,6 @@ def _objection(before: Outcome, after: Outcome, fixed: Sequence[Finding]) -> str
 
 def _counts(findings: Sequence[Finding]) -> Counter[tuple[str, str, str]]:
     return Counter((finding.path, finding.code, finding.kind) for finding in findings)
-
-
-def _identity(finding: Finding) -> tuple[str, str, str, str]:
-    return finding.path, finding.code, finding.kind, finding.message
 
 
 class _Trees:

@@ -171,6 +171,10 @@ def undeclared_write(edits: Edits, finding: Finding) -> None:
     for node in uses:
         if edits.enclosing(node, cst.FunctionDef) is not function:
             raise CannotFix("it is used in an inner function")
+    first = edits.enclosing(min(uses, key=edits.start), cst.BaseSmallStatement)  # type: ignore[type-abstract]
+    inside = set(below(first, cst.Attribute))
+    if isinstance(first, cst.AugAssign) or any(use in inside and not _stored(edits, use) for use in uses):
+        raise CannotFix(f"`{name}` is read before it is written")
     owner = edits.enclosing(function, cst.ClassDef)
     for other in below(owner, cst.Attribute):
         if other.attr.value == name and other not in uses and not m.matches(other.value, m.Name("self")):

@@ -9,8 +9,9 @@ import pytest
 
 from diffusers_offload_plus.lint.changes import changed_lines
 from diffusers_offload_plus.lint.errors import LintError
+from diffusers_offload_plus.lint.run import Request, roots
 
-from .toy import lint, places, write
+from .toy import lint, places, settings, write
 
 
 def git(root: Path, *arguments: str) -> None:
@@ -79,8 +80,7 @@ def test_a_renamed_file_is_not_new(repository: Path) -> None:
 
 
 def test_lines_that_look_like_headers(repository: Path) -> None:
-    text = "bad\ngood\nbad\n'''\n++ b/src/b.py\n@@ -1 +1,9 @@\n'''\nbad"
-    write(repository, {"src/a.py": text})
+    write(repository, {"src/a.py": "'''\n++ b/src/b.py\n@@ -1 +1,9 @@\n'''\nbad\ngood\nbad\nbad"})
     git(repository, "commit", "-q", "-a", "-m", "no newline at the end")
     assert added(repository) == ["a.py:8 MOD901"]
 
@@ -115,6 +115,22 @@ def test_from_a_directory_below_and_through_a_link(repository: Path, monkeypatch
     assert added(link) == ["a.py:4 MOD901"]
 
 
+def test_only_packages_of_changed_files_are_read(repository: Path) -> None:
+    write(repository, {"src/a.py": "bad\nbad\ngood\nbad\n", "pkg/__init__.py": "", "pkg/sub/__init__.py": ""})
+    git(repository, "add", "-A")
+    git(repository, "commit", "-q", "-m", "a package")
+    git(repository, "branch", "-q", "base")
+    write(repository, {"pkg/sub/new.py": "bad\n", "notes.txt": "bad\n"})
+    changes = changed_lines("base", [repository])
+    assert changes.below([repository]) == [repository / "notes.txt", repository / "pkg/sub/new.py"]
+    assert changes.below([repository / "src"]) == []
+    request = Request(paths=changes.below([repository / "pkg"]), settings=settings(), siblings=True)
+    assert roots(request) == [repository / "pkg"]
+    report = lint(repository, diff="base")
+    assert places(report.findings) == ["new.py:1 MOD901"]
+    assert list(report.files) == [str(repository / "pkg/sub/new.py")]
+
+
 def test_what_the_repository_configures_is_not_run(repository: Path) -> None:
     trap = repository / "trap.sh"
     trap.write_text(f"#!/bin/sh\ntouch {repository}/trapped\n")
@@ -122,7 +138,7 @@ def test_what_the_repository_configures_is_not_run(repository: Path) -> None:
     git(repository, "config", "diff.external", str(trap))
     git(repository, "config", "diff.x.textconv", str(trap))
     git(repository, "config", "core.fsmonitor", str(trap))
-    git(repository, "config", "diff.noprefix", "true")
+    git(repository, "config", "diff.mnemonicPrefix", "true")
     git(repository, "config", "color.ui", "always")
     write(repository, {".gitattributes": "*.py diff=x\n", "src/a.py": "bad\ngood\nbad\nbad\n"})
     assert added(repository) == ["a.py:4 MOD901"]

@@ -7,10 +7,14 @@ import dataclasses
 import difflib
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, Phase, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from diffusers_offload_plus.lint.catalogue import catalogue
 from diffusers_offload_plus.lint.errors import LintError
@@ -245,6 +249,11 @@ def test_auto_docstring_is_put_right_above_the_class(above: str, tmp_path: Path)
             block("block_state.device = 1\nhelp(block_state)\nblock_state.noise = components.vae(block_state.device)"),
             "MOD013",
         ),
+        # The value is read before it is there.
+        (
+            block("block_state.seed = block_state.seed + 1\nblock_state.noise = components.vae(block_state.seed)"),
+            "MOD013",
+        ),
         # The name is taken.
         (
             block(
@@ -358,6 +367,46 @@ def test_only_what_is_reported_is_mended(tmp_path: Path) -> None:
     after, fixed = mend(tmp_path, text, "MOD012")
     assert fixed.fixed == 1
     assert "getattr(components, 'scheduler', None)  # noqa: MOD012" in after
+
+
+STATEMENTS = st.sampled_from(
+    [
+        "vae = getattr(components, 'vae', None)",
+        "x = getattr(getattr(components, 'vae', None), 'config', getattr(block_state, 'generator', None))",
+        "block_state.device = components._execution_device",
+        "block_state.device, size = components._execution_device, block_state.device",
+        "block_state.seed = block_state.seed + 1",
+        "if block_state.generator is None:\n    block_state.generator = 1",
+        "if block_state.strength is None:\n    block_state.strength = 0.5",
+        "components.maybe_free_model_hooks()",
+        "for i in range(2):\n    components.maybe_free_model_hooks()",
+        "if size:\n    return components, state",
+        "noise = torch.randn((1, 2), generator=block_state.generator, device=block_state.device)",
+        "noise = torch.randn(*size, 1, device=block_state.device, generator=block_state.generator)",
+        "components.unet.to(getattr(block_state, 'device', None))",
+        "self.set_block_state(state, block_state)",
+    ]
+)
+
+
+@hypothesis_settings(
+    max_examples=10,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+)
+@given(st.lists(STATEMENTS, max_size=7), st.booleans())
+def test_mending_twice_is_mending_once(
+    tmp_path_factory: pytest.TempPathFactory, statements: list[str], ends: bool
+) -> None:
+    text = block("\n".join([NOISE, *statements]), INPUTS + STRENGTH.format(", required=True"))
+    if not ends:
+        text = text.replace("        self.set_block_state(state, block_state)\n        return", "        return")
+    root = tmp_path_factory.mktemp("mend", numbered=True)
+    before = Counter(finding.code for finding in _findings(root, text))
+    mend(root, text)  # mends a second time and sees that nothing changes
+    after = Counter(finding.code for finding in examine(request(root)).findings)
+    assert after <= before
 
 
 def test_every_fixable_rule_has_a_fix() -> None:

@@ -70,5 +70,5 @@ def test_the_guide_names_every_key_and_option(capsys: pytest.CaptureFixture[str]
         assert re.search(rf"^{key} = ", configuration, re.MULTILINE), key
     with pytest.raises(SystemExit):
         main(["lint", "--help"])
-    options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help", "--color", "--siblings"}
+    options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help", "--color"}
     assert options <= set(re.findall(r"--[a-z-]+", guide))

@@ -60,6 +60,7 @@ def test_levels_by_code_prefix_name_and_kind(tmp_path: Path) -> None:
     assert levels() == ["MOD901 error", "MOD901 warning", "MOD911 info"]
     assert levels(MOD9=Level.WARNING) == ["MOD901 warning", "MOD901 warning", "MOD911 warning"]
     assert levels(**{"MOD9": Level.OFF, "bad-name": Level.INFO}) == ["MOD901 info", "MOD901 info"]
+    assert levels(**{"bad-name": Level.INFO, "MOD9": Level.OFF}) == ["MOD901 info", "MOD901 info"]
     assert levels(**{"MOD901:worse": Level.OFF}) == ["MOD901 error", "MOD911 info"]
     assert levels(**{"MOD901:worse": Level.ERROR, "MOD901": Level.OFF}) == ["MOD901 error", "MOD911 info"]
 
