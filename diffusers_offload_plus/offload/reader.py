@@ -11,6 +11,7 @@ under way there is read by whoever needs it, and the next reading starts a threa
 from __future__ import annotations
 
 import concurrent.futures
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -18,12 +19,17 @@ from typing import Any
 
 __all__ = ["Reader", "Reading"]
 
+STALL_SECONDS = 30.0
+
+logger = logging.getLogger("diffusers_offload_plus")
+
 
 class Reading:
     """One piece of work for the reader, and what came of it."""
 
-    def __init__(self, reader: Reader, work: Callable[[], Any]) -> None:
+    def __init__(self, reader: Reader, work: Callable[[], Any], what: str) -> None:
         self._reader = reader
+        self._what = what
         self._work: Callable[[], Any] | None = work
         self._process = os.getpid()
         self.future: concurrent.futures.Future[Any]
@@ -33,10 +39,17 @@ class Reading:
         return None if work is None else work()
 
     def finish(self) -> Any:
-        """Wait for it and return, or raise, what came of it."""
+        """Wait for it and return, or raise, what came of it. While nothing comes, that is said in the log."""
         begin = time.perf_counter()
         try:
-            return self.future.result() if self._process == os.getpid() else self()
+            if self._process != os.getpid():
+                return self()
+            while True:
+                concurrent.futures.wait([self.future], timeout=STALL_SECONDS)
+                if self.future.done():
+                    return self.future.result()
+                waited = time.perf_counter() - begin
+                logger.warning("Waiting for %.0f s for %s: the disk does not answer.", waited, self._what)
         finally:
             self._reader.waited += time.perf_counter() - begin
             self._work = None  # and the memory it was to fill: the executor may hold on to this object for a while
@@ -66,12 +79,12 @@ class Reader:
         self._process = os.getpid()
         self.waited = 0.0
 
-    def submit(self, work: Callable[[], Any]) -> Reading:
-        """Have ``work`` done by the thread."""
+    def submit(self, work: Callable[[], Any], what: str) -> Reading:
+        """Have ``work`` done by the thread; ``what`` names it where it takes too long."""
         self._notice_fork()
         if self._executor is None:
             self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="offload-plus-reader")
-        reading = Reading(self, work)
+        reading = Reading(self, work, what)
         reading.future = self._executor.submit(reading)
         self._under_way = [future for future in self._under_way if not future.done()]
         self._under_way.append(reading.future)

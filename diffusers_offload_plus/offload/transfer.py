@@ -185,10 +185,10 @@ class Link:
         if isinstance(home, DiskSlab) and self.uses_in_place(home):
             self.copies -= 1
             self.bytes -= home.nbytes
-            return Transfer(torch.empty(0, dtype=torch.uint8), reading=self._reader.submit(home.populate))
+            return Transfer(torch.empty(0, dtype=torch.uint8), reading=self._reader.submit(home.populate, _what(home)))
         slab = torch.empty(home.nbytes, dtype=torch.uint8, device=self.device)
         if self.device.type == "cpu":
-            return Transfer(slab, reading=self._reader.submit(functools.partial(home.read_into, slab)))
+            return Transfer(slab, reading=self._reader.submit(functools.partial(home.read_into, slab), _what(home)))
         if self._stream is None:
             part = self._read_buffers.acquire(home.nbytes)
             home.read_into(part)
@@ -197,7 +197,7 @@ class Link:
         self.reading_host = True
         compute = torch.accelerator.current_stream(self.device)
         work = functools.partial(self._read_and_copy, home, slab, compute.record_event())
-        return Transfer(slab, stream=compute, reading=self._reader.submit(work))
+        return Transfer(slab, stream=compute, reading=self._reader.submit(work, _what(home)))
 
     def _read_and_copy(self, home: Home, slab: torch.Tensor, before: Any) -> Any:
         part = self._read_buffers.acquire(home.nbytes)
@@ -208,3 +208,8 @@ class Link:
             event = self._stream.record_event()
         self._read_buffers.release(event)
         return event
+
+
+def _what(home: Home) -> str:
+    files = home.files() if isinstance(home, DiskSlab) else []
+    return f"{home.nbytes} bytes of {', '.join(file.path for file in files)}"
