@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .blocks import Block, descendants
+from .body import Body, Place
 from .classes import Classes, ClassInfo, Function
 from .evaluate import Evaluator
-from .flow import Body, Flow, Place
+from .flow import Flow
 from .modules import Modules
 from .source import Source
 from .templates import Declarations

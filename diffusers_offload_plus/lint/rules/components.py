@@ -13,6 +13,7 @@ from ..project.classes import Function
 from ..project.values import ClassValue, External
 from ..rule import Example, Rule
 from .report import BODY_LINE, blocks_example, report
+from .scope import scopes
 
 __all__ = ["InlineComponent"]
 
@@ -99,10 +100,19 @@ class InlineComponent(Rule):
             for node in source.nodes(ast.Call):
                 if not self._in_scope(project, source, node):
                     continue
-                verdict = self._creates(project, source, node, declared)
-                if verdict is not None:
-                    kind, what = verdict
-                    yield from report(self, source, node, f"creates {what}: declare it as a component", kind=kind)
+                yield from self._check(project, source, node, declared)
+        for scope in scopes(project):
+            if scope.owner is None and not any(info.is_block for info in project.classes.of(scope.source)):
+                for node in scope.body.calls():
+                    yield from self._check(project, scope.source, node, declared)
+
+    def _check(
+        self, project: Project, source: Source, node: ast.Call, declared: dict[str, set[str]]
+    ) -> Iterator[Finding]:
+        verdict = self._creates(project, source, node, declared)
+        if verdict is not None:
+            kind, what = verdict
+            yield from report(self, source, node, f"creates {what}: declare it as a component", kind=kind)
 
     def _in_scope(self, project: Project, source: Source, node: ast.Call) -> bool:
         """At module level, or in a block, a pipeline or a function beside blocks; declarations are left out."""

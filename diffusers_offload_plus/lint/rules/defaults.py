@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ..finding import Finding, Level
 from ..project import Block, Project
-from ..project.flow import Body
+from ..project.body import Body
 from ..project.values import Constant, Items, Spec, Value
 from ..rule import Example, Rule
 from .report import BODY_LINE, blocks_example, report

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from ..finding import Finding, Level
 from ..project import Block, ClassInfo, Project, Source
-from ..project.flow import Body
+from ..project.body import Body
 from ..project.values import ClassValue, External, Spec
 from ..rule import Example, Rule
 from .report import BODY_LINE, blocks_example, report

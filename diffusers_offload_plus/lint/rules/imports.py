@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from ..finding import Finding, Level
 from ..project import ClassInfo, Project, Source
-from ..project.flow import literal
+from ..project.body import literal
 from ..project.imports import absolute_module, in_type_checking
 from ..project.source import FRAMEWORK_PACKAGE
 from ..rule import Example, Rule

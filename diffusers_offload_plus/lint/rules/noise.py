@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ..finding import Finding, Level
 from ..project import Project
-from ..project.flow import Body
+from ..project.body import Body
 from ..rule import Example, Rule
 from .report import BODY_LINE, blocks_example, report
 from .scope import scopes

@@ -7,8 +7,9 @@ import dataclasses
 from collections.abc import Iterator
 
 from ..project import Block, ClassInfo, Project, Source
+from ..project.body import Access, Body, Place
 from ..project.classes import Function
-from ..project.flow import Access, Body, Place, entry_roles
+from ..project.flow import entry_roles
 from ..project.modules import parameters
 
 __all__ = ["Scope", "is_encoder", "leaf_accesses", "own_calls", "scopes"]
@@ -27,11 +28,28 @@ class Scope:
 
 
 def scopes(project: Project) -> list[Scope]:
-    """Methods of blocks and pipelines, and functions beside blocks. Inner functions belong to the outer ones."""
+    """Methods of blocks and pipelines, functions beside blocks or called by them; inner functions belong to these."""
     return project.cached(("scopes",), lambda: list(_scopes(project)))
 
 
 def _scopes(project: Project) -> Iterator[Scope]:
+    yield from _beside_blocks(project)
+    yield from _called_elsewhere(project)
+
+
+def _called_elsewhere(project: Project) -> Iterator[Scope]:
+    """Functions of linted files without blocks that blocks call."""
+    seen: set[ast.AST] = set()
+    for block in own_calls(project):
+        for body in project.flow(block.info).bodies:
+            if body.owner is not None or not body.source.linted or body.function in seen:
+                continue
+            if not any(info.is_block for info in project.classes.of(body.source)):
+                seen.add(body.function)
+                yield Scope(body.source, body.function, None, body)
+
+
+def _beside_blocks(project: Project) -> Iterator[Scope]:
     for source in project.block_sources:
         has_blocks = any(info.is_block for info in project.classes.of(source))
         for function in source.functions:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 from ..finding import Finding, Level
 from ..project import Block, Project
-from ..project.flow import Access, Body, Place
+from ..project.body import Access, Body, Place
 from ..rule import Example, Rule
-from .guidance import guiders, is_restored, is_restoring
+from .guider import guiders, is_restored, is_restoring
 from .report import BODY_LINE, blocks_example, report
 from .scope import leaf_accesses, own_calls, scopes
 from .state import _is_guarded
