@@ -206,7 +206,8 @@ def without_argument(call: cst.Call, name: str) -> cst.Call:
     """``call`` without the argument ``name``; what follows the last argument stays as it is."""
     kept = [arg for arg in call.args if arg.keyword is None or arg.keyword.value != name]
     if kept and call.args[-1] not in kept:
-        kept[-1] = kept[-1].with_changes(comma=call.args[-1].comma)
+        last = call.args[-1]
+        kept[-1] = kept[-1].with_changes(comma=last.comma, whitespace_after_arg=last.whitespace_after_arg)
     return call.with_changes(args=kept)
 
 

@@ -214,18 +214,19 @@ def _with_import(module: cst.Module, statement: cst.SimpleStatementLine) -> cst.
     body = list(module.body)
     imports = [index for index, line in enumerate(body) if _import(line) is not None]
     wanted = _order(statement)
-    alike = [index for index in imports if _order(body[index])[:2] == wanted[:2]]
-    if alike:
-        later = [index for index in alike if _order(body[index]) > wanted]
-        place = later[0] if later else alike[-1] + 1
-    elif imports:
+    alike = [index for index in imports if _order(body[index])[0] == wanted[0]]
+    blank = [cst.EmptyLine(indent=False)]
+    if not alike:
         earlier = [index for index in imports if _order(body[index]) < wanted]
-        place = earlier[-1] + 1 if earlier else imports[0]
-    else:
-        place = 1 if module.get_docstring() is not None else 0
-    following = body[place] if place < len(body) else None
-    if following is not None and alike and place == alike[0]:
+        place = earlier[-1] + 1 if earlier else imports[0] if imports else int(module.get_docstring() is not None)
+        # A group of its own.
+        statement = statement.with_changes(leading_lines=blank if place else [])
+        return module.with_changes(body=[*body[:place], statement, *body[place:]])
+    later = [index for index in alike if _order(body[index]) > wanted]
+    place = later[0] if later else alike[-1] + 1
+    if place == alike[0]:
         # The blank lines above a group of imports stay above it.
+        following = body[place]
         assert isinstance(following, cst.SimpleStatementLine)
         if not any(line.comment for line in following.leading_lines):
             statement = statement.with_changes(leading_lines=following.leading_lines)

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from diffusers_offload_plus.lint.catalogue import catalogue
 from diffusers_offload_plus.lint.errors import LintError
 from diffusers_offload_plus.lint.finding import Finding
-from diffusers_offload_plus.lint.fixes import Fixed, apply, calls, fix_files
-from diffusers_offload_plus.lint.fixes.edits import Edits
+from diffusers_offload_plus.lint.fixes import Fixed, apply, calls, fix_files, statements
+from diffusers_offload_plus.lint.fixes.edits import CannotFix, Edits, Tree
 from diffusers_offload_plus.lint.run import Request, examine
 from diffusers_offload_plus.lint.settings import Layer, Settings
 
@@ -294,6 +294,119 @@ def test_auto_docstring_is_put_right_above_the_class(above: str, tmp_path: Path)
 def test_what_is_left_alone(text: str, code: str, tmp_path: Path) -> None:
     after, _ = mend(tmp_path, text, code)
     assert after == text
+
+
+@pytest.mark.parametrize(
+    ("fixer", "code", "text", "reason"),
+    [
+        (
+            statements.undeclared_write,
+            "MOD013",
+            block("block_state.device = 1\nhelp(block_state)\nblock_state.noise = components.vae(block_state.device)"),
+            "`block_state` is passed on whole, and its receiver may read `device`",
+        ),
+        (
+            statements.undeclared_write,
+            "MOD013",
+            block(
+                "device = 2\nblock_state.device = 1\nblock_state.noise = components.vae(block_state.device, device)"
+            ),
+            "`device` already means something in __call__",
+        ),
+        (
+            statements.undeclared_write,
+            "MOD013",
+            block("block_state.device = 1\nblock_state.noise = (lambda: getattr(block_state, 'device'))()"),
+            "`block_state` is passed on whole",
+        ),
+        (
+            statements.undeclared_write,
+            "MOD013",
+            block("block_state.seed += 1\nblock_state.noise = components.vae(block_state.seed)"),
+            "`seed` is read before it is written",
+        ),
+        (
+            statements.default_in_call,
+            "MOD019",
+            block(
+                "print(block_state.strength)\n"
+                f"if block_state.strength is None:\n    block_state.strength = 0.5\n{READ}",
+                INPUTS + STRENGTH.format(""),
+            ),
+            "`strength` is used before it gets its default",
+        ),
+        (
+            statements.default_in_call,
+            "MOD019",
+            block(
+                f"# as in the paper\nif block_state.strength is None:\n    block_state.strength = 0.5\n{READ}",
+                INPUTS + STRENGTH.format(""),
+            ),
+            "a comment stands there",
+        ),
+        (
+            calls.raw_noise,
+            "MOD017",
+            block("block_state.noise = torch.randn(size, generator=block_state.generator, device='cuda', out=x)"),
+            "randn_tensor has no argument out",
+        ),
+        (
+            calls.raw_noise,
+            "MOD017",
+            block("n = 4\nblock_state.noise = torch.randn(n, generator=block_state.generator, device='cuda')"),
+            "the size may be a number",
+        ),
+    ],
+)
+def test_a_fixer_refuses_by_itself(
+    fixer: Callable[[Edits, Finding], None], code: str, text: str, reason: str, tmp_path: Path
+) -> None:
+    path = tmp_path / FAMILY / "before_denoise.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    outcome = examine(request(tmp_path))
+    finding = next(finding for finding in outcome.findings if finding.code == code)
+    project = outcome.analysis.project
+    with pytest.raises(CannotFix) as raised:
+        fixer(Edits(project, project.sources[0], Tree(text)), finding)
+    assert reason in str(raised.value)
+
+
+def test_the_last_argument_goes_with_its_comma_and_the_lines_stay(tmp_path: Path) -> None:
+    declared = 'InputParam(\n    "strength",\n    default=0.5,\n    description="How much.",{}\n),'
+    before = block(READ, INPUTS + declared.format("\n    required=True"))
+    after, fixed = mend(tmp_path, before, "MOD038")
+    assert after == block(READ, INPUTS + declared.format("")).replace('much.",\n', 'much."\n'), fixed.notes
+
+
+@pytest.mark.parametrize(
+    ("imports", "expected"),
+    [
+        (
+            "import torch\n\nfrom ...models import A\nfrom ..modular_pipeline import B\n",
+            "import torch\n\nfrom ...models import A\nfrom ...utils.torch_utils import x\n"
+            "from ..modular_pipeline import B\n",
+        ),
+        (
+            "import torch\n\nfrom ..modular_pipeline import B\n",
+            "import torch\n\nfrom ...utils.torch_utils import x\nfrom ..modular_pipeline import B\n",
+        ),
+        ("import torch\n", "import torch\n\nfrom ...utils.torch_utils import x\n"),
+        (
+            "import torch\n\nfrom ...zoo import A\n",
+            "import torch\n\nfrom ...utils.torch_utils import x\nfrom ...zoo import A\n",
+        ),
+        ('"""Doc."""\n\ny = 1\n', '"""Doc."""\n\nfrom ...utils.torch_utils import x\n\ny = 1\n'),
+    ],
+)
+def test_an_import_goes_where_sorted_imports_have_it(imports: str, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / FAMILY / "before_denoise.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(imports)
+    project = examine(request(tmp_path)).analysis.project
+    edits = Edits(project, project.sources[0], Tree(imports))
+    edits.require_import("diffusers.utils.torch_utils", "x")
+    assert edits.code() == expected
 
 
 def test_encoding_newlines_mode_and_links_stay(tmp_path: Path) -> None:
