@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from ..finding import Finding, Level
+from ..finding import Finding
 from ..project import Source
 from ..rule import Rule
 
@@ -15,9 +15,9 @@ __all__ = ["blocks_example", "report"]
 def report(
     rule: Rule, source: Source, node: ast.AST, message: str, *, kind: str = "", fixable: bool = False
 ) -> Iterator[Finding]:
-    """A finding at ``node``, if its file is linted and its level is not off."""
+    """A finding at ``node``, if its file is linted. Its level may be off, which settings may change."""
     level = rule.kinds.get(kind, rule.level)
-    if not source.linted or level is Level.OFF:
+    if not source.linted:
         return
     line, column = getattr(node, "lineno", 1), getattr(node, "col_offset", 0)
     end_line, end_column = getattr(node, "end_lineno", None) or line, getattr(node, "end_col_offset", None) or column

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from diffusers_offload_plus.lint.analysis import analyse
+from diffusers_offload_plus.lint.finding import Level
 from diffusers_offload_plus.lint.project.location import installed_diffusers
 from diffusers_offload_plus.lint.rules import all_rules
 
@@ -38,6 +39,7 @@ def found(rules=None):
             "fixable": finding.fixable,
         }
         for finding in analysis.findings
+        if finding.level is not Level.OFF
     ]
 
 
