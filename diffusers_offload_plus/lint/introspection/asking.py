@@ -44,10 +44,9 @@ def introspect(analysis: Analysis) -> Introspection:
                 block.info.node.lineno for block in project.blocks if (block.source.path, block.name) == (path, name)
             )
             problems.append(Problem(path, line, f"{name} cannot be instantiated: {error}"))
-    for item in request:
-        if item["path"] not in answered:
-            problems.append(Problem(item["path"], 1, "importing it ended the process that imports the linted code"))
-            break  # those after it were never tried
+    untried = [item["path"] for item in request if item["path"] not in answered]
+    if untried:  # those after the first were never tried
+        problems.append(Problem(untried[0], 1, "importing it ended the process that imports the linted code"))
     return Introspection(project, facts, problems)
 
 
@@ -79,6 +78,7 @@ def _answers(request: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
         child = subprocess.Popen(
             [sys.executable, "-m", f"{__package__}.child", str(writing)],
             stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # what libraries say when they are imported is not about the linted code
             pass_fds=[writing],
             env=environment,
         )

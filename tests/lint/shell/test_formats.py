@@ -15,11 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diffusers_offload_plus.lint.catalogue import catalogue
 from diffusers_offload_plus.lint.finding import Finding, Level, Origin
 from diffusers_offload_plus.lint.formats import FORMATS, formatter
 from diffusers_offload_plus.lint.formats.statistics import render_statistics
 from diffusers_offload_plus.lint.formats.text_format import display_width, render_text
+from diffusers_offload_plus.lint.project.location import installed_diffusers
 from diffusers_offload_plus.lint.report import Report
+from diffusers_offload_plus.lint.run import Request, run_lint
+from diffusers_offload_plus.lint.settings import Settings
 
 from .toy import CATALOGUE, lint, write
 
@@ -97,7 +101,7 @@ def from_text(text: str) -> Counter[Row]:
     found: Counter[Row] = Counter()
     path = ""
     for line in text.split("\n"):
-        match = re.match(r"  (\d+):(\d+) +(?:error|warning|info) +(MOD\d+)  ", line)
+        match = re.match(r"  (\d+):(\d+) +(?:error|warning|info) +(MOD\d+[a-z]?)  ", line)
         if match:
             found[path, match[3], int(match[1]), int(match[2])] += 1
         elif line.endswith(".py"):
@@ -119,6 +123,21 @@ def test_every_format_shows_the_same_findings(report: Report) -> None:
 @given(reports())
 def test_sarif_is_valid(report: Report) -> None:
     jsonschema.Draft4Validator(SCHEMA).validate(json.loads(formatter("sarif")(report)))
+
+
+def test_a_real_family_in_every_format() -> None:
+    diffusers = installed_diffusers()
+    assert diffusers is not None
+    family = diffusers / "modular_pipelines" / "flux"
+    report = run_lint(Request(paths=[family], settings=Settings(catalogue())))
+    expected = rows(list(report.findings))
+    assert expected.total() > 10
+    assert from_json(formatter("json")(report)) == expected
+    assert from_text(formatter("text")(report)) == expected
+    assert from_github(formatter("github")(report)).total() == expected.total()
+    log = formatter("sarif")(report)
+    assert from_sarif(log).total() == expected.total()
+    jsonschema.Draft4Validator(SCHEMA).validate(json.loads(log))
 
 
 def real(tmp_path: Path, text: str = "x = bad\nwrong(\n)\n") -> Report:

@@ -221,7 +221,7 @@ def test_wrong_arguments(arguments: tuple[type, ...], keywords: dict[str, str], 
 def test_a_class_without_a_file() -> None:
     from diffusers.modular_pipelines import ModularPipelineBlocks
 
-    made = type("Made", (ModularPipelineBlocks,), {"__module__": "__main__"})
+    made = type("Made", (ModularPipelineBlocks,), {"__module__": "no_such_module"})
     with pytest.raises(LintError, match="no source file"):
         assert_block_conventions(made)
 
