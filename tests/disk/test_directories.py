@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import diffusers_offload_plus as dop
+from diffusers_offload_plus.offload.stores import mapped_file
+from diffusers_offload_plus.offload.stores.directory import StoreDirectory
+from diffusers_offload_plus.offload.stores.disk_placement import DiskPlacement
+from diffusers_offload_plus.offload.stores.mapped_file import MappedFile
 from tests.disk import children, forked
 from tests.disk.store import (
     assert_right,
@@ -45,8 +50,6 @@ def test_disk_full_at_set_up(keep: bool, room: int, where: torch.device, tmp_pat
 
 def test_space_taken_between_looking_and_writing(where: torch.device, tmp_path: Path) -> None:
     """What the preflight saw is no promise; the space is reserved before anything is written."""
-    from diffusers_offload_plus.offload.stores.directory import StoreDirectory
-
     model = seeded(Stack)
     twin = twin_of(model, where)
     with (
@@ -125,6 +128,64 @@ def test_a_change_undone_after_the_disk_was_full(device: torch.device, tmp_path:
         assert_right(model, twin, device)
         dop.disable_group_offload(model)
         assert_state(model, twin)
+
+
+def test_set_up_that_fails_between_two_groups(
+    where: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was prepared is not used later, when weights may have changed; the groups that were are known still."""
+    import errno
+
+    model, twin = seeded(Stack), seeded(Stack).to(where)
+    offload(model, where, tmp_path)
+    assert_right(model, twin, where)
+    for number in (1, 3, 4):
+        model.blocks[number] = seeded(lambda: nn.Linear(32, 32), number)
+        twin.blocks[number] = twin_of(model.blocks[number], where)
+    place, calls = DiskPlacement.place, []
+
+    def failing(self: DiskPlacement, *arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise dop.DiskTierError(errno.EIO, "injected", "file")
+        return place(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DiskPlacement, "place", failing)
+        with pytest.raises(dop.DiskTierError, match="injected"), torch.no_grad():
+            model(noise(where))
+    for tree in (model, twin):
+        for parameter in tree.parameters():
+            parameter.data.mul_(1.5)
+    if where.type == "cpu":
+        dop.disable_group_offload(model)
+        before = [(f.address, f.address + f.size) for f in mapped_files()]
+        assert not any(a <= p.data_ptr() < b for p in model.parameters() for a, b in before)
+    else:
+        assert_right(model, twin, where)
+        dop.disable_group_offload(model)
+    assert_usable(model, twin, where, tmp_path / "elsewhere")
+
+
+def mapped_files() -> list[MappedFile]:
+    """Every file that is mapped now."""
+    return list(mapped_file._LIVE)
+
+
+def test_only_a_set_up_looks_through_the_store(
+    where: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[object] = []
+    kept = StoreDirectory.kept_files
+    monkeypatch.setattr(StoreDirectory, "kept_files", lambda self: looks.append(self) or kept(self))
+    model = seeded(Stack)
+    offload(model, where, tmp_path, keep=True)
+    assert_right(model, twin_of(seeded(Stack), where), where)
+    model.blocks[1].extra = nn.Identity()
+    with torch.no_grad():
+        model(noise(where))
+    assert len(looks) == 1
+    dop.disable_group_offload(model)
 
 
 def test_a_quota_on_the_size_of_files(tmp_path: Path) -> None:
@@ -246,8 +307,6 @@ def test_more_kept_files_than_descriptors(tmp_path: Path) -> None:
 
 def test_a_file_larger_than_memory_can_be_mapped(tmp_path: Path) -> None:
     """The system refuses to reserve memory for private mappings beyond what there is; none is reserved."""
-    from diffusers_offload_plus.offload.stores.mapped_file import MappedFile
-
     path = tmp_path / "sparse"
     path.touch()
     os.truncate(path, 1 << 40)
