@@ -509,3 +509,41 @@ class E(SequentialPipelineBlocks):
 )
 
 body("MOD042", "in a block", "components.maybe_free_model_hooks()  #!\ncomponents.enable_model_cpu_offload()  #!")
+
+body("MOD005", "another base", "x = a + block_state.guidance_scale * (b - c)", inputs=SCALE)
+body(
+    "MOD006",
+    "required and rearranged",
+    "pass",
+    inputs='InputParam("image_latents", required=True, description="E.")',
+    outputs='OutputParam("image_latents", description="E.")',
+    **ENCODER,
+)
+variant(
+    "MOD009",
+    "only the outermost",
+    LEAF
+    + """
+class A(AutoPipelineBlocks):
+    block_classes = [ToyStep]
+    block_names = ["a"]
+    block_trigger_inputs = ["a"]
+
+class B(AutoPipelineBlocks):
+    block_classes = [A]
+    block_names = ["a"]
+    block_trigger_inputs = ["b"]
+
+class C(AutoPipelineBlocks):  #!
+    block_classes = [B]
+    block_names = ["b"]
+    block_trigger_inputs = ["c"]
+""",
+    "modular_blocks_toy.py",
+)
+body(
+    "MOD019",
+    "empty texts",
+    "a = '' if block_state.neg is None else block_state.neg\nif block_state.neg is None:\n    block_state.neg = [' ']",
+    inputs='InputParam("neg", description="N.")',
+)
