@@ -185,7 +185,9 @@ def _check_combinations(arguments: argparse.Namespace) -> None:
         )
     if arguments.statistics and arguments.format not in ("text", "json"):
         raise CommandError(f"--statistics: expected --format text or json with it, got {arguments.format}.")
-    actions = [name for name in ("fix", "diff_only", "write_baseline", "checklist") if getattr(arguments, name)]
+    # --fix with --diff-only is what the latter does by itself.
+    chosen = "diff_only" if arguments.diff_only else "fix"
+    actions = [name for name in (chosen, "write_baseline", "checklist") if getattr(arguments, name)]
     if len(actions) > 1:
         shown = " and ".join(f"--{name.replace('_', '-')}" for name in actions)
         raise CommandError(f"{shown}: expected one of them at a time.")
@@ -236,13 +238,15 @@ def _request(arguments: argparse.Namespace) -> Request:
 
 def _write_baseline(request: Request, path: Path) -> int:
     from ..lint.baseline import Baseline
+    from ..lint.formats.text_format import counted
     from ..lint.run import check_paths, examine
 
     check_paths(request)
     outcome = examine(request)
     baseline = Baseline.of(path, outcome.findings, outcome.analysis.text)
     baseline.write()
-    _say(f"{len(outcome.findings)} findings listed in {path}; lint with --baseline {path} from now on.")
+    listed = counted(len(outcome.findings), "finding")
+    _say(f"{listed} listed in {path}; lint with --baseline {path} from now on.")
     return CLEAN
 
 
@@ -253,7 +257,7 @@ def _fix(request: Request) -> None:
     for file in outcome.files:
         file.write()
     if outcome.files:
-        _say(f"Fixed {outcome.fixed} findings in {len(outcome.files)} files.")
+        _say(f"Fixed {outcome}.")
     for note in outcome.notes:
         _say(note)
 
@@ -263,7 +267,7 @@ def _show_fixes(request: Request, arguments: argparse.Namespace) -> int:
 
     outcome = fix_files(request)
     _write("".join(file.diff() for file in outcome.files), arguments.output)
-    _say(f"{outcome.fixed} findings in {len(outcome.files)} files would be fixed.")
+    _say(f"{outcome} would be fixed.")
     for note in outcome.notes:
         _say(note)
     return FOUND if outcome.files else CLEAN

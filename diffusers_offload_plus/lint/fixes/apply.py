@@ -16,6 +16,7 @@ from ..baseline import Baseline
 from ..changes import changed_lines
 from ..errors import LintError
 from ..finding import Finding
+from ..formats.text_format import counted
 from ..output import write_bytes
 from ..run import Outcome, Request, check_paths, examine, report
 
@@ -80,6 +81,9 @@ class Fixed:
     files: list[FileFix]
     fixed: int
     notes: list[str]
+
+    def __str__(self) -> str:
+        return f"{counted(self.fixed, 'finding')} in {counted(len(self.files), 'file')}"
 
 
 def fix_files(request: Request) -> Fixed:

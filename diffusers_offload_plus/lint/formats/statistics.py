@@ -6,6 +6,7 @@ import json
 from collections import Counter
 
 from ..report import Report
+from .text_format import counted
 
 __all__ = ["STATISTICS_FORMATS", "render_statistics"]
 
@@ -32,4 +33,7 @@ def render_statistics(report: Report, name: str) -> str:
         + (f"  ({row['fixable']} fixable)" if row["fixable"] else "")
         for row, (count, code, level, rule) in zip(rows, shown, strict=True)
     ]
-    return "\n".join([*lines, f"{total:>{widths[0]}}  in {len({f.path for f in report.findings})} files"]) + "\n"
+    return (
+        "\n".join([*lines, f"{total:>{widths[0]}}  in {counted(len({f.path for f in report.findings}), 'file')}"])
+        + "\n"
+    )

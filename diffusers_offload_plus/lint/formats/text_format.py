@@ -12,7 +12,7 @@ from ..finding import Finding, Level
 from ..output import source_lines
 from ..report import Report
 
-__all__ = ["render", "render_text"]
+__all__ = ["counted", "display_width", "printable", "render", "render_text"]
 
 _COLOURS = {Level.ERROR: "31", Level.WARNING: "33", Level.INFO: "36"}
 _LEAST_WIDTH = 40
@@ -102,12 +102,12 @@ class _Writer:
 
     def summary(self, report: Report) -> str:
         findings = report.findings
-        files = _counted(len(report.files), "file")
+        files = counted(len(report.files), "file")
         if findings:
             levels = Counter(finding.level for finding in findings)
             names = {Level.ERROR: "error", Level.WARNING: "warning", Level.INFO: "note"}
-            each = ", ".join(_counted(levels[level], name) for level, name in names.items() if levels[level])
-            head, style = f"{_counted(len(findings), 'finding')} ({each})", "1"
+            each = ", ".join(counted(levels[level], name) for level, name in names.items() if levels[level])
+            head, style = f"{counted(len(findings), 'finding')} ({each})", "1"
             text = f"{head} in {len({finding.path for finding in findings})} of {files}."
             if fixable := sum(finding.fixable for finding in findings):
                 text += f" {fixable} can be fixed: see --diff-only, then --fix."
@@ -115,7 +115,7 @@ class _Writer:
             head, style = f"No findings in {files}.", "32"
             text = head
         if report.known:
-            text += f" {_counted(report.known, 'finding')} of the baseline left out."
+            text += f" {counted(report.known, 'finding')} of the baseline left out."
         if self._width is not None:
             text = textwrap.fill(text, self._width)
         if text.startswith(head):
@@ -127,7 +127,8 @@ class _Writer:
         return "\n".join(parts)
 
 
-def _counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """``1 file``, ``2 files``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 

@@ -123,7 +123,7 @@ def test_the_command_line_wins_over_the_file(tree: Path, capsys: pytest.CaptureF
         (["--config", "a.toml", "--isolated"], "--config and --isolated"),
         (["--config", "gone.toml"], "gone.toml: cannot be read: No such file or directory."),
         (["--statistics", "--format", "sarif"], "--statistics: expected --format text or json with it, got sarif."),
-        (["--fix", "--diff-only"], "--fix and --diff-only: expected one of them at a time."),
+        (["--fix", "--write-baseline", "b.json"], "--fix and --write-baseline: expected one of them at a time."),
         (["--checklist", FAMILY, "src"], "expected no further paths, got src."),
         (["--checklist", "nowhere"], "--checklist nowhere: expected the directory of a model family"),
         (["--write-baseline", "b.json", "--diff", "main"], "cannot be combined with --diff or --baseline"),
@@ -164,13 +164,13 @@ def test_output_goes_to_a_file(tree: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_statistics(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = lint(capsys, "--statistics")
-    assert out == "1  MOD001  error  standard-pipeline-import\n1  in 1 files\n"
+    assert out == "1  MOD001  error  standard-pipeline-import\n1  in 1 file\n"
 
 
 def test_a_baseline_from_writing_to_resolving(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = lint(capsys, "--write-baseline", "known.json")
     assert (code, out) == (0, "")
-    assert err == "1 findings listed in known.json; lint with --baseline known.json from now on.\n"
+    assert err == "1 finding listed in known.json; lint with --baseline known.json from now on.\n"
     assert lint(capsys, "--baseline", "known.json")[:2] == (
         0,
         "No findings in 2 files. 1 finding of the baseline left out.\n",
@@ -191,12 +191,14 @@ def test_fixing(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 1
     assert "+        block_state.noise = randn_tensor(" in out
     assert out.startswith(f"--- {FAMILY}/denoise.py\n+++ {FAMILY}/denoise.py\n@@ ")
-    assert err == "1 findings in 1 files would be fixed.\n"
+    assert err == "1 finding in 1 file would be fixed.\n"
+    assert path.read_text() == NOISY
+    assert lint(capsys, "--select", "MOD017", "--fix", "--diff-only") == (code, out, err)
     assert path.read_text() == NOISY
     assert lint(capsys, "--select", "MOD017", "--fix") == (
         0,
         "No findings in 2 files.\n",
-        "Fixed 1 findings in 1 files.\n",
+        "Fixed 1 finding in 1 file.\n",
     )
     assert "from ...utils.torch_utils import randn_tensor\n" in path.read_text()
     assert lint(capsys, "--select", "MOD017", "--diff-only") == (0, "", "0 findings in 0 files would be fixed.\n")

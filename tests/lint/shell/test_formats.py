@@ -249,5 +249,5 @@ def test_statistics(tmp_path: Path) -> None:
         "2  MOD901  error    bad-name  (2 fixable)",
         "1  MOD901  warning  bad-name  (1 fixable)",
         "1  MOD911  info     bad-call",
-        "4  in 1 files",
+        "4  in 1 file",
     ]
