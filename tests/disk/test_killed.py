@@ -31,7 +31,7 @@ def kill_at_random(folder: Path, times: int, seed: int) -> dict[str, int]:
         before = set(objects(directory))
         child = forked.Child(children.keep, str(directory), number)
         assert child.hear() == "ready"
-        time.sleep(draw.uniform(0, 1.2 * duration))
+        time.sleep(draw.uniform(0, 3 * duration))
         at_work = child.kill()
         half, new = temporaries(directory), set(objects(directory)) - before
         listed = [json.loads(p.read_text())["objects"] for p in (directory / "manifests").glob("*.json")]
