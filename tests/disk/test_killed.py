@@ -31,7 +31,7 @@ def kill_at_random(folder: Path, times: int, seed: int) -> dict[str, int]:
         before = set(objects(directory))
         child = forked.Child(children.keep, str(directory), number)
         assert child.hear() == "ready"
-        time.sleep(draw.uniform(0, 3 * duration))
+        time.sleep(draw.uniform(0, 2 * duration))
         at_work = child.kill()
         half, new = temporaries(directory), set(objects(directory)) - before
         listed = [json.loads(p.read_text())["objects"] for p in (directory / "manifests").glob("*.json")]
@@ -56,7 +56,7 @@ def kill_at_random(folder: Path, times: int, seed: int) -> dict[str, int]:
 def test_a_process_killed_while_writing(tmp_path: Path) -> None:
     """Stock leaves orphans that nothing ever cleans."""
     found = kill_at_random(tmp_path, 20, seed=time.time_ns() % 1000)
-    assert found["killed at work"] > 5, found
+    assert found["killed at work"] > 2, found
 
 
 @pytest.mark.soak
