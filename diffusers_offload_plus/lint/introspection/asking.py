@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..analysis import Analysis
-from ..errors import LintError
 from ..project import Problem, Source
 from .facts import BlockFacts
 from .merging import Introspection
@@ -22,11 +23,7 @@ _SECONDS = 600
 
 
 def introspect(analysis: Analysis) -> Introspection:
-    """Import the linted files that define blocks, and instantiate those.
-
-    Raises:
-        LintError: the other process did not end by itself.
-    """
+    """Import the linted files that define blocks, and instantiate those."""
     project = analysis.project
     request = [_item(source, names) for source, names in _classes(analysis)]
     facts: dict[tuple[str, str], BlockFacts] = {}
@@ -46,7 +43,8 @@ def introspect(analysis: Analysis) -> Introspection:
             problems.append(Problem(path, line, f"{name} cannot be instantiated: {error}"))
     untried = [item["path"] for item in request if item["path"] not in answered]
     if untried:  # those after the first were never tried
-        problems.append(Problem(untried[0], 1, "importing it ended the process that imports the linted code"))
+        message = f"importing it ended the process that imports the linted code, or took more than {_SECONDS} seconds"
+        problems.append(Problem(untried[0], 1, message))
     return Introspection(project, facts, problems)
 
 
@@ -84,19 +82,19 @@ def _answers(request: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
         )
     finally:
         os.close(writing)
-    with child, os.fdopen(reading, encoding="utf-8") as answers:
-        assert child.stdin is not None
-        child.stdin.write(json.dumps(request).encode())
-        child.stdin.close()
-        for line in answers:
-            yield json.loads(line)
-        try:
-            child.wait(_SECONDS)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            raise LintError(
-                f"--introspect: the process that imports the linted code did not end within {_SECONDS} seconds."
-            ) from None
+    overdue = threading.Timer(_SECONDS, child.kill)
+    overdue.start()
+    try:
+        with child, os.fdopen(reading, encoding="utf-8") as answers:
+            assert child.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # it is gone already; what it did not answer tells
+                child.stdin.write(json.dumps(request).encode())
+                child.stdin.close()
+            for line in answers:
+                if line.endswith("\n"):  # the last one is cut off if the linted code ends the process
+                    yield json.loads(line)
+    finally:
+        overdue.cancel()
 
 
 def _home() -> str:

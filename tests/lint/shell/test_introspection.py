@@ -12,6 +12,7 @@ import pytest
 
 from diffusers_offload_plus.cli import main
 from diffusers_offload_plus.lint.errors import LintError
+from diffusers_offload_plus.lint.introspection import asking
 from diffusers_offload_plus.testing import assert_block_conventions
 
 from .toy import write
@@ -131,6 +132,15 @@ def test_what_cannot_be_imported_is_a_finding(
     shown = capsys.readouterr()
     assert message in shown.out
     assert "Traceback" not in shown.out + shown.err
+
+
+def test_what_never_ends_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package(tmp_path, "mine_k", "import time\ntime.sleep(600)\n" + DYNAMIC)
+    monkeypatch.setattr(asking, "_SECONDS", 3)
+    assert main(["lint", "--isolated", str(tmp_path / "mine_k/steps.py"), "--introspect"]) == 1
+    assert "or took more than 3 seconds" in capsys.readouterr().out
 
 
 def test_a_block_whose_constructor_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
