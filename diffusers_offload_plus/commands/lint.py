@@ -6,7 +6,6 @@ import argparse
 import atexit
 import gc
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -279,6 +278,8 @@ def _rendered(report: Report, arguments: argparse.Namespace) -> str:
 
         return render_statistics(report, arguments.format)
     if arguments.format == "text":
+        import shutil
+
         from ..lint.formats.text_format import render_text
 
         to_terminal = arguments.output is None and sys.stdout.isatty()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 from ..errors import OffloadPlusError
@@ -20,5 +19,7 @@ class SettingsError(LintError, ValueError):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown word: the known one that looks like it most, or nothing."""
+    import difflib  # most runs have nothing to complain about
+
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" Did you mean {found[0]}?" if found else ""

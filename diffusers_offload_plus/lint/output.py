@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import tempfile
 from pathlib import Path
 
 from .errors import LintError
@@ -33,6 +32,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         LintError: it cannot be written.
     """
+    import tempfile  # most runs write no file
+
     target = Path(os.path.realpath(path))  # a link stays a link
     try:
         if target.exists() and not target.is_file():  # /dev/stdout and the like cannot be replaced

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from .baseline import Entry
 from .finding import Finding
 from .rule import Rule
+
+if TYPE_CHECKING:
+    from .baseline import Entry
 
 __all__ = ["Report"]
 

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .analysis import Analysis, analyse
-from .baseline import Baseline, Entry
-from .changes import Changes, changed_lines
 from .errors import LintError
 from .finding import Finding, Level
 from .own_rules import UnreadableFile
@@ -21,9 +19,11 @@ from .settings import Settings
 from .suppression import suppress
 
 if TYPE_CHECKING:
+    from .baseline import Baseline, Entry
+    from .changes import Changes
     from .introspection import Introspection
 
-__all__ = ["Outcome", "Request", "check_paths", "examine", "report", "roots", "run_lint"]
+__all__ = ["Outcome", "Request", "check_paths", "examine", "limits", "report", "roots", "run_lint"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,13 +70,32 @@ def run_lint(request: Request) -> Report:
         LintError: a path is missing, or what the request names (a reference, a baseline) cannot be used.
     """
     check_paths(request)
-    baseline = Baseline.read(request.baseline) if request.baseline is not None else None
-    changes = changed_lines(request.diff, request.paths) if request.diff is not None else None
+    baseline, changes = limits(request)
     if changes is not None:
         # Findings elsewhere would be dropped, so only the packages of changed files are read.
         changed = [path for path in changes.below(request.paths) if path.suffix == ".py"]
         request = dataclasses.replace(request, paths=changed, siblings=True)
     return report(request, examine(request), baseline, changes)
+
+
+def limits(request: Request) -> tuple[Baseline | None, Changes | None]:
+    """The baseline and the changes that ``request`` names.
+
+    Raises:
+        LintError: one of them cannot be used.
+    """
+    # Imported here because most runs need neither, and what they import takes a while.
+    baseline: Baseline | None = None
+    changes: Changes | None = None
+    if request.baseline is not None:
+        from .baseline import Baseline
+
+        baseline = Baseline.read(request.baseline)
+    if request.diff is not None:
+        from .changes import changed_lines
+
+        changes = changed_lines(request.diff, request.paths)
+    return baseline, changes
 
 
 def report(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +86,8 @@ def parse_level(text: object, where: str) -> Level:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    import tomllib  # many runs find no file
+
     try:
         with path.open("rb") as file:
             return tomllib.load(file)

@@ -12,13 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from ..baseline import Baseline
-from ..changes import changed_lines
 from ..errors import LintError
 from ..finding import Finding
 from ..formats.text_format import counted
 from ..output import write_bytes
-from ..run import Outcome, Request, check_paths, examine, report
+from ..run import Outcome, Request, check_paths, examine, limits, report
 
 if TYPE_CHECKING:
     from .edits import Edits, Tree
@@ -93,8 +91,7 @@ def fix_files(request: Request) -> Fixed:
         LintError: libcst is not installed, or the request cannot be carried out.
     """
     check_paths(request)
-    baseline = Baseline.read(request.baseline) if request.baseline is not None else None
-    changes = changed_lines(request.diff, request.paths) if request.diff is not None else None
+    baseline, changes = limits(request)
     session = _Session(request)
     outcome = examine(request)
     wanted = [finding for finding in report(request, outcome, baseline, changes).findings if finding.fixable]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from diffusers_offload_plus.lint.baseline import Baseline
@@ -129,6 +130,7 @@ def test_a_file_that_is_no_baseline(text: str | None, message: str, tmp_path: Pa
     assert str(path) in str(raised.value)
 
 
+@hypothesis_settings(deadline=None)
 @given(st.lists(st.sampled_from(["bad", "wrong()", "good", "def f(): bad", "class Bad: ..."]), max_size=8))
 def test_a_baseline_holds_all_findings_and_survives_writing(
     tmp_path_factory: pytest.TempPathFactory, lines: list[str]

@@ -13,6 +13,7 @@ from typing import Any
 import jsonschema
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from diffusers_offload_plus.lint.catalogue import catalogue
@@ -109,6 +110,7 @@ def from_text(text: str) -> Counter[Row]:
     return found
 
 
+@hypothesis_settings(deadline=None)
 @given(reports())
 def test_every_format_shows_the_same_findings(report: Report) -> None:
     expected = rows(list(report.findings))
@@ -120,6 +122,7 @@ def test_every_format_shows_the_same_findings(report: Report) -> None:
     assert sum(row["count"] for row in counts) == expected.total()
 
 
+@hypothesis_settings(deadline=None)
 @given(reports())
 def test_sarif_is_valid(report: Report) -> None:
     jsonschema.Draft4Validator(SCHEMA).validate(json.loads(formatter("sarif")(report)))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from diffusers_offload_plus.lint.suppression import comments
@@ -87,6 +88,7 @@ def test_an_unreadable_file_cannot_be_suppressed(tmp_path: Path) -> None:
     assert found(tmp_path / "a.py", "# offload-plus: noqa\ndef f(:  # noqa\n") == ["a.py:2 MOD000"]
 
 
+@hypothesis_settings(deadline=None)
 @given(st.text())
 def test_any_text_can_be_searched_for_comments(text: str) -> None:
     comments(text + "\n# noqa: MOD901")
@@ -96,6 +98,7 @@ LINES = st.sampled_from(["bad", "worse", "wrong()", "bad; wrong()", "class Bad: 
 CODES = ("MOD901", "MOD902", "MOD911")
 
 
+@hypothesis_settings(deadline=None)
 @given(st.lists(LINES, min_size=1, max_size=8), st.data())
 def test_a_comment_removes_exactly_the_findings_it_names(
     tmp_path_factory: pytest.TempPathFactory, lines: list[str], data: st.DataObject
