@@ -11,7 +11,7 @@ compiled forward keep plain dictionaries: the hook above them onloads all.
 from __future__ import annotations
 
 import sys
-from collections.abc import ItemsView, ValuesView
+from collections.abc import ItemsView, Iterable, ValuesView
 from types import FrameType
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from torch import nn
 from .group import State, WeightGroup
 from .inventory import Entry
 
-__all__ = ["WatchedDict", "computes_on", "install", "uninstall"]
+__all__ = ["WatchedDict", "computes_on", "install", "open_doors", "uninstall"]
 
 
 class _Engine(Protocol):
@@ -72,6 +72,17 @@ def install(module: nn.Module, watched: dict[str, tuple[WeightGroup, Entry]], en
         names = {name: watched[name] for name in plain if name in watched}
         if names:
             module.__dict__[slot] = WatchedDict(dict(dict.items(plain)), names, engine)
+
+
+def open_doors(modules: Iterable[nn.Module], groups: Iterable[WeightGroup], engine: _Engine) -> None:
+    """Watch ``modules`` for lookups of tensors of ``groups``; those that are used in place need no watching."""
+    streaming = [group for group in groups if not group.in_place]
+    of_tensor = {id(entry.tensor): (group, entry) for group in streaming for entry in group.spec.entries}
+    for module in modules:
+        held = [*dict.items(module._parameters), *dict.items(module._buffers)]
+        watched = {name: of_tensor[id(tensor)] for name, tensor in held if id(tensor) in of_tensor}
+        if watched:
+            install(module, watched, engine)
 
 
 def uninstall(module: nn.Module) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ..errors import DiskTierError
-from .doors import computes_on, install, uninstall
+from .doors import computes_on, open_doors, uninstall
 from .group import State, WeightGroup
 from .inputs import to_device
 from .inventory import Entry, Residency, take_inventory
@@ -155,7 +155,7 @@ class OffloadEngine:
             self._keeps_until_later.update(id(trigger) for _, trigger in unit.triggers[:-1])
         self._groups_of = {module: tuple(dict.fromkeys(found)) for module, found in needed.items()}
         self.structure = Structure(self.root)
-        self._open_doors()
+        open_doors(self.structure.open_modules(), self.groups, self)
         self._onload_residents()
         self._built = True
 
@@ -404,19 +404,6 @@ class OffloadEngine:
         # Forward and ``.to`` put new tensors in place of buffers; whatever is there now is what the model has.
         if self.moves and self.structure.buffers_changed(below):
             self.carried.replace([*self._carried_parameters, *self.structure.loose_buffers(self._managed)])
-
-    def _open_doors(self) -> None:
-        of_tensor = {
-            id(entry.tensor): (group, entry)
-            for group in self.groups
-            if not group.in_place
-            for entry in group.spec.entries
-        }
-        for module in self.structure.open_modules():
-            held = [*dict.items(module._parameters), *dict.items(module._buffers)]
-            watched = {name: of_tensor[id(tensor)] for name, tensor in held if id(tensor) in of_tensor}
-            if watched:
-                install(module, watched, self)
 
     def _close_doors(self) -> None:
         for module in self.root.modules():

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from .inventory import Decision, GroupSpec, Inventory, Residency
 from .policy import OffloadPolicy
 
-__all__ = ["GroupPlan", "HeldGroup", "OffloadPlan", "groups_in_memory", "make_plan"]
+__all__ = ["GroupPlan", "HeldGroup", "OffloadPlan", "groups_in_memory", "make_plan", "staging_bytes"]
 
 
 class HeldGroup(NamedTuple):
@@ -86,14 +86,14 @@ class OffloadPlan:
 def groups_in_memory(sizes: Sequence[int], budget: int | None, *, staged: bool = False) -> frozenset[int]:
     """Which of the groups of these ``sizes`` (bytes, in the order of use) rest in host memory, the others on disk.
 
-    Two staging buffers for the largest group count as well, and two more if those in memory pass through buffers of
-    their own (``staged``). What stays in memory is spread evenly over the model, so that while one group is used there
+    Two staging buffers count as well, and two more if those in memory pass through buffers of their own
+    (``staged``). What stays in memory is spread evenly over the model, so that while one group is used there
     is time to read the next from disk.
     """
     if budget is None:
         return frozenset()
     total = sum(sizes)
-    buffers = 2 * max(sizes, default=0)
+    buffers = 2 * staging_bytes(sizes, budget)
     if total + staged * buffers <= budget:
         return frozenset(range(len(sizes)))
     room = budget - (1 + staged) * buffers
@@ -105,6 +105,15 @@ def groups_in_memory(sizes: Sequence[int], budget: int | None, *, staged: bool =
             held += nbytes
             chosen.add(index)
     return frozenset(chosen)
+
+
+def staging_bytes(sizes: Sequence[int], budget: int | None) -> int:
+    """Bytes of one staging buffer: the largest group's, or where the budget is small an eighth of it.
+
+    A group then travels in several copies; four buffers never take more than half of the budget.
+    """
+    largest = max(sizes, default=0)
+    return largest if budget is None else min(largest, budget // 8)
 
 
 def make_plan(

@@ -25,6 +25,9 @@ class OffloadType(enum.StrEnum):
     LEAF_LEVEL = "leaf_level"
 
 
+LEAST_BUDGET = 1024
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiskTier:
     """The part of a policy that concerns disk.
@@ -167,6 +170,11 @@ def _disk_tier(
             "memory."
         )
     budget = None if host_budget is None else parse_bytes("host_budget", host_budget)
+    if budget is not None and budget < LEAST_BUDGET:
+        raise InvalidPolicyError(
+            f"`host_budget` must be at least {LEAST_BUDGET} bytes for staging buffers, got {host_budget!r}. "
+            "Leave it out to hold in memory as little as is sensible."
+        )
     where: str | None = None
     if checkpoint is not None:
         if not isinstance(checkpoint, (str, os.PathLike)) or not os.path.exists(os.path.expanduser(checkpoint)):

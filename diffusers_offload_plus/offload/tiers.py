@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .inventory import GroupSpec
-from .plan import groups_in_memory
+from .plan import groups_in_memory, staging_bytes
 from .policy import OffloadPolicy
 from .stores.checkpoint_files import snapshot_of
 from .stores.disk_placement import DiskPlacement
@@ -30,6 +30,7 @@ class Tiers:
 
     def __init__(self, root: nn.Module, policy: OffloadPolicy, link: Link, label: str) -> None:
         self._policy = policy
+        self._link = link
         self._host = HostPlacement(link.allocate_host)
         self._on_disk: set[int] = set()
         self._prepared: set[tuple[object, ...]] = set()
@@ -53,8 +54,10 @@ class Tiers:
         """
         if self.disk is None or self._policy.disk is None:
             return
+        sizes = [_packed_bytes(spec) for spec in specs]
+        self._link.staging_limit = staging_bytes(sizes, self._policy.disk.host_budget) or None
         in_memory = groups_in_memory(
-            [_packed_bytes(spec) for spec in specs],
+            sizes,
             self._policy.disk.host_budget,
             staged=self._policy.use_stream and self._policy.low_cpu_mem_usage,
         )

@@ -11,6 +11,7 @@ computation; the allocator then learns of the use.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -84,6 +85,7 @@ class Link:
         disk_bytes: bytes that were asked for from disk; the system may have had them in its cache.
         live: device bytes held by what has been copied.
         peak: highest value of ``live``.
+        staging_limit: most bytes a staging buffer may take; groups that are larger pass it in several copies.
         reading_host: a copy started since the last :meth:`drain` may still be reading host memory.
     """
 
@@ -96,6 +98,7 @@ class Link:
         self._staging = Staging(self.device) if policy.use_stream and policy.low_cpu_mem_usage else None
         self._read_buffers = Staging(self.device, pin=self._stream is not None)
         self._reader = Reader()
+        self.staging_limit: int | None = None
         self.copies = 0
         self.bytes = 0
         self.disk_bytes = 0
@@ -130,11 +133,10 @@ class Link:
 
     def start(self, home: Home) -> Transfer:
         """Begin bringing the bytes of ``home`` to the device."""
-        self.copies += 1
-        self.bytes += home.nbytes
         memory = home.in_memory
         if memory is None:
             return self._start_reading(home)
+        self._count(home, staged=self._staging is not None)
         if self._stream is None:
             slab = torch.empty(memory.numel(), dtype=torch.uint8, device=self.device)
             slab.copy_(memory, non_blocking=self._non_blocking)
@@ -151,11 +153,9 @@ class Link:
                 slab.copy_(memory, non_blocking=True)
                 event = self._stream.record_event()
             else:
-                part = self._staging.acquire(memory.numel())
-                part.copy_(memory)
-                slab.copy_(part, non_blocking=True)
-                event = self._stream.record_event()
-                self._staging.release(event)
+                event = self._through(
+                    self._staging, slab, lambda part, start: part.copy_(memory[start : start + len(part)])
+                )
         return Transfer(slab, event=event, stream=compute, side_owned=self._record_stream)
 
     def let_go(self, home: Home) -> None:
@@ -183,16 +183,13 @@ class Link:
     def _start_reading(self, home: Home) -> Transfer:
         self.disk_bytes += home.nbytes
         if isinstance(home, DiskSlab) and self.uses_in_place(home):
-            self.copies -= 1
-            self.bytes -= home.nbytes
             return Transfer(torch.empty(0, dtype=torch.uint8), reading=self._reader.submit(home.populate, _what(home)))
         slab = torch.empty(home.nbytes, dtype=torch.uint8, device=self.device)
+        self._count(home, staged=self.device.type != "cpu")
         if self.device.type == "cpu":
             return Transfer(slab, reading=self._reader.submit(functools.partial(home.read_into, slab), _what(home)))
         if self._stream is None:
-            part = self._read_buffers.acquire(home.nbytes)
-            home.read_into(part)
-            slab.copy_(part)
+            self._through(self._read_buffers, slab, home.read_into)
             return Transfer(slab)
         self.reading_host = True
         compute = torch.accelerator.current_stream(self.device)
@@ -200,13 +197,29 @@ class Link:
         return Transfer(slab, stream=compute, reading=self._reader.submit(work, _what(home)))
 
     def _read_and_copy(self, home: Home, slab: torch.Tensor, before: Any) -> Any:
-        part = self._read_buffers.acquire(home.nbytes)
-        home.read_into(part)
         self._stream.wait_event(before)
         with self._stream:
-            slab.copy_(part, non_blocking=True)
-            event = self._stream.record_event()
-        self._read_buffers.release(event)
+            return self._through(self._read_buffers, slab, home.read_into)
+
+    def _count(self, home: Home, *, staged: bool) -> None:
+        self.copies += -(-home.nbytes // self._chunk(home.nbytes)) if staged else 1
+        self.bytes += home.nbytes
+
+    def _chunk(self, nbytes: int) -> int:
+        return max(1, min(nbytes, self.staging_limit or nbytes))
+
+    def _through(self, staging: Staging, slab: torch.Tensor, fill: Callable[[torch.Tensor, int], object]) -> Any:
+        """Fill ``slab`` by way of staging buffers, on the current stream; returns the event of the last copy, if there
+        are streams."""
+        size, event = self._chunk(slab.numel()), None
+        for start in range(0, slab.numel(), size):
+            target = slab[start : start + size]
+            part = staging.acquire(target.numel())
+            fill(part, start)
+            target.copy_(part, non_blocking=self._stream is not None)
+            if self._stream is not None:
+                event = self._stream.record_event()
+                staging.release(event)
         return event
 
 

@@ -39,7 +39,7 @@ MUTANTS = [
     Mutant("an exception skips the offload", "engine.py", "        finally:\n            self._exit(depth)\n\n    def _enter", "        finally:\n            if __import__(\"sys\").exc_info()[0] is None:\n                self._exit(depth)\n\n    def _enter"),
     Mutant("a group is never offloaded", "engine.py", "            group.offload(compare=compare)\n", "            pass\n"),
     Mutant("no lock", "engine.py", "        with self._lock:\n            self._owner = threading.get_ident()\n", "        with contextlib.nullcontext():\n            self._owner = threading.get_ident()\n"),
-    Mutant("doors are not opened", "engine.py", "                install(module, watched, self)\n", "                pass\n"),
+    Mutant("doors are not opened", "doors.py", "            install(module, watched, engine)\n", "            pass\n"),
     Mutant("a returned parameter goes back to the host", "engine.py", "            return valid_output(forward(*args, **kwargs), self._managed)\n", "            return forward(*args, **kwargs)\n"),
     Mutant("structure changes are not noticed", "engine.py", "        if not self._built or not self.structure.unchanged(entry, self.intact, self.root):\n", "        if not self._built:\n"),
     Mutant("removed hooks are not put back", "hook.py", "        if self.stale:\n            self._refresh()\n", "        pass\n"),

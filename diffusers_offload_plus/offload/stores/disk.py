@@ -88,19 +88,23 @@ class DiskSlab:
         """As :meth:`.HostSlab.extent_at`."""
         return self.layout.extent_at(offset)
 
-    def read_into(self, target: torch.Tensor) -> None:
-        """Fill ``target`` with the packed bytes: straight from the files, but from the mapping what was written."""
+    def read_into(self, target: torch.Tensor, start: int = 0) -> None:
+        """Fill ``target`` with the packed bytes from ``start`` on: straight from the files, but from the mapping what
+        was written."""
         self.check()
-        end = 0
-        for start, piece in self._runs():
-            target[end:start].zero_()  # gaps have defined values, so that packed bytes can be compared
-            end = start + piece.nbytes
-            part = target[start:end]
-            if piece.file.is_private(piece.offset, piece.nbytes):
-                piece.file.copy_into(part, piece.offset)
+        end, stop = start, start + target.numel()
+        for begin, piece in self._runs():
+            first, last = max(begin, start), min(begin + piece.nbytes, stop)
+            if first >= last:
+                continue
+            target[end - start : first - start].zero_()  # gaps have values, so that packed bytes can be compared
+            end = last
+            part, offset = target[first - start : last - start], piece.offset + first - begin
+            if piece.file.is_private(offset, last - first):
+                piece.file.copy_into(part, offset)
             else:
-                piece.file.read_into(part, piece.offset)
-        target[end:].zero_()
+                piece.file.read_into(part, offset)
+        target[end - start :].zero_()
         self.check()  # changed while it was read: half old, half new
 
     def part(self, start: int, stop: int) -> torch.Tensor:

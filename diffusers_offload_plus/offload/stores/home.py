@@ -35,8 +35,8 @@ class Home(Protocol):
     def extent_at(self, offset: int) -> Extent:
         """The extent that the byte at ``offset`` belongs to."""
 
-    def read_into(self, target: torch.Tensor) -> None:
-        """Fill ``target`` (uint8, on the CPU, :attr:`nbytes` long) with the packed bytes."""
+    def read_into(self, target: torch.Tensor, start: int = 0) -> None:
+        """Fill ``target`` (uint8, on the CPU) with the packed bytes from ``start`` on."""
 
     def part(self, start: int, stop: int) -> torch.Tensor:
         """Some of the packed bytes as a uint8 tensor on the CPU."""

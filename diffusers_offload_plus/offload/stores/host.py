@@ -74,9 +74,9 @@ class HostSlab:
         """The extent that the byte at ``offset`` of the slab belongs to."""
         return self.layout.extent_at(offset)
 
-    def read_into(self, target: torch.Tensor) -> None:
-        """Copy the slab to ``target``."""
-        target.copy_(self.bytes)
+    def read_into(self, target: torch.Tensor, start: int = 0) -> None:
+        """Copy bytes of the slab to ``target``."""
+        target.copy_(self.part(start, start + target.numel()))
 
     def part(self, start: int, stop: int) -> torch.Tensor:
         """A view of some bytes of the slab."""
