@@ -45,7 +45,7 @@ class CompileOrderError(OffloadPlusError, RuntimeError):
 
 
 class DiskTierError(OffloadPlusError, OSError):
-    """A file of the disk tier cannot be written or read; ``errno`` and ``filename`` are those of the system's error."""
+    """A file of the disk tier cannot be written or read; ``errno`` and ``filename`` are those of the system."""
 
 
 class FileChangedError(DiskTierError):

@@ -24,7 +24,7 @@ offload.modes offload.reader offload.staging offload.transfer offload.tiers offl
 offload.inputs offload.outputs offload.residents offload.loans offload.structure offload.doors offload.saved
 offload.engine offload.copying offload.diffusers_door offload.hook offload.targets offload.preflight
 offload.onloading offload.report offload.enabling offload.extending offload.loading
-""".split()
+""".split()  # noqa: SIM905
 
 
 def module_name(path: pathlib.Path) -> str:

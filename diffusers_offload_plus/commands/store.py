@@ -61,9 +61,8 @@ def _list(directory: str) -> int:
         missing = f", MISSING: {', '.join(found.missing)}" if found.missing else ""
         wrong += bool(found.missing)
         files = f"{len(found.objects)} file{'s' if len(found.objects) != 1 else ''}"
-        print(
-            f"{found.label} ({found.model}): {format_bytes(found.nbytes)} in {files}, kept since {found.created}{missing}"
-        )
+        size = f"{format_bytes(found.nbytes)} in {files}"
+        print(f"{found.label} ({found.model}): {size}, kept since {found.created}{missing}")
         for name in found.objects:
             print(f"    objects/{name}")
     if not count:

@@ -20,11 +20,15 @@ from torch import nn
 
 from .group import State, WeightGroup
 from .inventory import Entry
+from .residents import Carried
 
 __all__ = ["WatchedDict", "computes_on", "install", "open_doors", "uninstall"]
 
 
 class _Engine(Protocol):
+    carried: Carried
+
+    def unpark(self) -> None: ...
     def serve(self, group: WeightGroup, entry: Entry) -> torch.Tensor: ...
     def settle_host(self) -> None: ...
 
@@ -32,11 +36,18 @@ class _Engine(Protocol):
 class WatchedDict(dict[str, Any]):
     """``_parameters`` or ``_buffers`` of a module whose tensors are offloaded. Copies and pickles as a plain dict."""
 
-    __slots__ = ("_watched", "engine")
+    __slots__ = ("_carried", "_watched", "engine")
 
-    def __init__(self, plain: dict[str, Any], watched: dict[str, tuple[WeightGroup, Entry]], engine: _Engine) -> None:
+    def __init__(
+        self,
+        plain: dict[str, Any],
+        watched: dict[str, tuple[WeightGroup, Entry]],
+        carried: frozenset[str],
+        engine: _Engine,
+    ) -> None:
         super().__init__(plain)
         self._watched = watched
+        self._carried = carried
         self.engine = engine
 
     def __getitem__(self, name: str) -> Any:
@@ -45,6 +56,8 @@ class WatchedDict(dict[str, Any]):
             value = dict.__getitem__(self, name)
             # A parameter put in since the inventory was taken is nobody's but the caller's.
             return self.engine.serve(*watched) if value is watched[1].tensor else value
+        if self.engine.carried.parked and name in self._carried:
+            self.engine.unpark()
         return dict.__getitem__(self, name)
 
     def items(self) -> ItemsView[str, Any]:  # type: ignore[override]
@@ -65,24 +78,31 @@ class WatchedDict(dict[str, Any]):
         return dict(dict.items(self))
 
 
-def install(module: nn.Module, watched: dict[str, tuple[WeightGroup, Entry]], engine: _Engine) -> None:
-    """Watch the lookups of ``watched`` names on ``module``."""
+def install(
+    module: nn.Module, watched: dict[str, tuple[WeightGroup, Entry]], carried: frozenset[str], engine: _Engine
+) -> None:
+    """Watch the lookups of ``watched`` and ``carried`` names on ``module``."""
     for slot in ("_parameters", "_buffers"):
         plain: dict[str, Any] = module.__dict__[slot]
         names = {name: watched[name] for name in plain if name in watched}
-        if names:
-            module.__dict__[slot] = WatchedDict(dict(dict.items(plain)), names, engine)
+        if names or not carried.isdisjoint(plain):
+            module.__dict__[slot] = WatchedDict(dict(dict.items(plain)), names, carried, engine)
 
 
-def open_doors(modules: Iterable[nn.Module], groups: Iterable[WeightGroup], engine: _Engine) -> None:
-    """Watch ``modules`` for lookups of tensors of ``groups``; those that are used in place need no watching."""
+def open_doors(
+    modules: Iterable[nn.Module], groups: Iterable[WeightGroup], carried: Iterable[torch.Tensor], engine: _Engine
+) -> None:
+    """Watch ``modules`` for lookups of tensors of ``groups`` and of ``carried`` ones; groups that are used in place
+    need no watching."""
+    are_carried = set(map(id, carried))
     streaming = [group for group in groups if not group.in_place]
     of_tensor = {id(entry.tensor): (group, entry) for group in streaming for entry in group.spec.entries}
     for module in modules:
         held = [*dict.items(module._parameters), *dict.items(module._buffers)]
         watched = {name: of_tensor[id(tensor)] for name, tensor in held if id(tensor) in of_tensor}
-        if watched:
-            install(module, watched, engine)
+        parkable = frozenset(name for name, tensor in held if id(tensor) in are_carried)
+        if watched or parkable:
+            install(module, watched, parkable, engine)
 
 
 def uninstall(module: nn.Module) -> None:

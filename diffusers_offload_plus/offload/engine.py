@@ -155,7 +155,7 @@ class OffloadEngine:
             self._keeps_until_later.update(id(trigger) for _, trigger in unit.triggers[:-1])
         self._groups_of = {module: tuple(dict.fromkeys(found)) for module, found in needed.items()}
         self.structure = Structure(self.root)
-        open_doors(self.structure.open_modules(), self.groups, self)
+        open_doors(self.structure.open_modules(), self.groups, self.carried.tensors if self.moves else (), self)
         self._onload_residents()
         self._built = True
 
@@ -200,6 +200,14 @@ class OffloadEngine:
                 if self.groups or self.carried.tensors:
                     self._recount_buffers(self.root)
                 self.carried.to_host()
+
+    def unpark(self) -> None:
+        """A buffer is looked up that was brought to the host; if that is to compute with it, all go to the device."""
+        if self._frames or not computes_on(self.device, self.structure.ids):
+            return
+        with self._lock, engine_mode():
+            self._recount_buffers(self.root)
+            self._onload_residents()
 
     # A hooked module runs
 

@@ -12,12 +12,17 @@ __all__ = ["Carried", "bring_home"]
 
 
 class Carried:
-    """Parameters and buffers that live on the device between passes; forward may write them as it likes."""
+    """Parameters and buffers that live on the device between passes; forward may write them as it likes.
+
+    Attributes:
+        parked: they are in host memory for now.
+    """
 
     def __init__(self, link: Link) -> None:
         self._link = link
         self._tensors: list[torch.Tensor] = []
         self._bytes = 0
+        self.parked = True
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
@@ -41,10 +46,12 @@ class Carried:
     def to_device(self) -> None:
         """Bring those that are elsewhere to the device."""
         self._move(self._link.device)
+        self.parked = False
 
     def to_host(self) -> None:
         """Bring all back to host memory, with what was written to them."""
         self._move(torch.device("cpu"))
+        self.parked = True
 
     def _move(self, device: torch.device) -> None:
         on_device = 0

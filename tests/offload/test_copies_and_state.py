@@ -31,6 +31,7 @@ from tests.offload.models import (
     seeded,
     tokens,
 )
+from tests.policies import POLICIES
 from tests.zoo.models import MODELS
 
 pytestmark = [pytest.mark.usefixtures("meter"), pytest.mark.parametrize("policy", CHOSEN)]
@@ -313,3 +314,19 @@ def test_a_forward_of_the_users_own_survives(policy: str, device: torch.device) 
     dop.disable_group_offload(model)
     assert model.forward is doubled
     pair.same_state(on_host=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("copying", [copy.deepcopy, pickle.dumps])
+def test_part_called_right_after_a_copy_has_its_buffers(copying: Any, policy: str, device: torch.device) -> None:
+    """A copy brings buffers to the host; a part of a block, which has no hook, is the next that computes."""
+    model = nn.Sequential(nn.Sequential(nn.BatchNorm1d(WIDTH)), nn.Sequential(nn.Linear(WIDTH, WIDTH)))
+    plain, x = copy.deepcopy(model).to(device), noise(device)
+    dop.enable_group_offload(model, device, **POLICIES[policy])
+    for _ in range(2):
+        assert_same(model(x), plain(x))
+        copying(model)
+        assert_same(model[0][0](x), plain[0][0](x))
+    assert torch.equal(model[0][0].running_mean.cpu(), plain[0][0].running_mean.cpu())
+    dop.disable_group_offload(model)
+    assert_plain(model)

@@ -30,13 +30,15 @@ OPERATIONS = (
 TIERS = ("host", "pinned host", "staged host", "disk", "disk and host")
 LEVELS = ("block_level", "leaf_level")
 
+HALF = "half of the model"  # a budget of host memory, put in when the model is there
 CHOSEN = {
     **POLICIES,
     "disk-leaf": {"offload_type": "leaf_level", "offload_to_disk_path": DIRECTORY},
     "disk-block-stream-budget": {
-        "use_stream": True, "offload_to_disk_path": DIRECTORY, "host_budget": 6_000, "offload_type": "block_level",
+        "use_stream": True, "offload_to_disk_path": DIRECTORY, "host_budget": HALF, "offload_type": "block_level",
     },
-    "disk-leaf-budget": {"offload_to_disk_path": DIRECTORY, "host_budget": 6_000, "offload_type": "leaf_level"},
+    "disk-block-budget": {"offload_to_disk_path": DIRECTORY, "host_budget": HALF, "offload_type": "block_level"},
+    "disk-leaf-budget": {"offload_to_disk_path": DIRECTORY, "host_budget": HALF, "offload_type": "leaf_level"},
 }  # fmt: skip
 
 # Where a piece reads another's weight without calling it, or is entered twice by way of sharing, calls do not follow
@@ -104,7 +106,10 @@ class Twins(RuleBasedStateMachine):
     # Residency
 
     def enable(self, policy: str) -> None:
-        dop.enable_group_offload(self.model, self.device, **CHOSEN[policy])
+        settings = dict(CHOSEN[policy])
+        if settings.get("host_budget") == HALF:
+            settings["host_budget"] = max(1024, sum(t.nbytes for t in self.tensors(self.model)) // 2)
+        dop.enable_group_offload(self.model, self.device, **settings)
         report = dop.offload_report(self.model).components[0]
         tier = "disk and host" if "disk" in report.tier and "host" in report.tier else report.tier
         if CHOSEN[policy].get("low_cpu_mem_usage"):
