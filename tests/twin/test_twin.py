@@ -22,7 +22,7 @@ LENGTH = 30
 def table() -> str:
     """How often each operation ran under each tier and level."""
     cells = [(tier, level) for tier in TIERS for level in LEVELS]
-    lines = [f"{'':14}" + "".join(f"{tier + " " + level.removesuffix("_level"):>20}" for tier, level in cells)]
+    lines = [f"{'':14}" + "".join(f"{tier + ' ' + level.removesuffix('_level'):>20}" for tier, level in cells)]
     lines += [f"{op:14}" + "".join(f"{COVERAGE[op, *cell]:>20}" for cell in cells) for op in OPERATIONS]
     return "\n".join(lines)
 
