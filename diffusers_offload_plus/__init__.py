@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import (
+        BudgetExceededError,
         CompileOrderError,
         ContractError,
         DiskTierError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "BudgetExceededError": ".errors",
     "CompileOrderError": ".errors",
     "ContractError": ".errors",
     "DiskTierError": ".errors",
@@ -48,6 +50,7 @@ _HOME = {
 }
 
 __all__ = [
+    "BudgetExceededError",
     "CompileOrderError",
     "ContractError",
     "DiskTierError",

@@ -8,6 +8,7 @@ what was found and what to do next.
 from __future__ import annotations
 
 __all__ = [
+    "BudgetExceededError",
     "CompileOrderError",
     "ContractError",
     "DiskTierError",
@@ -38,6 +39,10 @@ class HookConflictError(OffloadPlusError, ValueError):
 
 class NotOffloadedError(OffloadPlusError, ValueError):
     """The call needs an offloaded model and was given one that is not."""
+
+
+class BudgetExceededError(OffloadPlusError, RuntimeError):
+    """What runs needs more device memory for weights than ``vram_budget`` allows; no weight is lost."""
 
 
 class CompileOrderError(OffloadPlusError, RuntimeError):

@@ -7,6 +7,11 @@ import shutil
 import tempfile
 from typing import Any
 
+from diffusers_offload_plus.offload.device_budget import least_limit
+from diffusers_offload_plus.offload.fitting import outline_of
+from diffusers_offload_plus.offload.policy import OffloadPolicy
+from diffusers_offload_plus.offload.targets import components_of
+
 DIRECTORY = tempfile.mkdtemp(prefix="offload-plus-tests-")
 atexit.register(shutil.rmtree, DIRECTORY, ignore_errors=True)
 
@@ -20,6 +25,9 @@ POLICIES: dict[str, dict[str, Any]] = {
     "leaf-stream": {"offload_type": "leaf_level", "use_stream": True},
     "leaf-record": {"offload_type": "leaf_level", "use_stream": True, "record_stream": True},
     "leaf-lean": {"offload_type": "leaf_level", "use_stream": True, "low_cpu_mem_usage": True},
+    "tight": {"vram_budget": 0.0},
+    "half": {"vram_budget": 0.5},
+    "whole": {"vram_budget": 1.0},
     "disk": {"offload_type": "block_level", "offload_to_disk_path": DIRECTORY},
     "disk-leaf-stream": {"offload_type": "leaf_level", "use_stream": True, "offload_to_disk_path": DIRECTORY},
     "disk-block-stream-budget": {
@@ -29,3 +37,20 @@ POLICIES: dict[str, dict[str, Any]] = {
         "host_budget": 100_000,
     },
 }
+
+
+def settings(policy: str, target: Any, device: Any) -> dict[str, Any]:
+    """Arguments of ``enable_group_offload`` for ``policy``.
+
+    A budget given as a part is made one in bytes: 0.0 is the least that works for ``target``, 1.0 what it takes whole.
+    """
+    chosen = dict(POLICIES[policy])
+    part = chosen.get("vram_budget")
+    if isinstance(part, float):
+        leaves = OffloadPolicy.from_arguments(onload_device=device, offload_type="leaf_level", use_stream=True)
+        outlines = [outline_of(module, leaves, name) for name, module in components_of(target).items()]
+        fixed = sum(outline.fixed for outline in outlines)
+        least = least_limit(fixed + max(outline.floor for outline in outlines))
+        whole = least_limit(sum(outline.total for outline in outlines))
+        chosen["vram_budget"] = int(least + part * max(0, whole - least))
+    return chosen

@@ -28,7 +28,7 @@ from diffusers_offload_plus.offload.diffusers_door import (
     stock_settings,
 )
 from tests.offload.models import Stack, noise, seeded
-from tests.policies import POLICIES
+from tests.policies import settings
 
 
 class Recording(ModelHook):
@@ -273,7 +273,7 @@ def test_no_library_attribute_is_replaced(policy: str, device: torch.device) -> 
             found += [f"{owner.__name__}.{name}" for name, value in kept.items() if now.get(name) is not value]
         return [name for name in found if name not in ("RemovableHandle.next_id",)]  # torch counts its handles there
 
-    model.enable_group_offload(device, **POLICIES[policy])
+    model.enable_group_offload(device, **settings(policy, model, device))
     model(x).sum().backward()
     assert replaced() == []
     with torch.no_grad(), dop.onloaded(model):

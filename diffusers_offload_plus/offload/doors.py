@@ -4,8 +4,9 @@
 ``module.weight`` reaches ``module._parameters["weight"]``. While a model is offloaded that dictionary is a
 :class:`WatchedDict`, a dict like any other but for this: looking a name up while its group is not onloaded asks the
 engine first, and before it is iterated (state dicts, optimisers, ``.to``) copies still reading host memory are
-waited for, since the caller may be about to write it. Iteration sees parameters at their host copy. Modules under a
-compiled forward keep plain dictionaries: the hook above them onloads all.
+waited for, since the caller may be about to write it. Iteration sees parameters at their host copy: what a budget
+keeps on the device comes home for it, unless the caller only asks for the model's dtype or device, as pipelines do
+at each step. Modules under a compiled forward keep plain dictionaries: the hook above them onloads all.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import nn
 
 from .group import State, WeightGroup
 from .inventory import Entry
+from .passes import Passes
 from .residents import Carried
 
 __all__ = ["WatchedDict", "computes_on", "install", "open_doors", "uninstall"]
@@ -27,10 +29,15 @@ __all__ = ["WatchedDict", "computes_on", "install", "open_doors", "uninstall"]
 
 class _Engine(Protocol):
     carried: Carried
+    passes: Passes
 
     def unpark(self) -> None: ...
     def serve(self, group: WeightGroup, entry: Entry) -> torch.Tensor: ...
     def settle_host(self) -> None: ...
+    def evict_kept(self) -> None: ...
+
+
+_ONLY_LOOKING = frozenset({"device", "dtype", "get_parameter_device", "get_parameter_dtype"})
 
 
 class WatchedDict(dict[str, Any]):
@@ -62,13 +69,18 @@ class WatchedDict(dict[str, Any]):
 
     def items(self) -> ItemsView[str, Any]:  # type: ignore[override]
         """As of a dict, once no copy reads host memory any more."""
-        self.engine.settle_host()
+        self._show_host()
         return super().items()
 
     def values(self) -> ValuesView[Any]:  # type: ignore[override]
         """As of a dict, once no copy reads host memory any more."""
-        self.engine.settle_host()
+        self._show_host()
         return super().values()
+
+    def _show_host(self) -> None:
+        self.engine.settle_host()
+        if self.engine.passes.keeps and not _only_looked_at():
+            self.engine.evict_kept()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return dict, (self.copy(),)
@@ -111,6 +123,19 @@ def uninstall(module: nn.Module) -> None:
         held = module.__dict__.get(slot)
         if isinstance(held, WatchedDict):
             module.__dict__[slot] = held.copy()
+
+
+def _only_looked_at() -> bool:
+    """Whether parameters are iterated over for the sake of their dtype or device alone, by a library's own property.
+
+    Asked between passes; another answer than the true one costs time, or shows a parameter where it is kept.
+    """
+    frame: FrameType | None = sys._getframe(3)  # past this function and the two of the dictionary
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] == "torch":
+        frame = frame.f_back
+    if frame is None or frame.f_code.co_name not in _ONLY_LOOKING:
+        return False
+    return frame.f_globals.get("__name__", "").split(".")[0] in ("diffusers", "transformers", "diffusers_offload_plus")
 
 
 def computes_on(device: torch.device, modules: set[int]) -> bool:

@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from ..errors import HookConflictError, InvalidPolicyError, NotOffloadedError
+from .device_budget import DeviceBudget
 from .diffusers_door import HOOK_NAME, STOCK_HELPER_HOOKS, registry_of, stock_hooks, stock_settings
+from .fitting import fit_budgets
 from .hook import Attachment, attachment_of
 from .memory import give_memory_back
 from .policy import OffloadPolicy
@@ -44,6 +46,7 @@ def enable_group_offload(
     checkpoint: str | os.PathLike[str] | None = None,
     keep: bool = False,
     protect: str | None = None,
+    vram_budget: int | str | None = None,
 ) -> None:
     """Keep the weights of ``target`` in host memory, or on disk, and bring them to the device group by group as they
     are used.
@@ -67,16 +70,21 @@ def enable_group_offload(
             ``_group_offload_block_modules`` if left out.
         exclude_kwargs: keyword arguments of forward that are never moved; a model's ``_skip_keys`` if left out.
         exclude_modules: components of a pipeline that are put on ``onload_device`` whole instead.
-        host_budget: with a disk path, bytes (or ``"16GiB"``) of host memory that weights and staging may take; what
-            does not fit rests on disk. Without it everything does.
+        host_budget: bytes (or ``"16GiB"``) of host memory that weights and staging may take. With a disk path what
+            does not fit rests on disk, and without a budget everything does. Without a disk path it is refused.
         checkpoint: with a disk path, the local snapshot or safetensors file that weights were loaded from; those
             that are bit-equal there are not written again. A model's own ``_name_or_path`` if left out.
         keep: with a disk path, leave what is written there for later processes, which find it by its content.
         protect: ``"copy"`` if others may write the checkpoint's files meanwhile: they are copied (without taking space
             where the file system can do that).
 
+        vram_budget: bytes (or ``"10GiB"``) of weights on the device at most, at any moment, over all components. What
+            fits stays there between passes; the rest streams, on a stream of its own and as far ahead as there is
+            room, in blocks, or in layers where blocks are too large. ``use_stream`` and ``offload_type`` need not be
+            given.
+
     Raises:
-        InvalidPolicyError: an argument cannot be used.
+        InvalidPolicyError: an argument cannot be used, or a budget cannot be kept.
         UnsupportedModelError: a component cannot be offloaded.
         HookConflictError: a component is offloaded by other means.
         DiskTierError: there is no room on disk, or it cannot be written.
@@ -99,6 +107,7 @@ def enable_group_offload(
         checkpoint=checkpoint,
         keep=keep,
         protect=protect,
+        vram_budget=vram_budget,
     )
     kept, excluded = split_excluded(target, components_of(target), exclude_modules)
     if len(kept) > 1:
@@ -106,7 +115,9 @@ def enable_group_offload(
     policies = {name: _for_model(policy, module, kept) for name, module in kept.items()}
     for name, module in kept.items():
         check_model(module, policies[name], name)
-    prepared = [_prepare(module, policies[name], name) for name, module in kept.items()]
+    policies = fit_budgets(kept, policies)
+    budget = _budget_of(kept, policies)
+    prepared = [_prepare(module, policies[name], name, budget) for name, module in kept.items()]
     for module in excluded.values():
         disable_group_offload(module, missing_ok=True)
         module.to(policy.onload_device)
@@ -176,7 +187,18 @@ def upgrade(target: Any) -> None:
         _attach(attachment)
 
 
-def _prepare(module: nn.Module, policy: OffloadPolicy, label: str) -> Attachment:
+def _budget_of(components: dict[str, nn.Module], policies: dict[str, OffloadPolicy]) -> DeviceBudget | None:
+    """What the components share: the present budget where some stay as they are, else a new one; None without."""
+    if all(policy.vram_budget is None for policy in policies.values()):
+        return None
+    for name, module in components.items():
+        present = attachment_of(module)
+        if present is not None and present.policy == policies[name]:
+            return present.engine.budget
+    return DeviceBudget(next(iter(policies.values())).vram_budget)
+
+
+def _prepare(module: nn.Module, policy: OffloadPolicy, label: str, budget: DeviceBudget | None) -> Attachment:
     """The attachment that is to be: the present one if its settings are the same. Nothing is changed."""
     present = attachment_of(module)
     if present is not None:
@@ -184,7 +206,7 @@ def _prepare(module: nn.Module, policy: OffloadPolicy, label: str) -> Attachment
             return present
         present.engine.park()
         present.engine.settle_host()
-    attachment = Attachment(module, policy, label)
+    attachment = Attachment(module, policy, label, budget)
     attachment.prepare()
     return attachment
 

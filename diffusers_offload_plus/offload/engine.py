@@ -1,10 +1,6 @@
-"""Residency of each group while the model runs: onload before use, prefetch what comes next, offload after.
+"""The engine of one model: its inventory, the homes of its weights, and what the hooks and doors call.
 
-[Note: passes and frames]
-A *pass* is one outermost call into the model, by whatever door: ``model(x)``, ``vae.encode``, a block called alone.
-A *frame* is one hooked module running inside it. A frame holds the groups its module needs; a group is offloaded
-when no frame holds it. At the end of a pass, however it ends, nothing that streams is left on the device. One pass
-runs at a time: other threads wait.
+One pass runs at a time, here or in any engine that shares the device budget: other threads wait.
 """
 
 from __future__ import annotations
@@ -19,19 +15,21 @@ import torch
 from torch import nn
 
 from ..errors import DiskTierError
+from .device_budget import DeviceBudget
 from .doors import computes_on, open_doors, uninstall
 from .group import State, WeightGroup
 from .inputs import to_device
 from .inventory import Entry, Residency, take_inventory
+from .keeping import fixed_bytes, keep_within, nested_groups
 from .loans import Loans
-from .modes import engine_mode, profiled
+from .modes import engine_mode
 from .outputs import valid_output
 from .partition import Unit
+from .passes import Frame, Passes
 from .plan import HeldGroup, OffloadPlan, make_plan
 from .policy import OffloadPolicy
 from .residents import Carried, bring_home
 from .saved import SavedWeights
-from .schedule import Schedule
 from .structure import Structure
 from .tiers import Tiers
 from .transfer import Link
@@ -39,31 +37,28 @@ from .transfer import Link
 __all__ = ["OffloadEngine"]
 
 
-@dataclasses.dataclass(eq=False, slots=True)
-class _Frame:
-    module: nn.Module
-    groups: tuple[WeightGroup, ...]
-    compare: bool
-    served: dict[WeightGroup, int] = dataclasses.field(default_factory=dict)  # and how often its owner had run then
-
-
 class OffloadEngine:
     """Moves the weights of one model.
+
+    Args:
+        budget: device memory it shares with other engines; one without a limit if left out.
 
     Attributes:
         units: what the model is cut into, as of the last :meth:`build`.
         refresh: called when the model's structure has changed; set by whoever installs the hooks.
         intact: says whether the hook of a module still fires; set likewise.
+        fixed_bytes: device bytes of what never leaves the device while the model is offloaded.
     """
 
-    def __init__(self, root: nn.Module, policy: OffloadPolicy, label: str) -> None:
+    def __init__(self, root: nn.Module, policy: OffloadPolicy, label: str, budget: DeviceBudget | None = None) -> None:
         self.root = root
         self.policy = policy
         self.label = label
         self.device = policy.device
         self.moves = self.device.type != "cpu"
         self.structure = Structure(root)
-        self.link = Link(policy)
+        self.budget = budget or DeviceBudget(policy.vram_budget)
+        self.link = Link(policy, self.budget)
         self.tiers = Tiers(root, policy, self.link, label)
         self.units: list[Unit] = []
         self.groups: list[WeightGroup] = []
@@ -72,20 +67,12 @@ class OffloadEngine:
         self.intact: Callable[[nn.Module], bool] = lambda module: True
         self.served: dict[str, str] = {}
         self._exclude = frozenset(policy.exclude_kwargs or getattr(root, "_skip_keys", None) or ())
-        self._lock = threading.RLock()
+        self._lock = self.budget.lock
         self._owner: int | None = None
-        self._frames: list[_Frame] = []
-        self._active: dict[WeightGroup, None] = {}  # streamed groups touched in this pass, in order
-        self._lingering: list[WeightGroup] = []
-        self._prefetched: list[WeightGroup] = []
+        self.fixed_bytes = 0
+        self.passes = Passes(self.link, self, policy.prefetch_depth)
         self._loans = Loans(self.link)
-        self._compare = False
         self._built = False  # all of it: groups, doors, residents
-        self._schedules: dict[int, Schedule] = {}
-        self._schedule = Schedule()
-        self._number: dict[int, int] = {}
-        self._groups_of: dict[int, tuple[WeightGroup, ...]] = {}
-        self._keeps_until_later: set[int] = set()
         self._managed: dict[int, Entry] = {}
         self._carried_parameters: list[torch.Tensor] = []
         self._saved = SavedWeights(self)
@@ -94,8 +81,14 @@ class OffloadEngine:
     def plan(self) -> OffloadPlan:
         """What moves, what stays and how much device memory that takes, in the sizes tensors have now: a cast changes
         them without a new inventory."""
-        held = [HeldGroup(g.spec, g.nbytes, g.tier, g.in_place) for g in self.groups]
-        return make_plan(self._inventory, held, self.carried.total_bytes, self.policy)
+        held = [HeldGroup(g.spec, g.nbytes, g.tier, g.in_place, g.kept) for g in self.groups]
+        return make_plan(
+            self._inventory,
+            held,
+            self.carried.total_bytes,
+            self.policy,
+            room=None if self.budget.limit is None else self.passes.window.room,
+        )
 
     # Set-up
 
@@ -106,7 +99,10 @@ class OffloadEngine:
             UnsupportedModelError: the model cannot be offloaded.
             DiskTierError: there is no room on disk, or it cannot be written.
         """
-        self.tiers.prepare(take_inventory(self.root, self.policy, self.label).groups)
+        inventory = take_inventory(self.root, self.policy, self.label)
+        self.tiers.prepare(inventory.groups)
+        self.fixed_bytes = fixed_bytes(inventory)
+        self.budget.join(self)
 
     def build(self) -> None:
         """(Re)build groups, doors and plan from the model as it is now. Groups whose tensors are the same keep their
@@ -144,20 +140,28 @@ class OffloadEngine:
         carried = inventory.carried if self.moves else []
         self._carried_parameters = [entry.tensor for entry in carried if not entry.is_buffer]
         self.carried.replace([entry.tensor for entry in carried])
-        self._schedules.clear()
-        self._number = {id(group): number for number, group in enumerate(groups)}
+        self.passes.replace(groups, inventory.units)
         self._managed = {id(entry.tensor): entry for group in groups for entry in group.spec.entries}
-        needed: dict[int, list[WeightGroup]] = {}
-        self._keeps_until_later = set()
-        for index, unit in enumerate(inventory.units):
-            for _, trigger in unit.triggers:
-                needed.setdefault(id(trigger), []).extend(group for group in groups if index in group.spec.units)
-            self._keeps_until_later.update(id(trigger) for _, trigger in unit.triggers[:-1])
-        self._groups_of = {module: tuple(dict.fromkeys(found)) for module, found in needed.items()}
         self.structure = Structure(self.root)
         open_doors(self.structure.open_modules(), self.groups, self.carried.tensors if self.moves else (), self)
+        self.fixed_bytes = self.carried.total_bytes + sum(
+            group.nbytes for group in groups if group.spec.residency is Residency.RESIDENT
+        )
+        self.budget.join(self)
+        self._choose_kept()
         self._onload_residents()
         self._built = True
+
+    def _choose_kept(self) -> None:
+        if self.budget.limit is None:
+            return
+        streamed = [group for group in self.groups if group.spec.residency is Residency.STREAMED]
+        nests = nested_groups(self.units, [group.spec for group in streamed])
+        kept, self.passes.window.room = keep_within(
+            [group.nbytes for group in streamed], nests, self.budget.for_groups()
+        )
+        for index, group in enumerate(streamed):
+            group.kept = index in kept
 
     def tear_down(self, *, leave: bool = True) -> None:
         """Every weight back in plain host memory, doors closed. The engine must not be used after.
@@ -172,6 +176,7 @@ class OffloadEngine:
         with self._lock:
             self._sweep()
             self.park()
+            self.budget.leave(self)
             self._close_doors()
             with engine_mode():
                 bring_home(self.root, self.device)
@@ -191,9 +196,10 @@ class OffloadEngine:
     def park(self) -> None:
         """Bring what stays on the device between passes back to the host, writes kept. No effect inside a pass."""
         with self._lock:
-            if self._frames:
+            if self.passes.frames:
                 return
             with engine_mode():
+                self.passes.evict_all()
                 self._loans.settle()
                 for group in self.groups:
                     group.offload(compare=True)
@@ -203,7 +209,7 @@ class OffloadEngine:
 
     def unpark(self) -> None:
         """A buffer is looked up that was brought to the host; if that is to compute with it, all go to the device."""
-        if self._frames or not computes_on(self.device, self.structure.ids):
+        if self.passes.frames or not computes_on(self.device, self.structure.ids):
             return
         with self._lock, engine_mode():
             self._recount_buffers(self.root)
@@ -231,12 +237,12 @@ class OffloadEngine:
                 id(t) for part in module.modules() for t in (*part._parameters.values(), *part._buffers.values())
             }
             groups = tuple(g for g in self.groups if any(id(entry.tensor) in tensors for entry in g.spec.entries))
-            depth = len(self._frames)
+            depth = len(self.passes.frames)
             try:
-                self._enter(_Frame(module, groups, compare=True), prefetch=False)
+                self.passes.enter(Frame(module, groups, compare=True), prefetch=False)
                 yield
             finally:
-                self._exit(depth)
+                self.passes.exit(depth)
 
     def serve(self, group: WeightGroup, entry: Entry) -> torch.Tensor:
         """Answer a lookup of an offloaded tensor that no hook announced; see [Note: doors].
@@ -244,15 +250,15 @@ class OffloadEngine:
         Inside a pass the group is onloaded while the innermost hooked module runs. Outside of one there is
         no telling how long the caller needs it, so it is lent a device copy that lives as long as it is held.
         """
-        if self._owner == threading.get_ident() and self._frames:
-            frame = self._frames[-1]
-            self.served.setdefault(entry.names[0], self.structure.name_of(frame.module))
+        if self._owner == threading.get_ident() and self.passes.frames:
+            self.served.setdefault(entry.names[0], self.structure.name_of(self.passes.frames[-1].module))
             with engine_mode():
-                self._end_claims(frame)
-                if group not in frame.served:
-                    group.users += 1
-                    frame.served[group] = group.runs
-                self._onload(group)
+                self.passes.serve(group)
+            return entry.tensor
+        if group.state is State.KEPT:
+            if not computes_on(self.device, self.structure.ids):
+                with self._lock:
+                    self.passes.bring_home(group)
             return entry.tensor
         if not self.moves or not computes_on(self.device, self.structure.ids):
             self.settle_host()
@@ -261,13 +267,14 @@ class OffloadEngine:
         if torch.is_grad_enabled() and entry.tensor.requires_grad:
             return entry.tensor.to(self.device)
         with self._lock, engine_mode():
+            self.budget.reserve(2 * entry.nbytes, self, required=True, displace=True)
             return self._loans.lend(group, entry)
 
     def settle_host(self) -> None:
         """Somebody is about to look at host weights, and may write them: no copy may be reading them any more."""
         if self.link.reading_host:
             with self._lock, engine_mode():
-                for group in self._prefetched:
+                for group in self.passes.window.ahead:
                     group.discard()
                 self.link.drain()
 
@@ -301,103 +308,39 @@ class OffloadEngine:
         if not self._built or not self.structure.unchanged(entry, self.intact, self.root):
             self.refresh()
         self._recount_buffers(entry)
-        self._compare = torch.is_grad_enabled()
         with engine_mode():
             self._loans.settle()
-            self._onload_residents()
-            self._schedule = self._schedules.setdefault(id(entry), Schedule())
-            self._schedule.begin()
+        self.passes.begin(entry)
+        self._onload_residents()
 
     def _sweep(self, finished: bool = False) -> None:
-        # Whatever frames an interrupted pass left behind are ended here, so nothing stays on the device.
-        self._exit(0)
-        with engine_mode():
-            self._lingering.clear()
-            self._prefetched.clear()
-            for group in self._active:
-                group.users = 0
-                group.offload(compare=self._compare)
-            self._active.clear()
-        if finished:
-            self._schedule.end()
+        self.passes.sweep(finished)
+
+    def evict(self, nbytes: int) -> None:
+        """Take groups that are not in use off the device until ``nbytes`` are free, or none is left."""
+        self.passes.evict(nbytes)
+
+    def evict_kept(self) -> None:
+        """Take everything off the device that a budget keeps there between passes: somebody wants to see the model."""
+        if self.passes.keeps:
+            with self._lock:
+                self.passes.evict_all()
 
     # Frames
 
     def _run_frame(
         self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        depth = len(self._frames)
+        passes = self.passes
+        depth = len(passes.frames)
         try:
-            self._enter(_Frame(module, self._groups_of.get(id(module), ()), self._compare))
+            passes.enter(Frame(module, passes.groups_of(module), passes.compare))
             args, kwargs = to_device(
                 args, kwargs, self.device, self._exclude, self.policy.non_blocking or self.policy.use_stream
             )
             return valid_output(forward(*args, **kwargs), self._managed)
         finally:
-            self._exit(depth)
-
-    def _enter(self, frame: _Frame, *, prefetch: bool = True) -> None:
-        self._frames.append(frame)
-        for group in frame.groups:
-            group.users += 1
-            group.runs += 1
-        with engine_mode():
-            for group in self._lingering:
-                if not group.users:
-                    group.offload(compare=self._compare)
-            self._lingering.clear()
-            for group in frame.groups:
-                self._onload(group)
-            if prefetch:
-                self._prefetch()
-
-    def _exit(self, depth: int) -> None:
-        with engine_mode():
-            while len(self._frames) > depth:
-                frame = self._frames.pop()
-                for group in frame.served:
-                    self._release(group, frame, compare=True)
-                for group in frame.groups:
-                    self._release(group, frame, compare=frame.compare)
-
-    def _end_claims(self, frame: _Frame) -> None:
-        # Many readers look at ``layer.weight.dtype`` just before they call the layer; holding every such group to the
-        # end of a long forward would gather the model on the device. Once its owner has run, the next read ends it.
-        for group, runs in list(frame.served.items()):
-            if group.runs > runs:
-                del frame.served[group]
-                self._release(group, frame, compare=True)
-
-    def _release(self, group: WeightGroup, frame: _Frame, *, compare: bool) -> None:
-        group.users = max(0, group.users - 1)
-        if group.users or group.spec.residency is Residency.RESIDENT:
-            return
-        if id(frame.module) in self._keeps_until_later and not compare and self._frames:
-            self._lingering.append(group)
-            return
-        with profiled("offload", group.spec.name):
-            group.offload(compare=compare)
-
-    def _onload(self, group: WeightGroup) -> None:
-        if group.spec.residency is Residency.STREAMED:
-            self._schedule.use(self._number[id(group)])
-            self._active[group] = None
-        with profiled("onload", group.spec.name):
-            group.onload()
-
-    def _prefetch(self) -> None:
-        depth = self.policy.prefetch_depth
-        if not depth:
-            return
-        wanted = [self.groups[number] for number in self._schedule.upcoming(depth)]
-        for group in self._prefetched:
-            if group not in wanted and group.state is State.PREFETCHED:
-                group.discard()
-        for group in wanted:
-            self._active[group] = None
-            with profiled("prefetch", group.spec.name):
-                group.prefetch()
-        self._prefetched = wanted
+            passes.exit(depth)
 
     # Helpers
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 
 from ..errors import FileChangedError
-from .inventory import Entry, GroupSpec
+from .inventory import Entry, GroupSpec, Residency
 from .stores.home import Home, Placement
 from .stores.host import HostPlacement
 from .stores.layout import view_of
@@ -25,7 +25,12 @@ from .transfer import Link, Transfer
 
 __all__ = ["State", "WeightGroup"]
 
-COMPARE_CHUNK = 4 << 20  # bytes compared at a time, so that verifying needs no second slab on the device
+
+Room = Callable[[int], bool]
+
+
+def _any(nbytes: int) -> bool:
+    return True
 
 
 class State(enum.Enum):
@@ -34,6 +39,7 @@ class State(enum.Enum):
     OFFLOADED = "offloaded"
     PREFETCHED = "prefetched"  # still at the host copy; the device copy is on its way
     ONLOADED = "onloaded"
+    KEPT = "kept"  # at the device copy between passes; whoever reads it there without computing brings it home
 
 
 @dataclasses.dataclass(slots=True)
@@ -53,6 +59,7 @@ class WeightGroup:
     Attributes:
         users: how many running modules need the group; it stays onloaded while there are any.
         runs: how often a module that owns its weights has run.
+        kept: it is to stay on the device between passes, as far as there is room.
         written_back: bytes that had to travel device to host because somebody wrote them.
     """
 
@@ -60,6 +67,7 @@ class WeightGroup:
         self.spec = spec
         self.users = 0
         self.runs = 0
+        self.kept = False
         self.onloads = 0
         self.written_back = 0
         self.rehomed = 0
@@ -95,28 +103,62 @@ class WeightGroup:
         """Bytes the group holds on the device now."""
         return 0 if self._transfer is None else self._transfer.slab.numel()
 
-    def prefetch(self) -> None:
-        """Start bringing the group to the device. Idempotent."""
+    @property
+    def on_its_way(self) -> bool:
+        """Whether a transfer has been started and its device memory taken."""
+        return self._transfer is not None
+
+    @property
+    def under_way(self) -> bool:
+        """Whether somebody who needs the group now would have to wait for a disk."""
+        return self._transfer is not None and self._transfer.under_way
+
+    def prefetch(self, room: Room = _any) -> bool:
+        """Start bringing the group to the device. Idempotent.
+
+        Args:
+            room: asked whether so many bytes may be taken there.
+
+        Returns:
+            Whether it is on its way.
+        """
         if self._transfer is None:
-            self._transfer = self._link.start(self._current_home())
+            home = self._current_home()
+            if not room(0 if self.in_place else home.nbytes):
+                return False
+            self._transfer = self._link.start(home)
             self._copied = self._versions()
-            self._link.hold(self.device_bytes)
+            self._take(self.device_bytes)
             self.state = State.PREFETCHED
             self.onloads += 1
+        return True
 
-    def onload(self) -> None:
+    def onload(self, room: Room = _any) -> None:
         """Point the group's parameters at the device, ordered after the transfer. Idempotent."""
         if self.state is State.ONLOADED:
             return
+        if self.state is State.KEPT:
+            if all(self._on_loan(entry.tensor) for entry in self.spec.entries):
+                self.state = State.ONLOADED
+                return
+            self.offload(compare=True)  # others re-pointed a parameter since the last pass
         if self._transfer is not None and self._copied != self._versions():
             self.discard()  # written between prefetch and use: what is under way holds the old values
-        self.prefetch()
+        self.prefetch(room)
         try:
             self._lend()
         except _Moved:
             self.discard()
-            self.prefetch()
+            self.prefetch(room)
             self._lend()
+
+    def stay(self) -> None:
+        """Leave the group on the device at the end of a pass, its parameters at the device copy: what is written
+        there from now on is written to what the next pass computes with."""
+        if self.state is State.PREFETCHED:
+            self.onload()
+        if self.state is State.ONLOADED:
+            self.state = State.KEPT
 
     def offload(self, *, compare: bool = False) -> None:
         """Point the parameters back at their host copy and drop the device copy, writes kept. Idempotent.
@@ -124,7 +166,7 @@ class WeightGroup:
         Args:
             compare: compare all bytes instead of trusting version counters.
         """
-        if self.state is State.ONLOADED:
+        if self.state in (State.ONLOADED, State.KEPT):
             try:
                 self._keep_writes(compare)
             except FileChangedError:
@@ -139,18 +181,24 @@ class WeightGroup:
 
     def discard(self) -> None:
         """Drop a prefetched copy nobody used."""
-        if self.state is State.ONLOADED:
+        if self.state in (State.ONLOADED, State.KEPT):
             return
-        if self._transfer is not None:
-            self._transfer.cancel()
-            self._link.hold(-self.device_bytes)
+        transfer = self._transfer
+        if transfer is not None:
+            transfer.cancel()
+            self._take(-self.device_bytes)
             self._transfer = None
-            self._link.let_go(self.home)
+            self._link.let_go(self.home, transfer)
         self.state = State.OFFLOADED
+
+    def _take(self, nbytes: int) -> None:
+        self._link.hold(nbytes)
+        if not self.kept and self.spec.residency is Residency.STREAMED:
+            self._link.streaming += nbytes
 
     def owns_storage(self, tensor: torch.Tensor) -> bool:
         """Whether ``tensor`` is a view of the group's present device slab."""
-        return self.state is State.ONLOADED and tensor.untyped_storage()._cdata == self._storage
+        return self.state in (State.ONLOADED, State.KEPT) and tensor.untyped_storage()._cdata == self._storage
 
     def leave(self) -> None:
         """Move the weights of an offloaded group to ordinary host memory, with nothing of the group left on them."""
@@ -224,8 +272,9 @@ class WeightGroup:
         assert self._transfer is not None
         slab = self._transfer.slab
         if compare:
-            for start in range(0, slab.numel(), COMPARE_CHUNK):
-                part = slice(start, min(start + COMPARE_CHUNK, slab.numel()))
+            piece = self._link.budget.scratch
+            for start in range(0, slab.numel(), piece):
+                part = slice(start, min(start + piece, slab.numel()))
                 host = self.home.part(part.start, part.stop)
                 if not torch.equal(slab[part], host.to(slab.device)):
                     self._copy_back(slab, part.start, part.stop)

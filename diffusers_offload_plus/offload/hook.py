@@ -23,6 +23,7 @@ from torch import nn
 
 from ..errors import CompileOrderError
 from .copying import install_reducer, uninstall_reducer
+from .device_budget import DeviceBudget
 from .diffusers_door import HOOK_NAME, HookRegistry, ModelHook, registry_of, stock_config
 from .engine import OffloadEngine
 from .partition import COMPILED_BENEATH, is_compiled, runs
@@ -68,6 +69,8 @@ class GroupOffloadPlusHook(ModelHook):
 
     def deinitalize_hook(self, module: nn.Module) -> nn.Module:  # diffusers' spelling
         """Called when the hook is removed, by us or by diffusers."""
+        if not self.attachment.stale:
+            self.attachment.engine.evict_kept()  # whoever removes hooks is about to work on the weights
         self.attachment.stale = True
         uninstall_reducer(module)
         if module.__dict__.get("compile") == self.compile:
@@ -145,12 +148,12 @@ class Attachment:
         stale: hooks were removed or displaced by others, and are to be put back before the next use.
     """
 
-    def __init__(self, root: nn.Module, policy: OffloadPolicy, label: str) -> None:
+    def __init__(self, root: nn.Module, policy: OffloadPolicy, label: str, budget: DeviceBudget | None = None) -> None:
         self.root = root
         self.policy = policy
         self.label = label
         self.stale = False
-        self.engine = OffloadEngine(root, policy, label)
+        self.engine = OffloadEngine(root, policy, label, budget)
         self.engine.refresh = self._refresh
         self.engine.intact = self._intact
         self.config = stock_config(policy.onload_device, policy.offload_device)

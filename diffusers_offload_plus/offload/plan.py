@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .inventory import Decision, GroupSpec, Inventory, Residency
+from .keeping import nested_groups
 from .policy import OffloadPolicy
 
 __all__ = ["GroupPlan", "HeldGroup", "OffloadPlan", "groups_in_memory", "make_plan", "staging_bytes"]
@@ -19,6 +20,7 @@ class HeldGroup(NamedTuple):
     nbytes: int
     tier: str
     in_place: bool
+    kept: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,7 @@ class OffloadPlan:
         carried_bytes: buffers and the like, kept on the device.
         prefetch_depth: groups onloaded ahead of the one in use.
         nested_bytes: largest sum of streamed groups that modules running inside one another need at once.
+        room: with a budget, device bytes that streamed groups pass through.
         decisions: everything treated differently from the plain rule, and why.
     """
 
@@ -57,6 +60,7 @@ class OffloadPlan:
     prefetch_depth: int
     nested_bytes: int
     decisions: tuple[Decision, ...]
+    room: int | None = None
 
     @property
     def streamed_bytes(self) -> int:
@@ -64,8 +68,13 @@ class OffloadPlan:
         return sum(group.nbytes for group in self.groups if group.residency is Residency.STREAMED)
 
     @property
+    def kept_bytes(self) -> int:
+        """Bytes that stay on the device between passes, as far as there is room."""
+        return sum(group.nbytes for group in self.groups if group.residency is Residency.KEPT)
+
+    @property
     def resident_bytes(self) -> int:
-        """Bytes on the device while nothing runs."""
+        """Bytes that never leave the device."""
         return self.carried_bytes + sum(g.device_bytes for g in self.groups if g.residency is Residency.RESIDENT)
 
     def bytes_on(self, tier: str) -> int:
@@ -77,8 +86,11 @@ class OffloadPlan:
         """Most bytes of weights on the device at any moment of an inference pass in which modules call their own
         submodules.
 
-        A module that reads another's weights without calling it adds a copy of that group while it runs.
+        A module that reads another's weights without calling it adds a copy of that group while it runs, but for a
+        budget, which holds whatever happens.
         """
+        if self.room is not None:
+            return self.resident_bytes + self.kept_bytes + min(self.room, self.streamed_bytes)
         streamed = sorted((g.device_bytes for g in self.groups if g.residency is Residency.STREAMED), reverse=True)
         return self.resident_bytes + self.nested_bytes + sum(streamed[: self.prefetch_depth])
 
@@ -117,11 +129,17 @@ def staging_bytes(sizes: Sequence[int], budget: int | None) -> int:
 
 
 def make_plan(
-    inventory: Inventory, held: Sequence[HeldGroup], carried_bytes: int, policy: OffloadPolicy
+    inventory: Inventory,
+    held: Sequence[HeldGroup],
+    carried_bytes: int,
+    policy: OffloadPolicy,
+    *,
+    room: int | None = None,
 ) -> OffloadPlan:
     """Compute the plan for ``inventory``.
 
     Args:
+        room: device bytes for groups that come and go, if there is a budget.
         held: its groups that are managed; none where nothing moves.
         carried_bytes: bytes of the tensors kept on the device one by one.
     """
@@ -129,39 +147,21 @@ def make_plan(
         GroupPlan(
             name=group.spec.name,
             nbytes=group.nbytes,
-            residency=group.spec.residency,
+            residency=Residency.KEPT if group.kept else group.spec.residency,
             tier=group.tier,
             device_bytes=0 if group.in_place else group.nbytes,
             tensors=tuple(name for entry in group.spec.entries for name in entry.names),
         )
         for group in held
     )
-    streamed = [
-        (group.spec.units, plan.device_bytes)
-        for group, plan in zip(held, groups, strict=True)
-        if plan.residency is Residency.STREAMED
-    ]
+    streamed = [group for group, plan in zip(held, groups, strict=True) if plan.residency is Residency.STREAMED]
+    nests = nested_groups(inventory.units, [group.spec for group in streamed])
+    taken = [0 if group.in_place else group.nbytes for group in streamed]
     return OffloadPlan(
         groups=groups,
         carried_bytes=carried_bytes,
         prefetch_depth=policy.prefetch_depth,
-        nested_bytes=_nested_bytes(inventory, streamed),
+        nested_bytes=max((sum(taken[index] for index in nest) for nest in nests), default=0),
         decisions=tuple(inventory.decisions),
+        room=room,
     )
-
-
-def _nested_bytes(inventory: Inventory, streamed: Sequence[tuple[frozenset[int], int]]) -> int:
-    units_at: dict[str, set[int]] = {}
-    for index, unit in enumerate(inventory.units):
-        for name, _ in unit.triggers:
-            units_at.setdefault(name, set()).add(index)
-    largest = 0
-    for name in units_at:
-        active = set().union(*(units_at.get(ancestor, ()) for ancestor in _ancestry(name)))
-        largest = max(largest, sum(nbytes for units, nbytes in streamed if units & active))
-    return largest
-
-
-def _ancestry(name: str) -> list[str]:
-    parts = name.split(".") if name else []
-    return ["", *(".".join(parts[: i + 1]) for i in range(len(parts)))]

@@ -52,6 +52,10 @@ class OffloadPolicy:
     """The settings of one offloaded model. Two models with equal policies are offloaded alike.
 
     Build one with :meth:`from_arguments`, which validates; fields are named after diffusers' arguments.
+
+    Attributes:
+        vram_budget: device bytes of weights at most, shared by all models of one call; None: no limit.
+        host_budget: host bytes of weights and staging at most, where no disk tier takes the rest.
     """
 
     onload_device: torch.device
@@ -65,6 +69,8 @@ class OffloadPolicy:
     block_modules: tuple[str, ...] | None = None
     exclude_kwargs: tuple[str, ...] | None = None
     disk: DiskTier | None = None
+    vram_budget: int | None = None
+    host_budget: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -100,6 +106,7 @@ class OffloadPolicy:
         checkpoint: str | os.PathLike[str] | None = None,
         keep: bool = False,
         protect: str | None = None,
+        vram_budget: int | str | None = None,
     ) -> OffloadPolicy:
         """Validate the arguments of ``enable_group_offload`` and return the policy they describe.
 
@@ -127,6 +134,8 @@ class OffloadPolicy:
         for name, value in flags.items():
             if not isinstance(value, bool):
                 raise InvalidPolicyError(f"`{name}` must be True or False, got {value!r}.")
+        limit = _device_limit(vram_budget, device)
+        use_stream = use_stream or (limit is not None and supports_streams(device))
         if use_stream and not supports_streams(device):
             raise InvalidPolicyError(
                 f"`use_stream=True` needs an onload device with streams, got '{device}'. Pass `use_stream=False`."
@@ -147,13 +156,27 @@ class OffloadPolicy:
             block_modules=names,
             exclude_kwargs=excluded,
             disk=_disk_tier(offload_to_disk_path, host_budget, checkpoint, keep, protect),
+            vram_budget=limit,
+            host_budget=None if host_budget is None else parse_bytes("host_budget", host_budget),
         )
+
+
+def _device_limit(vram_budget: object, device: torch.device) -> int | None:
+    if vram_budget is None:
+        return None
+    limit = parse_bytes("vram_budget", vram_budget)
+    if device.type == "cpu":
+        raise InvalidPolicyError(
+            f"`vram_budget` bounds the weights on a device with memory of its own, and `onload_device` is '{device}', "
+            "where nothing has to move. Leave it out, or name the device."
+        )
+    return limit
 
 
 def _disk_tier(
     directory: object, host_budget: object, checkpoint: object, keep: bool, protect: object
 ) -> DiskTier | None:
-    given = {"host_budget": host_budget, "checkpoint": checkpoint, "keep": keep or None, "protect": protect}
+    given = {"checkpoint": checkpoint, "keep": keep or None, "protect": protect}
     if directory is None:
         for name, value in given.items():
             if value is not None:

@@ -38,6 +38,11 @@ class Reading:
         work = self._work
         return None if work is None else work()
 
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing to wait for."""
+        return self._process != os.getpid() or self.future.done()
+
     def finish(self) -> Any:
         """Wait for it and return, or raise, what came of it. While nothing comes, that is said in the log."""
         begin = time.perf_counter()

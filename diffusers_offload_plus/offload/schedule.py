@@ -34,15 +34,19 @@ class Schedule:
         if place is not None:
             self._cursor = place + 1
 
-    def upcoming(self, count: int) -> list[int]:
-        """At most ``count`` distinct groups expected next, nearest first."""
-        expected: list[int] = []
-        for group in self._last[self._cursor :]:
+    def upcoming(self, count: int, *, wrap: bool = False) -> list[int]:
+        """At most ``count`` distinct groups expected next, nearest first.
+
+        Args:
+            wrap: another pass like the last one is expected to follow, so after the last group comes the first.
+        """
+        expected: dict[int, None] = {}
+        last, cursor = self._last, self._cursor
+        for place in range(cursor, len(last) + cursor * wrap):
             if len(expected) == count:
                 break
-            if group not in expected:
-                expected.append(group)
-        return expected
+            expected[last[place if place < len(last) else place - len(last)]] = None
+        return list(expected)
 
     def end(self) -> None:
         """The pass is over; what it did is the prediction for the next one."""

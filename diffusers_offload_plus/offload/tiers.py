@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from .inventory import GroupSpec
+from .keeping import packed_bytes
 from .plan import groups_in_memory, staging_bytes
 from .policy import OffloadPolicy
 from .stores.checkpoint_files import snapshot_of
 from .stores.disk_placement import DiskPlacement
 from .stores.home import Placement
 from .stores.host import HostPlacement
-from .stores.layout import ALIGNMENT
 from .tensors import plain_tensors
 from .transfer import Link
 
@@ -54,7 +54,7 @@ class Tiers:
         """
         if self.disk is None or self._policy.disk is None:
             return
-        sizes = [_packed_bytes(spec) for spec in specs]
+        sizes = [packed_bytes(spec) for spec in specs]
         self._link.staging_limit = staging_bytes(sizes, self._policy.disk.host_budget) or None
         in_memory = groups_in_memory(
             sizes,
@@ -78,11 +78,6 @@ class Tiers:
         if id(spec) in self._on_disk:
             return self.disk
         return self._host if self._policy.device.type != "cpu" else None
-
-
-def _packed_bytes(spec: GroupSpec) -> int:
-    # An upper bound: what tensors share counts once for each.
-    return sum(-(-t.numel() * t.element_size() // ALIGNMENT) * ALIGNMENT for t in _sources(spec))
 
 
 def _sources(spec: GroupSpec) -> list[torch.Tensor]:

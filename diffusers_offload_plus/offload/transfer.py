@@ -6,6 +6,7 @@ cannot overwrite memory the allocator has just taken back from it; the computing
 before the first read. Freeing the slab afterwards is ordered by the computing stream alone. No step makes the
 calling thread wait. With ``record_stream`` the slab belongs to the side stream instead, which need not wait for
 computation; the allocator then learns of the use.
+Memory that was used before by another group waits for that use alone; see [Note: slots].
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from typing import Any
 
 import torch
 
+from .device_budget import DeviceBudget
 from .policy import OffloadPolicy
 from .reader import Reader, Reading
+from .slots import Slot, held_alone
 from .staging import Staging, pinned
 from .stores.disk import DiskSlab
 from .stores.home import Home
@@ -33,7 +36,7 @@ class Transfer:
             read after :meth:`wait`.
     """
 
-    __slots__ = ("_event", "_reading", "_side_owned", "_stream", "slab")
+    __slots__ = ("_event", "_reading", "_side_owned", "_stream", "foreign", "slab")
 
     def __init__(
         self,
@@ -49,6 +52,12 @@ class Transfer:
         self._stream = stream
         self._side_owned = side_owned
         self._reading = reading
+        self.foreign = side_owned  # another stream than the one it was allocated on uses it
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a thread is still reading it from disk."""
+        return self._reading is not None and not self._reading.done
 
     def wait(self) -> None:
         """Order the current stream after the copy. Idempotent; blocks the calling thread only while disk is read.
@@ -66,6 +75,7 @@ class Transfer:
         self._event = None
         if self._side_owned or current != self._stream:
             self.slab.record_stream(current)
+            self.foreign = True
 
     def cancel(self) -> None:
         """Make it safe to free a slab nobody will read."""
@@ -83,14 +93,18 @@ class Link:
         copies: copies to the device started.
         bytes: bytes they moved.
         disk_bytes: bytes that were asked for from disk; the system may have had them in its cache.
+        budget: the device memory it may take, which it may share with other links.
         live: device bytes held by what has been copied.
         peak: highest value of ``live``.
+        streaming: device bytes of groups that come and go.
+        strays: groups whose memory somebody still held when they were taken off the device.
         staging_limit: most bytes a staging buffer may take; groups that are larger pass it in several copies.
         reading_host: a copy started since the last :meth:`drain` may still be reading host memory.
     """
 
-    def __init__(self, policy: OffloadPolicy) -> None:
+    def __init__(self, policy: OffloadPolicy, budget: DeviceBudget) -> None:
         self.device = policy.device
+        self.budget = budget
         self._non_blocking = policy.non_blocking
         self._record_stream = policy.record_stream
         self._pins = policy.pins_host_memory
@@ -105,11 +119,14 @@ class Link:
         self.live = 0
         self.peak = 0
         self.reading_host = False
+        self.streaming = 0
+        self.strays = 0
 
     def hold(self, nbytes: int) -> None:
         """Account for ``nbytes`` of device memory taken (negative: given back)."""
         self.live += nbytes
         self.peak = max(self.peak, self.live)
+        self.budget.hold(nbytes)
 
     @property
     def staging_wait_seconds(self) -> float:
@@ -138,14 +155,14 @@ class Link:
             return self._start_reading(home)
         self._count(home, staged=self._staging is not None)
         if self._stream is None:
-            slab = torch.empty(memory.numel(), dtype=torch.uint8, device=self.device)
+            slab = self._slot(memory.numel()).slab
             slab.copy_(memory, non_blocking=self._non_blocking)
             return Transfer(slab)
         self.reading_host = True
         compute = torch.accelerator.current_stream(self.device)
         if not self._record_stream:
-            slab = torch.empty(memory.numel(), dtype=torch.uint8, device=self.device)
-            self._stream.wait_stream(compute)
+            slab, free = self._slot(memory.numel())
+            self._stream.wait_stream(compute) if free is None else self._stream.wait_event(free)
         with self._stream:
             if self._record_stream:
                 slab = torch.empty(memory.numel(), dtype=torch.uint8, device=self.device)
@@ -158,10 +175,17 @@ class Link:
                 )
         return Transfer(slab, event=event, stream=compute, side_owned=self._record_stream)
 
-    def let_go(self, home: Home) -> None:
-        """The device is done with ``home`` for now."""
+    def let_go(self, home: Home, transfer: Transfer) -> None:
+        """The device is done with ``home`` for now, and nobody reads what ``transfer`` brought."""
         if isinstance(home, DiskSlab) and self.uses_in_place(home):
             home.release()
+        if not transfer.slab.numel() or not self.budget.pools:
+            return
+        if not held_alone(transfer.slab):
+            self.strays += 1
+        elif not transfer.foreign:
+            stream = self._stream and torch.accelerator.current_stream(self.device)
+            self.budget.slots.give(Slot(transfer.slab, stream and stream.record_event()))
 
     @property
     def read_wait_seconds(self) -> float:
@@ -184,7 +208,7 @@ class Link:
         self.disk_bytes += home.nbytes
         if isinstance(home, DiskSlab) and self.uses_in_place(home):
             return Transfer(torch.empty(0, dtype=torch.uint8), reading=self._reader.submit(home.populate, _what(home)))
-        slab = torch.empty(home.nbytes, dtype=torch.uint8, device=self.device)
+        slab, free = self._slot(home.nbytes)
         self._count(home, staged=self.device.type != "cpu")
         if self.device.type == "cpu":
             return Transfer(slab, reading=self._reader.submit(functools.partial(home.read_into, slab), _what(home)))
@@ -193,8 +217,13 @@ class Link:
             return Transfer(slab)
         self.reading_host = True
         compute = torch.accelerator.current_stream(self.device)
-        work = functools.partial(self._read_and_copy, home, slab, compute.record_event())
+        work = functools.partial(self._read_and_copy, home, slab, free or compute.record_event())
         return Transfer(slab, stream=compute, reading=self._reader.submit(work, _what(home)))
+
+    def _slot(self, nbytes: int) -> Slot:
+        """Device memory for a slab: a free slot, or fresh memory that the present stream may use at once."""
+        slot = self.budget.slots.take(nbytes)
+        return slot or Slot(torch.empty(nbytes, dtype=torch.uint8, device=self.device), None)
 
     def _read_and_copy(self, home: Home, slab: torch.Tensor, before: Any) -> Any:
         self._stream.wait_event(before)

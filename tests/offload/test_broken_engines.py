@@ -76,8 +76,8 @@ def test_no_wait_before_a_read(device: torch.device, monkeypatch: pytest.MonkeyP
 def test_no_wait_before_an_overwrite(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     original = transfer.Link.__init__
 
-    def deafened(self: transfer.Link, policy: Any) -> None:
-        original(self, policy)
+    def deafened(self: transfer.Link, *args: Any) -> None:
+        original(self, *args)
         self._stream = Deaf(self._stream)
 
     monkeypatch.setattr(transfer.Link, "__init__", deafened)

@@ -12,7 +12,7 @@ import diffusers_offload_plus as dop
 from diffusers_offload_plus.offload.group import State, WeightGroup
 from diffusers_offload_plus.offload.hook import attachment_of
 from tests.meter import Meter
-from tests.policies import POLICIES
+from tests.policies import settings
 
 
 def test_looking_at_a_weight_before_calling_its_layer_does_not_gather_the_model(
@@ -68,7 +68,7 @@ def test_change_through_a_held_reference_while_a_staged_copy_is_under_way(level:
 def test_the_next_group_is_under_way_while_one_computes(policy: str, device: torch.device) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Sequential(nn.Linear(32, 32)) for _ in range(6)))
-    dop.enable_group_offload(model, device, **POLICIES[policy])
+    dop.enable_group_offload(model, device, **settings(policy, model, device))
     seen: list[tuple[int, State]] = []
     x = torch.randn(2, 32).to(device)
     with torch.no_grad():
@@ -97,7 +97,7 @@ def test_weights_given_a_home_in_inference_mode_can_be_written_later(policy: str
     twin = copy.deepcopy(nn.Sequential(*model, added)).to(device)
     x = torch.randn(2, 32).to(device)
     with torch.inference_mode():
-        dop.enable_group_offload(model, device, **POLICIES[policy])
+        dop.enable_group_offload(model, device, **settings(policy, model, device))
         model(x)
         model.append(added)
         assert torch.equal(model(x), twin(x))

@@ -16,7 +16,7 @@ import diffusers_offload_plus as dop
 from diffusers_offload_plus.offload.partition import COMPILED_BENEATH, compiled_call
 from tests.meter import Meter
 from tests.offload.models import WIDTH, Block, Stack, assert_plain, assert_same, nbytes, noise, seeded
-from tests.policies import POLICIES
+from tests.policies import settings
 from tests.zoo.denoisers import flux
 from tests.zoo.models import MODELS
 from tests.zoo.quantized import QUANTISERS
@@ -105,7 +105,7 @@ def prepared(model: Any, first: str, policy: str, device: torch.device, **option
     """The model offloaded and its blocks compiled, in that order or the other."""
     steps = [
         lambda: model.compile_repeated_blocks(**options),
-        lambda: dop.enable_group_offload(model, device, **POLICIES[policy]),
+        lambda: dop.enable_group_offload(model, device, **settings(policy, model, device)),
     ]
     for step in steps if first == "compile first" else reversed(steps):
         step()
@@ -173,14 +173,14 @@ def test_disabling_gives_the_compiled_call_back(policy: str, first: str, device:
     model, x = seeded(Stack), noise(device)
     want = seeded(Stack).to(device)(x)
     if first == "enable first":
-        dop.enable_group_offload(model, device, **POLICIES[policy])
+        dop.enable_group_offload(model, device, **settings(policy, model, device))
         model(x)
     for block in model.blocks:
         block.compile(backend="eager", fullgraph=True)
     calls = [compiled_call(block) for block in model.blocks]
     assert all(calls)
     if first == "compile first":
-        dop.enable_group_offload(model, device, **POLICIES[policy])
+        dop.enable_group_offload(model, device, **settings(policy, model, device))
     for _ in range(2):
         assert_same(model(x), want)
     dop.disable_group_offload(model)
@@ -194,7 +194,7 @@ def test_disabling_gives_the_compiled_call_back(policy: str, first: str, device:
 def test_block_compiled_while_offloaded_is_called_alone(policy: str, device: torch.device) -> None:
     model, x = seeded(Stack), noise(device)
     plain = seeded(Stack).to(device)
-    dop.enable_group_offload(model, device, **POLICIES[policy])
+    dop.enable_group_offload(model, device, **settings(policy, model, device))
     model(x)
     model.blocks[2].compile(backend="eager", fullgraph=True)
     with torch.no_grad():

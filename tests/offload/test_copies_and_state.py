@@ -31,7 +31,7 @@ from tests.offload.models import (
     seeded,
     tokens,
 )
-from tests.policies import POLICIES
+from tests.policies import settings
 from tests.zoo.models import MODELS
 
 pytestmark = [pytest.mark.usefixtures("meter"), pytest.mark.parametrize("policy", CHOSEN)]
@@ -322,7 +322,7 @@ def test_part_called_right_after_a_copy_has_its_buffers(copying: Any, policy: st
     """A copy brings buffers to the host; a part of a block, which has no hook, is the next that computes."""
     model = nn.Sequential(nn.Sequential(nn.BatchNorm1d(WIDTH)), nn.Sequential(nn.Linear(WIDTH, WIDTH)))
     plain, x = copy.deepcopy(model).to(device), noise(device)
-    dop.enable_group_offload(model, device, **POLICIES[policy])
+    dop.enable_group_offload(model, device, **settings(policy, model, device))
     for _ in range(2):
         assert_same(model(x), plain(x))
         copying(model)

@@ -19,7 +19,6 @@ from diffusers_offload_plus.offload.transfer import Link
 from tests.meter import Meter
 from tests.offload.models import (
     CHOSEN,
-    POLICIES,
     Block,
     Coder,
     Pair,
@@ -31,6 +30,7 @@ from tests.offload.models import (
     noise,
     seeded,
 )
+from tests.policies import settings
 
 pytestmark = [pytest.mark.parametrize("policy", CHOSEN)]
 
@@ -234,7 +234,7 @@ def test_enabling_fails_midway(
 
         monkeypatch.setattr(placement, "place", exhausted)
     with pytest.raises(RuntimeError, match="no host memory left"):
-        dop.enable_group_offload(model, device, **POLICIES[policy])
+        dop.enable_group_offload(model, device, **settings(policy, model, device))
     monkeypatch.undo()
     after = held(model)
     assert all(after[name] is tensors[name] and torch.equal(after[name], before[name]) for name in before)

@@ -10,7 +10,7 @@ from torch import nn
 
 import diffusers_offload_plus as dop
 from tests.offload.models import WIDTH, Stack, assert_same, seeded
-from tests.policies import POLICIES
+from tests.policies import settings
 
 pytestmark = [pytest.mark.usefixtures("meter"), pytest.mark.parametrize("policy", ["block", "leaf-stream", "disk"])]
 
@@ -52,7 +52,7 @@ def seeded_taking(kind: type[Taking]) -> Taking:
 def test_tensors_on_the_host_are_moved(policy: str, device: torch.device) -> None:
     want = plain_output(device)
     model = seeded_taking(Taking)
-    dop.enable_group_offload(model, device, **POLICIES[policy])
+    dop.enable_group_offload(model, device, **settings(policy, model, device))
     args, kwargs = arguments("cpu")
     for _ in range(2):
         assert_same(model(*args, **kwargs), want)
@@ -70,7 +70,7 @@ def test_excluded_keywords_are_left_where_they_are(how: str, policy: str, device
     want = plain_output(device)
     excluding = {"exclude_kwargs": ["left"]} if how == "argument" else {}
     model = seeded_taking(Taking if how == "argument" else Skipping)
-    dop.enable_group_offload(model, device, **POLICIES[policy], **excluding)
+    dop.enable_group_offload(model, device, **settings(policy, model, device), **excluding)
     args, kwargs = arguments("cpu")
     assert_same(model(*args, **kwargs), want)
     assert model.seen["left"] is kwargs["left"]
@@ -81,7 +81,7 @@ def test_excluded_keywords_are_left_where_they_are(how: str, policy: str, device
 @torch.no_grad()
 def test_the_argument_stands_before_the_class_attribute(policy: str, device: torch.device) -> None:
     model = seeded_taking(Skipping)
-    dop.enable_group_offload(model, device, **POLICIES[policy], exclude_kwargs=["cache"])
+    dop.enable_group_offload(model, device, **settings(policy, model, device), exclude_kwargs=["cache"])
     args, kwargs = arguments("cpu")
     model(*args, **kwargs)
     assert model.seen["left"].device == device

@@ -13,7 +13,7 @@ import diffusers_offload_plus as dop
 from diffusers_offload_plus.offload.diffusers_door import HOOK_NAME, registry_of, stock_hooks
 from diffusers_offload_plus.offload.hook import GroupOffloadPlusHook, attachment_of
 from tests.offload.models import CHOSEN, assert_plain
-from tests.policies import POLICIES
+from tests.policies import settings
 from tests.zoo.models import MODELS
 from tests.zoo.pipelines import PIPELINES, PROMPT, models_of, seeded
 from tests.zoo.quantized import QUANTISERS
@@ -79,7 +79,7 @@ class Two:
     def __init__(self, device: torch.device, policy: str) -> None:
         self.plain = PIPELINES["flux"].build().to(device)
         self.ours = PIPELINES["flux"].build()
-        dop.enable_group_offload(self.ours, device, **POLICIES[policy])
+        dop.enable_group_offload(self.ours, device, **settings(policy, self.ours, device))
         self.last = self.agree("before")
 
     def agree(self, where: str) -> torch.Tensor:
@@ -188,7 +188,7 @@ def test_adapter_there_before_enabling(policy: str, device: torch.device) -> Non
     dop.disable_group_offload(two.ours)
     for pipeline in (two.plain, two.ours):
         pipeline.load_lora_weights(adapter(1), adapter_name="one")
-    dop.enable_group_offload(two.ours, device, **POLICIES[policy])
+    dop.enable_group_offload(two.ours, device, **settings(policy, two.ours, device))
     two.step("first pass", lambda p: None)
     two.step("second", lambda p: p.load_lora_weights(adapter(2), adapter_name="two"), matters=None)
     two.step("both", lambda p: p.set_adapters(["one", "two"], [1.0, -0.5]))
@@ -200,7 +200,7 @@ def test_adapter_there_before_enabling(policy: str, device: torch.device) -> Non
 def test_loaded_before_the_first_pass(policy: str, device: torch.device) -> None:
     plain = PIPELINES["flux"].build().to(device)
     ours = PIPELINES["flux"].build()
-    dop.enable_group_offload(ours, device, **POLICIES[policy])
+    dop.enable_group_offload(ours, device, **settings(policy, ours, device))
     for pipeline in (plain, ours):
         pipeline.load_lora_weights(adapter(1))
         pipeline.fuse_lora()
@@ -221,7 +221,7 @@ def test_adapter_over_quantised_weights(kind: str, policy: str, device: torch.de
 
     plain = prepared(QUANTISERS[kind](case.build()).to(device))
     ours = QUANTISERS[kind](case.build())
-    dop.enable_group_offload(ours, device, **POLICIES[policy])
+    dop.enable_group_offload(ours, device, **settings(policy, ours, device))
     without = case.run(ours, "forward", device)
     prepared(ours)
     assert stock_hooks(ours) == []

@@ -31,13 +31,13 @@ from diffusers_offload_plus import HookConflictError
 from diffusers_offload_plus.offload.diffusers_door import HOOK_NAME, registry_of, stock_hooks
 from diffusers_offload_plus.offload.hook import GroupOffloadPlusHook, attachment_of
 from tests.meter import Meter
-from tests.offload.models import CHOSEN, Stack, assert_plain, assert_same, noise, seeded
-from tests.policies import POLICIES
+from tests.offload.models import BUDGETED, Stack, assert_plain, assert_same, noise, seeded
+from tests.policies import settings
 from tests.zoo.models import MODELS
 from tests.zoo.pipelines import PIPELINES, PROMPT, flux_parts, models_of, quiet
 
 pytestmark = pytest.mark.usefixtures("meter")
-every_policy = pytest.mark.parametrize("policy", CHOSEN)
+every_policy = pytest.mark.parametrize("policy", BUDGETED)
 either_order = pytest.mark.parametrize("first", ["ours first", "theirs first"])
 
 CASE = MODELS["flux"]
@@ -73,12 +73,12 @@ def in_order(first: str, ours: Callable[[], Any], theirs: Callable[[], Any]) -> 
         step()
 
 
-@pytest.mark.parametrize("policy", CHOSEN)
+@pytest.mark.parametrize("policy", BUDGETED)
 def test_a_hook_of_accelerate_before_ours_removed_again(policy: str, device: torch.device, meter: Meter) -> None:
     model = flux()
     want = unoffloaded(model, device)
     add_hook_to_module(model, ModelHook())
-    dop.enable_group_offload(model, device, **POLICIES[policy])
+    dop.enable_group_offload(model, device, **settings(policy, model, device))
     assert_right(model, want, device)
     remove_hook_from_module(model)  # puts the forward back that was there before ours
     assert_right(model, want, device)
@@ -89,11 +89,11 @@ def test_a_hook_of_accelerate_before_ours_removed_again(policy: str, device: tor
     assert hook.fires(), "the displaced hook was not put back"
 
 
-@pytest.mark.parametrize("policy", CHOSEN)
+@pytest.mark.parametrize("policy", BUDGETED)
 def test_a_hook_of_accelerate_after_ours_removed_again(policy: str, device: torch.device, meter: Meter) -> None:
     model = flux()
     want = unoffloaded(model, device)
-    dop.enable_group_offload(model, device, **POLICIES[policy])
+    dop.enable_group_offload(model, device, **settings(policy, model, device))
     add_hook_to_module(model, ModelHook())
     assert_right(model, want, device)
     remove_hook_from_module(model)
@@ -156,7 +156,7 @@ def test_first_block_cache(order: str, device: torch.device) -> None:
 def test_reapplication_wraps_once(policy: str, device: torch.device) -> None:
     model = CASE.build()
     want = CASE.run(CASE.build().to(device), "forward", device)
-    dop.enable_group_offload(model, device, **POLICIES[policy])
+    dop.enable_group_offload(model, device, **settings(policy, model, device))
     hooked = [name for name, module in model.named_modules() if registry_of(module) is not None]
     for _ in range(4):
         _maybe_remove_and_reapply_group_offloading(model)
@@ -219,7 +219,7 @@ def test_caches(name: str, policy: str, first: str, device: torch.device) -> Non
     without = denoised(plain, device)
     in_order(
         first,
-        lambda: dop.enable_group_offload(model, device, **POLICIES[policy]),
+        lambda: dop.enable_group_offload(model, device, **settings(policy, model, device)),
         lambda: model.enable_cache(CACHES[name]()),
     )
     plain.enable_cache(CACHES[name]())
@@ -243,7 +243,7 @@ def test_skipped_layers(policy: str, first: str, device: torch.device) -> None:
     plain, model = CASE.build().to(device), CASE.build()
     in_order(
         first,
-        lambda: dop.enable_group_offload(model, device, **POLICIES[policy]),
+        lambda: dop.enable_group_offload(model, device, **settings(policy, model, device)),
         lambda: apply_layer_skip(model, copy.copy(config)),
     )
     apply_layer_skip(plain, copy.copy(config))
@@ -261,7 +261,7 @@ def test_layerwise_casting(policy: str, first: str, device: torch.device) -> Non
     casting = {"storage_dtype": torch.float8_e4m3fn, "compute_dtype": torch.float32}
     in_order(
         first,
-        lambda: dop.enable_group_offload(model, device, **POLICIES[policy]),
+        lambda: dop.enable_group_offload(model, device, **settings(policy, model, device)),
         lambda: model.enable_layerwise_casting(**casting),
     )
     plain.enable_layerwise_casting(**casting)
@@ -290,7 +290,9 @@ def test_a_hook_of_the_users_own(policy: str, first: str, device: torch.device) 
             HookRegistry.check_if_exists_or_initialize(target).register_hook(Doubled(), "doubled")
 
     plain, model = seeded(Stack).to(device), seeded(Stack)
-    in_order(first, lambda: dop.enable_group_offload(model, device, **POLICIES[policy]), lambda: add(model))
+    in_order(
+        first, lambda: dop.enable_group_offload(model, device, **settings(policy, model, device)), lambda: add(model)
+    )
     add(plain)
     for _ in range(2):
         assert_same(model(noise(device)), plain(noise(device)))
@@ -346,7 +348,7 @@ def test_displaced_wrapper_is_noticed(policy: str, where: str, first: str, devic
     module = WHERE[where](model)
     in_order(
         first,
-        lambda: dop.enable_group_offload(model, device, **POLICIES[policy]),
+        lambda: dop.enable_group_offload(model, device, **settings(policy, model, device)),
         lambda: accelerate.hooks.add_hook_to_module(module, accelerate.hooks.ModelHook(), append=True),
     )
     assert_same(model(noise(device)), want)
@@ -367,7 +369,7 @@ def test_displaced_wrapper_is_noticed(policy: str, where: str, first: str, devic
 def test_forward_replaced_by_the_user(policy: str, device: torch.device) -> None:
     """As some libraries do to extend a model: the new forward calls the one it found, or does not."""
     model, plain = seeded(Stack), seeded(Stack).to(device)
-    dop.enable_group_offload(model, device, **POLICIES[policy])
+    dop.enable_group_offload(model, device, **settings(policy, model, device))
     model(noise(device))
     for one in (model, plain):
         found = one.blocks[2].forward

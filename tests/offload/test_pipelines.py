@@ -24,7 +24,7 @@ from diffusers_offload_plus.offload.hook import attachment_of
 from tests.meter import Meter
 from tests.offload.models import assert_plain, attributes
 from tests.offload.test_real_models import forget_caches
-from tests.policies import POLICIES
+from tests.policies import settings
 from tests.zoo.case import randomise
 from tests.zoo.pipelines import PIPELINES, PROMPT, flux_parts, models_of, quiet, seeded
 
@@ -103,7 +103,7 @@ def test_prompt_to_image(name: str, way: str, device: torch.device) -> None:
     want = expected(name, device)
     pipeline = PIPELINES[name].build()
     enable, policy = WAYS[way]
-    enable(pipeline, device, POLICIES[policy])
+    enable(pipeline, device, settings(policy, pipeline, device))
     assert_ours(pipeline)
     assert pipeline._execution_device == device
     assert np.array_equal(image_of(name, pipeline), want)
@@ -120,7 +120,7 @@ def test_prompt_to_image(name: str, way: str, device: torch.device) -> None:
 @pytest.mark.parametrize("policy", ["block", "leaf-record"])
 def test_second_image_and_other_prompt(policy: str, device: torch.device) -> None:
     plain, pipeline = PIPELINES["flux"].build().to(device), PIPELINES["flux"].build()
-    dop.enable_group_offload(pipeline, device, **POLICIES[policy])
+    dop.enable_group_offload(pipeline, device, **settings(policy, pipeline, device))
     for prompt, seed in ((PROMPT, 0), ("the mat", 1), (PROMPT, 0)):
         assert np.array_equal(
             PIPELINES["flux"].run(pipeline, prompt, seed), PIPELINES["flux"].run(plain, prompt, seed)
@@ -155,7 +155,7 @@ def test_control_net(policy: str, device: torch.device) -> None:
 
     want = run(build().to(device))
     pipeline = build()
-    dop.enable_group_offload(pipeline, device, **POLICIES[policy])
+    dop.enable_group_offload(pipeline, device, **settings(policy, pipeline, device))
     for _ in range(2):
         assert np.array_equal(run(pipeline), want)
     assert dop.offload_report(pipeline)["controlnet"].transferred_bytes > 0
@@ -275,7 +275,7 @@ def test_disable_leaves_no_trace(policy: str, device: torch.device, meter: Meter
     before = {name: attributes(model) for name, model in models_of(pipeline).items()}
     ids = {name: [id(t) for t in (*m.parameters(), *m.buffers())] for name, m in models_of(pipeline).items()}
     live, pinned = meter.live, meter.pinned
-    dop.enable_group_offload(pipeline, device, **POLICIES[policy])
+    dop.enable_group_offload(pipeline, device, **settings(policy, pipeline, device))
     image_of("sdxl", pipeline)
     pipeline.scheduler.set_timesteps(1)  # or it keeps its time steps on the device
     dop.disable_group_offload(pipeline)

@@ -11,7 +11,7 @@ from torch import nn
 
 import diffusers_offload_plus as dop
 from tests.meter import Meter
-from tests.policies import POLICIES
+from tests.policies import POLICIES, settings
 from tests.zoo.case import ModelCase
 from tests.zoo.models import MODELS
 
@@ -42,7 +42,7 @@ def test_every_door_gives_the_unoffloaded_output(name: str, policy: str, device:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     meter.reset()
-    dop.enable_group_offload(model, device, **POLICIES[policy])
+    dop.enable_group_offload(model, device, **settings(policy, model, device))
     for turn in range(2):  # the second pass prefetches
         for call in calls:
             outputs = case.run(model, call, device)

@@ -17,7 +17,7 @@ from diffusers_offload_plus.offload.tensors import is_wrapper, map_plain, plain_
 from tests.meter import Meter
 from tests.offload.models import CHOSEN, WIDTH, Pair, Stack, assert_same, noise, seeded
 from tests.offload.subclasses import Boxed, box, box_linears, boxed_parameters, leaves
-from tests.policies import POLICIES
+from tests.policies import settings
 
 every_policy = pytest.mark.parametrize("policy", CHOSEN)
 pytestmark = pytest.mark.usefixtures("meter")
@@ -102,7 +102,7 @@ def test_offloaded_is_the_unoffloaded_one(policy: str, device: torch.device) -> 
 def test_identity_of_parameters_and_of_host_tensors(policy: str, device: torch.device) -> None:
     model = boxed_stack()
     before = {name: id(p) for name, p in model.named_parameters()}
-    dop.enable_group_offload(model, device, **POLICIES[policy])
+    dop.enable_group_offload(model, device, **settings(policy, model, device))
     at_rest = {name: list(leaves(p)) for name, p in boxed_parameters(model).items()}
     seen: list[set[str]] = []
     for layer in (m for m in model.modules() if isinstance(m, nn.Linear)):
@@ -137,7 +137,7 @@ def test_weak_references_do_no_harm(policy: str, device: torch.device) -> None:
 @every_policy
 def test_no_weight_travels_back(policy: str, device: torch.device, meter: Meter) -> None:
     model = boxed_stack()
-    dop.enable_group_offload(model, device, **POLICIES[policy])
+    dop.enable_group_offload(model, device, **settings(policy, model, device))
     x = noise(device)
     with torch.no_grad():
         for _ in range(3):
@@ -151,7 +151,7 @@ def test_no_weight_travels_back(policy: str, device: torch.device, meter: Meter)
 def test_bytes_of_inner_tensors_are_counted(policy: str, device: torch.device) -> None:
     model = boxed_stack()
     total = sum(t.numel() * t.element_size() for p in model.parameters() for t in leaves(p))
-    dop.enable_group_offload(model, device, **POLICIES[policy])
+    dop.enable_group_offload(model, device, **settings(policy, model, device))
     model(noise(device))
     report = dop.offload_report(model).components[0]
     assert total <= report.streamed_bytes + report.resident_bytes < 1.2 * total
@@ -295,7 +295,7 @@ def test_copies_and_state_of_an_offloaded_model(policy: str, device: torch.devic
     x = noise(device)
     want = copy.deepcopy(model).to(device)(x)
     weights = {name: [t.clone() for t in leaves(p)] for name, p in boxed_parameters(model).items()}
-    dop.enable_group_offload(model, device, **POLICIES[policy])
+    dop.enable_group_offload(model, device, **settings(policy, model, device))
     model(x)
     twin = copy.deepcopy(model).to(device)
     assert_same(twin(x), want)

@@ -19,7 +19,7 @@ from diffusers_offload_plus.offload.hook import attachment_of
 from diffusers_offload_plus.offload.tensors import is_wrapper, map_plain, plain_tensors, repoint, same_bits
 from tests.meter import Meter, meter_for
 from tests.offload.models import assert_plain, assert_same, attributes
-from tests.policies import POLICIES
+from tests.policies import POLICIES, settings
 from tests.zoo.denoisers import flux
 from tests.zoo.models import MODELS
 from tests.zoo.quantized import QUANTISERS, quantised_parameters
@@ -72,7 +72,7 @@ def test_every_kind_under_every_policy(name: str, kind: str, policy: str, device
     ids = {key: id(p) for key, p in model.named_parameters()}
     before = attributes(model)
     meter.reset()
-    dop.enable_group_offload(model, device, **POLICIES[policy])
+    dop.enable_group_offload(model, device, **settings(policy, model, device))
     for _ in range(2):
         travelled = meter.d2h
         got = MODELS[name].run(model, "forward", device)
@@ -253,7 +253,7 @@ def region_of(address: int, maps: str) -> str:
 @every_kind
 def test_requantised_between_passes(kind: str, policy: str, device: torch.device, meter: Meter) -> None:
     model, weight = a_weight(kind)
-    dop.enable_group_offload(model, device, **POLICIES[policy])
+    dop.enable_group_offload(model, device, **settings(policy, model, device))
     MODELS["flux"].run(model, "forward", device)
     other = built("flux")
     other.transformer_blocks[1].attn.to_q.weight.data.mul_(3)

@@ -15,14 +15,26 @@ from torch.utils.checkpoint import checkpoint
 import diffusers_offload_plus as dop
 from diffusers_offload_plus.offload.tensors import same_bits
 from tests.meter import Meter
-from tests.offload.models import CHOSEN, WIDTH, Block, Language, Pair, Stack, assert_same, noise, seeded, tokens
+from tests.offload.models import (
+    BUDGETED,
+    CHOSEN,
+    WIDTH,
+    Block,
+    Language,
+    Pair,
+    Stack,
+    assert_same,
+    noise,
+    seeded,
+    tokens,
+)
 from tests.offload.subclasses import box_linears
-from tests.policies import POLICIES
+from tests.policies import settings
 from tests.zoo.models import MODELS
 from tests.zoo.quantized import QUANTISERS
 
 pytestmark = pytest.mark.usefixtures("meter")
-every_policy = pytest.mark.parametrize("policy", CHOSEN)
+every_policy = pytest.mark.parametrize("policy", BUDGETED)
 some_policies = pytest.mark.parametrize("policy", ["block-2-stream", "leaf-lean"])
 
 Loss = Callable[[nn.Module], torch.Tensor]
@@ -168,12 +180,12 @@ def test_gradients_accumulate_over_two_backwards(policy: str, device: torch.devi
     pair.finish(saves=False)
 
 
-@every_policy
+@pytest.mark.parametrize("policy", CHOSEN)
 def test_forward_with_gradients_stays_within_the_bound(policy: str, device: torch.device, meter: Meter) -> None:
     model = seeded(lambda: Stack(depth=10))
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     x = noise(device, 1, WIDTH)
-    dop.enable_group_offload(model, device, **POLICIES[policy])
+    dop.enable_group_offload(model, device, **settings(policy, model, device))
     model(x)
     before = meter.live
     loss = mean_square(model(x))
@@ -245,7 +257,7 @@ def test_weights_changed_between_forward_and_backward(
     change: Callable[[nn.Module], None], policy: str, device: torch.device
 ) -> None:
     model = seeded(Stack)
-    dop.enable_group_offload(model, device, **POLICIES[policy])
+    dop.enable_group_offload(model, device, **settings(policy, model, device))
     mean_square(model(noise(device))).backward()
     loss = mean_square(model(noise(device)))
     change(model)

@@ -27,12 +27,16 @@ OPERATIONS = (
     "enable", "replan", "forward", "forward-grad", "skipping", "failing", "interrupted", "part", "encode", "edit",
     "edit-data", "repoint", "load", "cast", "add", "remove", "replace", "save", "copy", "onloaded", "disable",
 )  # fmt: skip
-TIERS = ("host", "pinned host", "staged host", "disk", "disk and host")
+TIERS = ("host", "pinned host", "staged host", "disk", "disk and host", "kept", "partly kept")
 LEVELS = ("block_level", "leaf_level")
 
 HALF = "half of the model"  # a budget of host memory, put in when the model is there
 CHOSEN = {
-    **POLICIES,
+    **{name: settings for name, settings in POLICIES.items() if "vram_budget" not in settings},
+    "kept-block": {"vram_budget": "all"},
+    "kept-leaf": {"vram_budget": "all", "offload_type": "leaf_level"},
+    "partly-block": {"vram_budget": "part"},
+    "partly-leaf": {"vram_budget": "part", "offload_type": "leaf_level"},
     "disk-leaf": {"offload_type": "leaf_level", "offload_to_disk_path": DIRECTORY},
     "disk-block-stream-budget": {
         "use_stream": True, "offload_to_disk_path": DIRECTORY, "host_budget": HALF, "offload_type": "block_level",
@@ -57,6 +61,13 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).clone()
 
 
+def budget(model: nn.Module, part: str) -> int:
+    """Device bytes for all of ``model`` and what may be added to it, or for some of it."""
+    sizes = [t.nbytes for t in (*model.parameters(), *model.buffers())]
+    blocks = [sum(p.nbytes for p in block.parameters()) for block in model.children()]
+    return 20_000 + 6 * sum(sizes) if part == "all" else 2_000 + sum(sizes) // 3 + 2 * max(blocks, default=0)
+
+
 class Twins(RuleBasedStateMachine):
     """The state machine. ``device`` and ``meter`` are set by the test that runs it."""
 
@@ -71,7 +82,8 @@ class Twins(RuleBasedStateMachine):
         self.model: Model = trees.build(recipe)
         self.twin: Model = copy.deepcopy(self.model).to(self.device)
         self.pinned = self.meter.pinned
-        self.identity = {name: id(p) for name, p in self.model.named_parameters()}
+        self.look()
+        self.looks = 0
         self.dtype = torch.float32
         self.seed = 0
         self.followed_tree = not (recipe.kinds & UNBOUND)
@@ -91,13 +103,32 @@ class Twins(RuleBasedStateMachine):
         generator = torch.Generator().manual_seed(self.seed)
         return torch.randn(ROWS, WIDTH, generator=generator).to(self.device, self.dtype)
 
+    def look(self) -> None:
+        """What the user holds on to, without asking the model again: that would bring weights home."""
+        self.held = dict(self.model.named_parameters())
+        self.identity = {name: id(p) for name, p in self.held.items()}
+
     def both(self, call: Any) -> None:
         x = self.input()
-        got, want = call(self.model, x.clone()), call(self.twin, x.clone())
+        try:
+            got = call(self.model, x.clone())
+        except dop.BudgetExceededError:
+            self.widen()
+            return
+        want = call(self.twin, x.clone())
         assert torch.equal(bits(got), bits(want)), f"outputs differ by {(got.cpu() - want.cpu()).abs().max()}"
 
+    def widen(self) -> None:
+        """A part of the model did not fit: no parameter is lost, and a larger budget serves."""
+        assert self.policy.startswith("partly"), "a budget that has room for all was exceeded"
+        self.did("exceeded")
+        for name, parameter in self.model.named_parameters():
+            assert torch.equal(bits(parameter), bits(self.twin.get_parameter(name))), f"{name} is lost"
+        self.enable(self.policy.replace("partly", "kept"))
+        self.twin = copy.deepcopy(self.model).to(self.device)  # forward had begun, and buffers count
+
     def pick(self, number: int) -> tuple[str, nn.Parameter]:
-        named = list(self.model.named_parameters())
+        named = list(self.held.items())
         return named[number % len(named)]
 
     @property
@@ -107,7 +138,10 @@ class Twins(RuleBasedStateMachine):
     # Residency
 
     def enable(self, policy: str) -> None:
+        self.policy = policy
         settings = dict(CHOSEN[policy])
+        if isinstance(settings.get("vram_budget"), str):
+            settings["vram_budget"] = budget(self.model, settings["vram_budget"])
         if settings.get("host_budget") == HALF:
             settings["host_budget"] = max(1024, sum(t.nbytes for t in self.tensors(self.model)) // 2)
         dop.enable_group_offload(self.model, self.device, **settings)
@@ -115,6 +149,8 @@ class Twins(RuleBasedStateMachine):
         tier = "disk and host" if "disk" in report.tier and "host" in report.tier else report.tier
         if CHOSEN[policy].get("low_cpu_mem_usage"):
             tier = "staged host"
+        if "vram_budget" in settings:
+            tier = "kept" if policy.startswith("kept") else "partly kept"
         self.cell = (tier, report.offload_type)
 
     @precondition(lambda self: not self.enabled)
@@ -158,8 +194,11 @@ class Twins(RuleBasedStateMachine):
             engine = attachment_of(self.model).engine  # type: ignore[union-attr]
             copies, engine.link.peak = engine.link.copies, engine.link.live
             self.both(lambda model, x: model(x))
-        assert engine.link.copies > copies
-        if self.followed_tree:
+        assert engine.link.copies > copies or engine.plan.streamed_bytes == 0
+        if self.policy.startswith("kept"):
+            assert engine.plan.streamed_bytes == 0
+            assert engine.link.copies == copies, "what is kept travelled again"
+        elif self.followed_tree:
             assert engine.link.peak <= engine.plan.device_bound, "more on the device than the plan promises"
 
     @precondition(lambda self: self.enabled)
@@ -175,8 +214,7 @@ class Twins(RuleBasedStateMachine):
         # A buffer reassigned in inference mode could not be written outside of it, offloaded or not.
         inference = inference and not any(isinstance(module, Counting) for module in self.model.modules())
         with torch.inference_mode(inference), torch.no_grad(), CONDITIONS.set(skip=skip):
-            x = self.input()
-            assert torch.equal(bits(self.model(x)), bits(self.twin(x)))
+            self.both(lambda model, x: model(x))
 
     @precondition(lambda self: self.enabled)
     @rule(at=st.integers(1, 6), error=st.sampled_from([Failure, KeyboardInterrupt, ValueError]))
@@ -190,6 +228,9 @@ class Twins(RuleBasedStateMachine):
                     results.append(bits(model(x)))
                 except error as raised:
                     results.append(type(raised))
+                except dop.BudgetExceededError:
+                    self.widen()
+                    return
         got, want = results
         assert got is want if isinstance(want, type) else torch.equal(got, want)
 
@@ -251,9 +292,12 @@ class Twins(RuleBasedStateMachine):
     @rule(number=st.integers(0, 200), quietly=st.booleans())
     def write_onloaded(self, number: int, quietly: bool) -> None:
         self.did("onloaded")
-        with dop.onloaded(self.model), torch.no_grad():
-            assert all(t.device == self.device for t in self.tensors(self.model) if t.numel())
-            self.write(number, (lambda t: t.data.mul_(0.5)) if quietly else (lambda t: t.mul_(0.5)))
+        try:
+            with dop.onloaded(self.model), torch.no_grad():
+                assert all(t.device == self.device for t in self.tensors(self.model) if t.numel())
+                self.write(number, (lambda t: t.data.mul_(0.5)) if quietly else (lambda t: t.mul_(0.5)))
+        except dop.BudgetExceededError:
+            self.widen()
 
     @precondition(lambda self: self.enabled and "wrapped" not in self.recipe.kinds)
     @rule()
@@ -295,7 +339,7 @@ class Twins(RuleBasedStateMachine):
         self.unseen = not reapply
         if reapply:
             self.reapply()
-        self.identity = {name: id(p) for name, p in self.model.named_parameters()}
+        self.look()
 
     # What is read but no longer part of the model is nobody's to move.
     @precondition(lambda self: self.enabled and len(self.model.blocks) > 1 and "reading" not in self.recipe.kinds)
@@ -308,7 +352,7 @@ class Twins(RuleBasedStateMachine):
             del self.twin.blocks[index]
         if reapply:
             self.reapply()
-        self.identity = {name: id(p) for name, p in self.model.named_parameters()}
+        self.look()
 
     @precondition(lambda self: self.enabled)
     @rule()
@@ -318,7 +362,7 @@ class Twins(RuleBasedStateMachine):
         self.twin.head = copy.deepcopy(fresh).to(self.device)
         self.model.head = fresh
         self.reapply()
-        self.identity = {name: id(p) for name, p in self.model.named_parameters()}
+        self.look()
 
     # Looking
 
@@ -343,19 +387,28 @@ class Twins(RuleBasedStateMachine):
     def agree(self) -> None:
         if not hasattr(self, "model"):
             return
-        mine, theirs = state_bits(self.model), state_bits(self.twin)
-        assert list(mine) == list(theirs)
-        for name in theirs:
-            assert all(map(torch.equal, mine[name], theirs[name])), f"{name} differs"
         assert self.meter.races == 0, self.meter.race_log
-        assert self.identity == {name: id(p) for name, p in self.model.named_parameters()}, "a parameter was replaced"
-        if self.enabled:
+        budgeted = self.enabled and "vram_budget" in CHOSEN[self.policy]
+        self.looks += 1
+        if not budgeted or self.looks % 3 == 0:
+            self.agree_in_state()
+        if budgeted:
+            shared = attachment_of(self.model).engine.budget  # type: ignore[union-attr]
+            assert shared.used <= shared.peak <= shared.limit, "more on the device than the budget allows"
+        elif self.enabled:
             engine = attachment_of(self.model).engine  # type: ignore[union-attr]
             resident = sum(g.device_bytes for g in engine.groups if g.spec.residency is Residency.RESIDENT)
             lent = engine._loans.nbytes  # to a method other than forward, until the next pass
             assert engine.link.live == resident + engine.carried.nbytes + lent, (
                 "something that streams stayed on the device"
             )
+
+    def agree_in_state(self) -> None:
+        mine, theirs = state_bits(self.model), state_bits(self.twin)
+        assert list(mine) == list(theirs)
+        for name in theirs:
+            assert all(map(torch.equal, mine[name], theirs[name])), f"{name} differs"
+        assert self.identity == {name: id(p) for name, p in self.model.named_parameters()}, "a parameter was replaced"
 
     def teardown(self) -> None:
         if hasattr(self, "model") and self.enabled:

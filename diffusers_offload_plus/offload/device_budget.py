@@ -1,0 +1,170 @@
+"""Device memory that the engines of one call share, as a promise: never more than the limit at any moment.
+
+[Note: sharing the device]
+Groups that are kept on the device between passes are a loan like any other: dropping one costs its transfer when it
+is used next, nothing else. So each component may fill the budget while it works, and whoever comes after takes the
+room back. That pays if it comes for more than two passes in a row: what it keeps is then saved in each pass but the
+first, and costs the other component one transfer. One that comes for a pass or two (a text encoder, a ControlNet
+beside its denoiser) streams, and takes no more room than that needs. How many passes in a row a component makes is
+learned from the last time.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Protocol
+
+from ..errors import BudgetExceededError
+from .sizes import format_bytes
+from .slots import SlotPool
+
+__all__ = ["DeviceBudget", "Member", "least_limit", "scratch_bytes"]
+
+LONG_RUN = 3  # passes in a row from which on taking others' room pays
+LARGEST_SCRATCH = 4 << 20
+LEAST_SCRATCH = 1024
+
+
+class Member(Protocol):
+    """An engine as the budget sees it."""
+
+    label: str
+    fixed_bytes: int
+
+    def evict(self, nbytes: int) -> None:
+        """Take groups that are not in use off the device until ``nbytes`` are free, or none is left."""
+
+
+def scratch_bytes(limit: int) -> int:
+    """Bytes of a limit that are set apart for comparing."""
+    return max(LEAST_SCRATCH, min(LARGEST_SCRATCH, limit // 64))
+
+
+def least_limit(nbytes: int) -> int:
+    """The smallest limit that leaves ``nbytes`` beside what is set apart."""
+    limit = nbytes
+    while limit - scratch_bytes(limit) < nbytes:
+        limit = nbytes + scratch_bytes(limit)
+    return limit
+
+
+class DeviceBudget:
+    """The limit, what is used of it, and who may be asked to make room.
+
+    Attributes:
+        limit: bytes of weights on the device at most; None: no limit, and nothing is kept between passes.
+        live: bytes held by weights now, without free slots.
+        peak: the most that ``live`` and free slots were together.
+        lock: held during each pass of a member, so that one makes room while no other runs.
+        slots: memory kept for reuse; counts against the limit.
+        evictions: groups taken off the device for want of room.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = limit
+        self.live = 0
+        self.peak = 0
+        self.evictions = 0
+        self.lock = threading.RLock()
+        self.slots = SlotPool()
+        self._members: list[Member] = []  # the one that ran last at the end
+        self._runs: dict[int, int] = {}
+        self._passes = 0
+
+    @property
+    def used(self) -> int:
+        """Device bytes taken now: weights and free slots."""
+        return self.live + self.slots.nbytes
+
+    @property
+    def pools(self) -> bool:
+        """Whether memory is kept for reuse between two transfers."""
+        return self.limit is not None
+
+    @property
+    def scratch(self) -> int:
+        """Bytes set apart for comparing a group with its host copy, a piece at a time."""
+        return LARGEST_SCRATCH if self.limit is None else scratch_bytes(self.limit)
+
+    def for_groups(self) -> int:
+        """Bytes of the limit that are left for groups that come and go, whoever works."""
+        assert self.limit is not None
+        return max(0, self.limit - self.scratch - sum(member.fixed_bytes for member in self._members))
+
+    def join(self, member: Member) -> None:
+        """Let ``member`` share the budget. Idempotent."""
+        if member not in self._members:
+            self._members.insert(0, member)
+
+    def leave(self, member: Member) -> None:
+        """``member`` is done, and holds nothing any more."""
+        if member in self._members:
+            self._members.remove(member)
+        self._runs.pop(id(member), None)
+        if not self._members:
+            self.slots.trim(self.slots.nbytes)
+
+    def begin(self, member: Member) -> None:
+        """A pass of ``member`` begins."""
+        if self._members and self._members[-1] is member:
+            self._passes += 1
+            return
+        if self._passes:
+            self._runs[id(self._members[-1])] = self._passes
+        if member in self._members:
+            self._members.remove(member)
+        self._members.append(member)
+        self._passes = 1
+
+    def returns(self, member: Member) -> bool:
+        """Whether another pass of ``member`` is expected right after this one; it is until learned otherwise."""
+        return self._passes < self._runs.get(id(member), self._passes + 1)
+
+    def may_displace(self, member: Member) -> bool:
+        """Whether keeping groups of ``member`` is worth others' room."""
+        return self._runs.get(id(member), LONG_RUN) >= LONG_RUN
+
+    def hold(self, nbytes: int) -> None:
+        """Account for device memory taken (negative: given back)."""
+        self.live += nbytes
+        self.peak = max(self.peak, self.used)
+
+    def reserve(self, nbytes: int, member: Member, *, required: bool, displace: bool) -> bool:
+        """See that ``nbytes`` more can be taken.
+
+        Args:
+            required: the bytes are needed now, whatever has to go; else only free slots go.
+            displace: other members' groups may go before.
+
+        Raises:
+            BudgetExceededError: they are required, and what is in use leaves no room.
+        """
+        if self.limit is None or self.slots.has(nbytes) or self._short(nbytes) <= 0:
+            return True
+        self.slots.trim(self._short(nbytes))
+        if displace:
+            self._ask_others(nbytes, member)
+        if required and self._short(nbytes) > 0:
+            member.evict(self._short(nbytes))
+            self.slots.trim(self._short(nbytes))
+            self._ask_others(nbytes, member)
+        if required and self._short(nbytes) > 0:
+            raise BudgetExceededError(
+                f"'{member.label}' needs {format_bytes(nbytes)} more on the device for what runs now, which does not "
+                f"fit beside the {format_bytes(self.used)} in use: `vram_budget` would have to be at least "
+                f"{least_limit(self.used + nbytes)} bytes. "
+                "Enable group offloading again with that. Nothing is lost."
+            )
+        return self._short(nbytes) <= 0
+
+    def _short(self, nbytes: int) -> int:
+        assert self.limit is not None
+        return self.used + nbytes + self.scratch - self.limit
+
+    def _ask_others(self, nbytes: int, member: Member) -> None:
+        for other in list(self._members):  # who ran longest ago first
+            if self._short(nbytes) <= 0:
+                return
+            if other is not member:
+                other.evict(self._short(nbytes))
+                self.slots.trim(self._short(nbytes))
