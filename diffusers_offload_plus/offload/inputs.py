@@ -18,19 +18,23 @@ def to_device(
     Containers that hold no tensor elsewhere are passed on as they are: mutable caches keep their identity. Keywords
     in ``exclude`` are never touched.
     """
-    if any(_elsewhere(value, device) for value in args):
-        args = send_to_device(args, device, non_blocking=non_blocking)
-    moved = {
-        name: send_to_device(value, device, non_blocking=non_blocking)
-        for name, value in kwargs.items()
-        if name not in exclude and _elsewhere(value, device)
-    }
-    return args, {**kwargs, **moved} if moved else kwargs
+    for value in args:
+        if _elsewhere(value, device):
+            args = send_to_device(args, device, non_blocking=non_blocking)
+            break
+    moved = None
+    for name, value in kwargs.items():
+        if _elsewhere(value, device) and name not in exclude:
+            moved = moved or dict(kwargs)
+            moved[name] = send_to_device(value, device, non_blocking=non_blocking)
+    return args, moved or kwargs
 
 
 def _elsewhere(value: Any, device: torch.device) -> bool:
     if isinstance(value, torch.Tensor):
         return value.device != device
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return False
     if isinstance(value, (tuple, list)):
         return any(_elsewhere(item, device) for item in value)
     if isinstance(value, dict):

@@ -7,7 +7,6 @@ whoever did it and by whatever way.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Container, Iterable, Iterator
 from operator import is_
 from typing import Any
@@ -20,27 +19,35 @@ from .partition import compiled_call, is_compiled
 __all__ = ["Structure"]
 
 
-@dataclasses.dataclass(eq=False, slots=True)
-class _Record:
-    module: nn.Module
-    name: str
-    children: tuple[Any, ...]
-    parameters: tuple[Any, ...]
-    buffers: tuple[Any, ...]
-    compiled: Any = None
+class _Part:
+    """Some modules and what they hold, in flat lists, for this is compared in each pass."""
+
+    __slots__ = ("buffers", "compiled", "held", "modules")
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        self.modules = modules
+        self.held = _held(modules)
+        self.buffers = _buffers(modules)
+        self.compiled = _compiled(modules)
+
+    def extend(self, other: _Part) -> None:
+        """Add what ``other`` held when it was recorded."""
+        for name in self.__slots__:
+            getattr(self, name).extend(getattr(other, name))
 
 
 class Structure:
     """The modules of ``root`` by name, and the identity of everything they hold."""
 
     def __init__(self, root: nn.Module) -> None:
-        self._records = {id(module): _record(name, module) for name, module in root.named_modules()}
-        self._below: dict[int, list[_Record]] = {}
-        self.ids = set(self._records)
+        self._names = {id(module): name for name, module in root.named_modules()}
+        self._recorded = {id(module): _Part([module]) for module in root.modules()}
+        self._parts: dict[int, _Part] = {}
+        self.ids = set(self._names)
 
     def modules(self) -> Iterator[nn.Module]:
         """All modules recorded, the root first."""
-        return (record.module for record in self._records.values())
+        return (part.modules[0] for part in self._recorded.values())
 
     def open_modules(self) -> list[nn.Module]:
         """Modules outside any compiled subtree."""
@@ -49,61 +56,61 @@ class Structure:
 
     def settle(self) -> None:
         """Take the compiled forwards that modules have now as given."""
-        for record in self._records.values():
-            record.compiled = compiled_call(record.module)
+        for part in (*self._recorded.values(), *self._parts.values()):
+            part.compiled = _compiled(part.modules)
 
     def name_of(self, module: nn.Module) -> str:
         """The qualified name ``module`` was recorded under, or its class name."""
-        record = self._records.get(id(module))
-        return (record.name if record is not None else "") or type(module).__name__
+        return self._names.get(id(module)) or type(module).__name__
 
     def unchanged(self, entry: nn.Module, intact: Callable[[nn.Module], bool], root: nn.Module) -> bool:
         """Whether everything below ``entry`` is as recorded, no forward was compiled since, and hooks still fire."""
-        if not intact(root):
-            return False
-        for record in self._records_below(entry):
-            module = record.module
-            if (
-                not _same(module._modules.values(), record.children)
-                or not _same(dict.values(module._parameters), record.parameters)
-                or compiled_call(module) is not record.compiled
-                or not intact(module)
-            ):
-                return False
-        return True
+        part = self._part(entry)
+        return (
+            intact(root)
+            and _same(_held(part.modules), part.held)
+            and _same(_compiled(part.modules), part.compiled)
+            and all(map(intact, part.modules))
+        )
 
     def buffers_changed(self, entry: nn.Module) -> bool:
         """Whether a buffer below ``entry`` was replaced by another tensor; records what is there now."""
-        changed = False
-        for record in self._records_below(entry):
-            if not _same(dict.values(record.module._buffers), record.buffers):
-                record.buffers = tuple(dict.values(record.module._buffers))
-                changed = True
-        return changed
+        part = self._part(entry)
+        now = _buffers(part.modules)
+        if _same(now, part.buffers):
+            return False
+        part.buffers = now
+        return True
 
     def loose_buffers(self, managed: Container[int]) -> list[torch.Tensor]:
         """Every buffer of the model but those in ``managed`` (by ``id``)."""
         buffers = (b for module in self.modules() for b in dict.values(module._buffers) if b is not None)
         return list({id(b): b for b in buffers if id(b) not in managed}.values())
 
-    def _records_below(self, entry: nn.Module) -> list[_Record]:
-        below = self._below.get(id(entry))
-        if below is None:
-            below = [self._records[id(module)] for module in entry.modules() if id(module) in self._records]
-            self._below[id(entry)] = below
-        return below
+    def _part(self, entry: nn.Module) -> _Part:
+        part = self._parts.get(id(entry))
+        if part is None:
+            recorded = [self._recorded[id(module)] for module in entry.modules() if id(module) in self._recorded]
+            part = self._parts[id(entry)] = _Part([])
+            for one in recorded:
+                part.extend(one)
+        return part
 
 
-def _record(name: str, module: nn.Module) -> _Record:
-    return _Record(
-        module,
-        name,
-        tuple(module._modules.values()),
-        tuple(dict.values(module._parameters)),
-        tuple(dict.values(module._buffers)),
-    )
+def _held(modules: list[nn.Module]) -> list[Any]:
+    # Each module follows what it holds, so that nothing can move from one to the next unseen.
+    return [
+        held for module in modules for held in (*module._modules.values(), *dict.values(module._parameters), module)
+    ]
 
 
-def _same(values: Iterable[Any], expected: tuple[Any, ...]) -> bool:
-    now = tuple(values)
+def _buffers(modules: list[nn.Module]) -> list[Any]:
+    return [held for module in modules for held in (*dict.values(module._buffers), module)]
+
+
+def _compiled(modules: list[nn.Module]) -> list[Any]:
+    return list(map(compiled_call, modules))
+
+
+def _same(now: list[Any], expected: list[Any]) -> bool:
     return len(now) == len(expected) and all(map(is_, now, expected))
