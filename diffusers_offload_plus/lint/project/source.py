@@ -33,7 +33,7 @@ _LEFT_OUT = {
     "ctx", "op", "ops", "type_ignores", "type_comment", "id", "attr", "arg", "name", "asname", "module", "level",
     "kind", "is_async", "conversion", "simple", "rest", "kwd_attrs",
 }  # fmt: skip
-_LEAVES = {"Constant", "Name", "alias", "Global", "Nonlocal"}
+_LEAVES = {"Constant", "Name", "alias", "Global", "Nonlocal", "MatchSingleton"}
 _fields_by_type: dict[type[ast.AST], tuple[str, ...]] = {}
 
 

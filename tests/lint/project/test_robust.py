@@ -99,6 +99,16 @@ def test_deep_nesting(name, inside):
     assert len(analysis.problems) <= 1
 
 
+PATTERNS = ["True", "None", "-1", "'a'", "a.b", "[1, *_]", "[x, *rest]", "{'a': 1, **rest}", "C(1, x=2) | None", "_"]
+
+
+def test_patterns_of_match():
+    cases = "".join(f"        case {pattern}:\n            import diffusers.pipelines\n" for pattern in PATTERNS)
+    source = f"def helper(value):\n    match value:\n{cases}"
+    found = codes(source, "diffusers/modular_pipelines/toy/denoise.py")
+    assert [code for code, _, _ in found] == ["MOD001"] * len(PATTERNS)
+
+
 def test_many_lines():
     step = """
 class Step{0}(ModularPipelineBlocks):
