@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from .builtins import call_method, call_named, from_keys, is_instance
 from .classes import ClassInfo, Function
-from .expressions import Expressions, Frame
+from .expressions import Frame
 from .framework import framework_attribute
 from .modules import Modules, Symbol, parameters
 from .source import Source
+from .statements import Statements
 from .templates import SPEC_KINDS, Declarations
 from .values import (
     UNKNOWN,
@@ -26,7 +27,6 @@ from .values import (
     Spec,
     Value,
     choice,
-    elements,
 )
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Evaluator"]
 
 
-class Evaluator(Expressions):
+class Evaluator(Statements):
     """Evaluates expressions and runs functions on abstract values."""
 
     def __init__(self, modules: Modules, classes: Classes, declarations: Declarations) -> None:
@@ -90,7 +90,7 @@ class Evaluator(Expressions):
         """Values of the names that the module's own statements assign."""
         if source not in self._modules_run:
             names = self._modules_run[source] = {}
-            self._run(source.tree.body, Frame(source, names))
+            self.run(source.tree.body, Frame(source, names))
         return self._modules_run[source]
 
     def class_names(self, info: ClassInfo) -> dict[str, Value]:
@@ -277,7 +277,7 @@ class Evaluator(Expressions):
             return self.eval(node.body, frame)
         if any(isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Yield) for statement in node.body):
             return UNKNOWN
-        finished = self._run(node.body, frame)
+        finished = self.run(node.body, frame)
         if not finished and frame.returned:
             frame.returned.append(Constant(None))
         return choice(frame.returned) if frame.returned else Constant(None)
@@ -304,128 +304,10 @@ class Evaluator(Expressions):
         unread = arguments.open or keywords.open or known is None
         return Spec(SPEC_KINDS[name], fields, node, frame.source, frozenset(given), template=key or "?", open=unread)
 
-    # -- statements --------------------------------------------------------------------------------------------
+    # -- classes -----------------------------------------------------------------------------------------------
 
-    def _run(self, body: list[ast.stmt], frame: Frame) -> bool:
-        """Run statements; whether they certainly return or raise."""
-        return any(self._statement(statement, frame) for statement in body)
-
-    def _statement(self, node: ast.stmt, frame: Frame) -> bool:
-        if self._depth > 60:
-            return False
-        if isinstance(node, ast.Return):
-            frame.returned.append(self.eval(node.value, frame) if node.value else Constant(None))
-            return True
-        if isinstance(node, ast.Raise):
-            return True
-        if isinstance(node, ast.Assign):
-            value = self.eval(node.value, frame)
-            for target in node.targets:
-                self.assign(target, value, frame)
-        elif isinstance(node, ast.AnnAssign):
-            if node.value is not None:
-                self.assign(node.target, self.eval(node.value, frame), frame)
-        elif isinstance(node, ast.AugAssign):
-            self._augment(node, frame)
-        elif isinstance(node, ast.Expr):
-            self.eval(node.value, frame)
-        elif isinstance(node, ast.ClassDef):
-            self._run_class(self.classes.info(frame.source, node), frame)
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            if frame.scope is not None:
-                frame.names[node.name] = FunctionValue(frame.source, node, closure=frame.names)
-        else:
-            return self._compound(node, frame)
-        return False
-
-    def _compound(self, node: ast.stmt, frame: Frame) -> bool:
-        self._depth += 1
-        try:
-            if isinstance(node, ast.If):
-                return self._if(node, frame)
-            if isinstance(node, ast.For | ast.AsyncFor):
-                self._for(node, frame)
-            elif isinstance(node, ast.While):
-                self._branches([node.body, []], frame)
-            elif isinstance(node, ast.With | ast.AsyncWith):
-                for item in node.items:
-                    if item.optional_vars is not None:
-                        self.assign(item.optional_vars, UNKNOWN, frame)
-                return self._run(node.body, frame)
-            elif isinstance(node, ast.Try | ast.TryStar):
-                done = self._run([*node.body, *node.orelse], frame)
-                for handler in node.handlers:
-                    done = self._branches([handler.body, []], frame) and done
-                return self._run(node.finalbody, frame) or (done and not node.handlers)
-            elif isinstance(node, ast.Match):
-                self._branches([case.body for case in node.cases] + [[]], frame)
-            return False
-        finally:
-            self._depth -= 1
-
-    def _if(self, node: ast.If, frame: Frame) -> bool:
-        test = self.truth(self.eval(node.test, frame))
-        if test is not None and frame.scope is not None:
-            return self._run(node.body if test else node.orelse, frame)
-        return self._branches([node.body, node.orelse], frame)
-
-    def _branches(self, bodies: list[list[ast.stmt]], frame: Frame) -> bool:
-        """Run alternatives of which only one happens; containers collect what any of them adds."""
-        before = dict(frame.names)
-        results: list[dict[str, Value]] = []
-        for body in bodies:
-            frame.names.clear()
-            frame.names.update(before)
-            if not self._run(body, frame):
-                results.append(dict(frame.names))
-        frame.names.clear()
-        for name in {name: None for result in results or [before] for name in result}:
-            frame.names[name] = choice([result[name] for result in results or [before] if name in result])
-        return not results
-
-    def _for(self, node: ast.For | ast.AsyncFor, frame: Frame) -> None:
-        items, whole = elements(self.eval(node.iter, frame))
-        for item in items[:200]:
-            self.assign(node.target, item, frame)
-            if self._run(node.body, frame):
-                break
-        if not whole:
-            self.assign(node.target, UNKNOWN, frame)
-            self._branches([node.body, []], frame)
-        self._run(node.orelse, frame)
-
-    def _augment(self, node: ast.AugAssign, frame: Frame) -> None:
-        value = self.eval(node.value, frame)
-        if not isinstance(node.target, ast.Name | ast.Attribute):
-            return
-        current = self.eval(node.target, frame)
-        if isinstance(node.op, ast.Add) and isinstance(current, Items):
-            items, whole = elements(value)
-            current.extend(items, whole)
-        else:
-            self.assign(node.target, UNKNOWN, frame)
-
-    def assign(self, target: ast.expr, value: Value, frame: Frame) -> None:
-        if isinstance(target, ast.Name):
-            frame.names[target.id] = value
-        elif isinstance(target, ast.Attribute):
-            base = self.eval(target.value, frame)
-            if isinstance(base, Instance):
-                base.attributes[target.attr] = value
-        elif isinstance(target, ast.Subscript):
-            base, key = self.eval(target.value, frame), self.eval(target.slice, frame)
-            if isinstance(base, Dictionary):
-                if isinstance(key, Constant):
-                    base.items[key.value] = value
-                else:
-                    base.open = True
-        elif isinstance(target, ast.Tuple | ast.List):
-            items, whole = elements(value)
-            matches = whole and len(items) == len(target.elts)
-            for index, element in enumerate(target.elts):
-                if isinstance(element, ast.Starred):
-                    element, matches = element.value, False
-                self.assign(element, items[index] if matches else UNKNOWN, frame)
+    def define(self, node: ast.ClassDef, frame: Frame) -> None:
+        self._run_class(self.classes.info(frame.source, node), frame)
 
     def _run_class(self, info: ClassInfo, outer: Frame | None) -> None:
         names: dict[str, Value] = {}
@@ -434,7 +316,7 @@ class Evaluator(Expressions):
         frame = Frame(info.source, dict(closure), owner=info)
         for statement in info.node.body:
             if isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Expr | ast.If | ast.For):
-                self._statement(statement, frame)
+                self.statement(statement, frame)
                 names.update({name: value for name, value in frame.names.items() if name not in closure})
 
 
