@@ -21,6 +21,7 @@ _LINE = re.compile(rf"#\s*(?i:noqa)(?P<colon>\s*:\s*(?P<codes>{_CODES})?)?")
 _FILE = re.compile(rf"#\s*offload-plus\s*:\s*(?i:noqa)(?P<colon>\s*:\s*(?P<codes>{_CODES})?)?")
 _ONE = re.compile(_CODE)
 _OURS = re.compile(r"MOD[0-9]+[a-z]?")
+_OURS_ANYWHERE = re.compile(r"(?i:mod)[0-9]")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,9 +88,11 @@ def suppress(
     If :class:`UnusedSuppression` is among ``rules``, which are those that ran, what stays includes its findings;
     ``known`` are the codes of all rules there are.
     """
-    found = comments(text)
+    findings = list(findings)
+    # Without a code of ours no comment can be unused, so that nothing comes of looking for them.
+    found = comments(text) if findings or _OURS_ANYWHERE.search(text) else []
     if not found:
-        return list(findings), []
+        return findings, []
     used: set[tuple[Comment, str]] = set()
     kept: list[Finding] = []
     suppressed: list[Finding] = []

@@ -45,6 +45,7 @@ class Block:
         self.info = info
         self._evaluator = evaluator
         self._declared: dict[tuple[str, bool], Declared] = {}
+        self._own: dict[str, list[Spec]] = {}
 
     def __repr__(self) -> str:
         return f"<block {self.info.dotted}>"
@@ -109,6 +110,11 @@ class Block:
 
     def own(self, what: str) -> list[Spec]:
         """Declarations that this class's own property ``what`` (or its loop form) lists."""
+        if what not in self._own:
+            self._own[what] = self._listed(what)
+        return self._own[what]
+
+    def _listed(self, what: str) -> list[Spec]:
         found: list[Spec] = []
         for name in (what, DECLARED.get(what)):
             function = self.info.own_method(name) if name else None

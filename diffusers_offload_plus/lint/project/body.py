@@ -6,15 +6,13 @@ import ast
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Set as AbstractSet
+from typing import TypeGuard
 
 from .classes import ClassInfo, Function
 from .modules import parameters
-from .source import Source
-
-if TYPE_CHECKING:
-    pass
-
+from .nodes import Listing
+from .source import Node, Source
 
 __all__ = ["Access", "Body", "Place", "literal"]
 
@@ -35,13 +33,20 @@ BLOCK_STATE: Place = ("block_state",)
 SELF: Place = ("self",)
 
 
+_NOWHERE: frozenset[Place] = frozenset()
+
+
 _LONGEST = 6
+_HOPS = 50  # from an expression to what it is an attribute of
+
+
+_Reached = ast.Attribute | ast.Subscript
 
 
 PROBES = {"getattr": "probe", "hasattr": "probe", "setattr": "write", "delattr": "delete"}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False, slots=True)  # not frozen: there are tens of thousands
 class Access:
     """A use of an attribute.
 
@@ -77,13 +82,13 @@ class Body:
         self.function = function
         self.owner = owner
         self.names: dict[str, set[Place]] = {name: set(places) for name, places in roles.items()}
-        self._remembered: dict[ast.AST, set[Place]] | None = None  # once the names are settled
-        self.typed = source.typed(function)
+        self._remembered: dict[ast.AST, AbstractSet[Place]] | None = None  # once the names are settled
         self.stored: dict[Place, set[Place]] = {}
-        self.local_functions = {
-            node.name: node
-            for node in self.of(ast.FunctionDef, ast.AsyncFunctionDef)
-            if node is not function and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        self._typed = source.typed(function)
+        self.local_functions: dict[str, Function] = {
+            inner.name: inner
+            for inner in self.of(ast.FunctionDef, ast.AsyncFunctionDef)
+            if inner is not function and isinstance(inner, Function)
         }
         binding = list(self._bindings())
         for _ in range(3):
@@ -101,9 +106,16 @@ class Body:
         """All nodes of the function in source order."""
         return self.source.below(self.function)
 
-    def of(self, *types: type[ast.AST]) -> list[ast.AST]:
-        """The nodes of exactly these types."""
-        return [node for kind in types for node in self.typed.get(kind, ())]
+    def of(self, *types: type[Node]) -> list[Node]:
+        """The nodes of exactly these types: type by type, each in source order."""
+        typed = self._typed
+        if len(types) == 1:
+            return typed.get(types[0], [])
+        return [node for kind in types for node in typed.get(kind, ())]
+
+    def knows(self, root: str) -> bool:
+        """Whether any name stands for ``root`` or something in it."""
+        return any(place[0] == root for places in self.names.values() for place in places)
 
     def _known(self) -> int:
         return sum(map(len, self.names.values())) + sum(map(len, self.stored.values()))
@@ -118,7 +130,7 @@ class Body:
                 if node.value is not None:
                     yield node.target, node.value
             elif isinstance(node, ast.For | ast.comprehension):
-                if isinstance(node.iter, ast.Tuple | ast.List):
+                if isinstance(node.iter, Listing):
                     for element in node.iter.elts:
                         yield node.target, element
             elif isinstance(node, ast.withitem) and node.optional_vars is not None:
@@ -132,8 +144,8 @@ class Body:
                     self.names.setdefault(name, set()).update(places)
 
     def _bind(self, target: ast.expr, value: ast.expr) -> None:
-        if isinstance(target, ast.Tuple | ast.List):
-            if isinstance(value, ast.Tuple | ast.List) and len(value.elts) == len(target.elts):
+        if isinstance(target, Listing):
+            if isinstance(value, Listing) and len(value.elts) == len(target.elts):
                 for element, item in zip(target.elts, value.elts, strict=True):
                     self._bind(element, item)
             return
@@ -147,8 +159,12 @@ class Body:
             for stored in self.places(target.value) if held else ():
                 self.stored.setdefault((*stored, target.attr), set()).update(held)
 
-    def places(self, node: ast.expr) -> set[Place]:
+    def places(self, node: ast.expr) -> AbstractSet[Place]:
         """Where the value of an expression may come from; empty if that is nothing tracked."""
+        if isinstance(node, ast.Name):
+            return self.names.get(node.id, _NOWHERE)
+        if isinstance(node, ast.Constant):
+            return _NOWHERE
         if self._remembered is None:
             return self._places(node)
         found = self._remembered.get(node)
@@ -156,47 +172,62 @@ class Body:
             found = self._remembered[node] = self._places(node)
         return found
 
-    def _places(self, node: ast.expr) -> set[Place]:
-        hops = 0
+    def _places(self, node: ast.expr) -> AbstractSet[Place]:
         attributes: list[str] = []
-        while hops < 50:
-            hops += 1
+        for _ in range(_HOPS):
             if isinstance(node, ast.Attribute):
                 attributes.append(node.attr)
                 node = node.value
+            elif isinstance(node, ast.Name):
+                break
             elif isinstance(node, ast.Subscript) and (key := literal(node.slice)) is not None:
                 attributes.append(key)
                 node = node.value
             elif isinstance(node, ast.NamedExpr):
                 node = node.value
-            elif is_call_of(node, "getattr", 2) and (key := literal(node.args[1])) is not None:  # type: ignore[attr-defined]
+            elif is_call_of(node, "getattr", 2) and (key := literal(node.args[1])) is not None:
                 attributes.append(key)
-                node = node.args[0]  # type: ignore[attr-defined]
+                node = node.args[0]
             else:
                 break
         found = self._origin(node)
+        if not found:
+            return _NOWHERE
         for attribute in reversed(attributes):
             following: set[Place] = set()
             for place in found:
                 if len(place) < _LONGEST:
                     following.add((*place, attribute))
-                    following |= self.stored.get((*place, attribute), set())
+                    following |= self.stored.get((*place, attribute), _NOWHERE)
             found = following
         return found
 
-    def _origin(self, node: ast.expr) -> set[Place]:
+    def _origin(self, node: ast.expr) -> AbstractSet[Place]:
         if isinstance(node, ast.Name):
-            return self.names.get(node.id, set())
+            return self.names.get(node.id, _NOWHERE)
         if isinstance(node, ast.IfExp):
             return self._origin_or_places(node.body) | self._origin_or_places(node.orelse)
         if isinstance(node, ast.BoolOp):
-            return set().union(*(self._origin_or_places(value) for value in node.values[:20]))
+            return _NOWHERE.union(*(self._origin_or_places(value) for value in node.values[:20]))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get_block_state":
             return {BLOCK_STATE}
-        return set()
+        return _NOWHERE
 
-    def _origin_or_places(self, node: ast.expr) -> set[Place]:
-        return set() if isinstance(node, ast.IfExp | ast.BoolOp) else self.places(node)
+    def _origin_or_places(self, node: ast.expr) -> AbstractSet[Place]:
+        return _NOWHERE if isinstance(node, ast.IfExp | ast.BoolOp) else self.places(node)
+
+    def computed(self, *probes: str) -> set[Place]:
+        """Places whose attributes these built-ins reach by names that are computed."""
+        return set().union(*(self._computed.get(probe, ()) for probe in probes))
+
+    @functools.cached_property
+    def _computed(self) -> dict[str, set[Place]]:
+        found: dict[str, set[Place]] = {}
+        for node in self.calls():
+            probe = node.func.id if isinstance(node.func, ast.Name) else ""
+            if probe in PROBES and len(node.args) > 1 and not isinstance(node.args[1], ast.Constant):
+                found.setdefault(probe, set()).update(self.places(node.args[0]))
+        return found
 
     @functools.cached_property
     def accesses(self) -> list[Access]:
@@ -204,25 +235,24 @@ class Body:
         return list(self._accesses())
 
     def _accesses(self) -> Iterator[Access]:
-        for node in self.of(ast.Attribute, ast.Subscript, ast.Call):
-            if isinstance(node, ast.Attribute | ast.Subscript):
-                name = node.attr if isinstance(node, ast.Attribute) else literal(node.slice)
-                if name is None:
-                    continue
-                for place in self.places(node.value):
-                    if isinstance(node, ast.Subscript) and place != BLOCK_STATE:
-                        continue
-                    kind, value = self._context(node)
-                    by = "" if isinstance(node, ast.Attribute) else "subscript"
-                    yield Access(kind, (*place, name), node, self, value, by)
-            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in PROBES:
-                name = literal(node.args[1]) if len(node.args) > 1 else None
-                for place in self.places(node.args[0]) if name is not None else ():
-                    kind = PROBES[node.func.id]
-                    value = node.args[2] if kind == "write" and len(node.args) > 2 else None
-                    yield Access(kind, (*place, name or ""), node, self, value, node.func.id)
+        for node in self.of(ast.Attribute):
+            for place in self.places(node.value):
+                kind, value = self._context(node)
+                yield Access(kind, (*place, node.attr), node, self, value)
+        for item in self.of(ast.Subscript):
+            name = literal(item.slice)
+            if name is not None and BLOCK_STATE in self.places(item.value):
+                kind, value = self._context(item)
+                yield Access(kind, (*BLOCK_STATE, name), item, self, value, "subscript")
+        for call in self.calls():
+            probe = call.func.id if isinstance(call.func, ast.Name) else ""
+            name = literal(call.args[1]) if probe in PROBES and len(call.args) > 1 else None
+            for place in self.places(call.args[0]) if name is not None else ():
+                kind = PROBES[probe]
+                value = call.args[2] if kind == "write" and len(call.args) > 2 else None
+                yield Access(kind, (*place, name or ""), call, self, value, probe)
 
-    def _context(self, node: ast.Attribute | ast.Subscript) -> tuple[str, ast.expr | None]:
+    def _context(self, node: _Reached) -> tuple[str, ast.expr | None]:
         if isinstance(node.ctx, ast.Del):
             return "delete", None
         if not isinstance(node.ctx, ast.Store):
@@ -232,18 +262,16 @@ class Body:
             return "augment", parent.value
         if isinstance(parent, ast.Assign | ast.AnnAssign):
             return "write", parent.value
-        if isinstance(parent, ast.Tuple | ast.List):
+        if isinstance(parent, Listing):
             outer = self.source.parent(parent)
-            if isinstance(outer, ast.Assign) and isinstance(outer.value, ast.Tuple | ast.List):
+            if isinstance(outer, ast.Assign) and isinstance(outer.value, Listing):
                 index = parent.elts.index(node)
                 if len(outer.value.elts) == len(parent.elts):
                     return "write", outer.value.elts[index]
         return "write", None
 
-    def calls(self) -> Iterator[ast.Call]:
-        for node in self.typed.get(ast.Call, ()):
-            if isinstance(node, ast.Call):
-                yield node
+    def calls(self) -> list[ast.Call]:
+        return self.of(ast.Call)
 
 
 def argument_places(body: Body, node: ast.Call, target: Function, *, bound: bool) -> dict[str, set[Place]]:
@@ -268,7 +296,7 @@ def literal(node: ast.expr) -> str | None:
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
 
 
-def is_call_of(node: ast.expr, name: str, arguments: int) -> bool:
+def is_call_of(node: ast.expr, name: str, arguments: int) -> TypeGuard[ast.Call]:
     """Whether ``node`` calls the built-in ``name`` with at least so many positional arguments."""
     return (
         isinstance(node, ast.Call)

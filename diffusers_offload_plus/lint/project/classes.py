@@ -7,14 +7,13 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING
 
+from .nodes import Function
 from .source import FRAMEWORK_PACKAGE, Source
 
 if TYPE_CHECKING:
     from .modules import Modules
 
 __all__ = ["BlockKind", "ClassInfo", "Classes", "Function"]
-
-Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 BLOCK_BASE = "ModularPipelineBlocks"
 PIPELINE_BASE = "ModularPipeline"
@@ -28,6 +27,7 @@ KNOWN_BLOCKS = {
 }
 
 BlockKind = str
+Member = tuple["ClassInfo", ast.stmt | ast.expr]  # where it is defined, and what it is
 
 
 @dataclasses.dataclass(eq=False)
@@ -37,6 +37,7 @@ class ClassInfo:
     source: Source
     node: ast.ClassDef
     classes: Classes
+    _found: dict[str, Member | None] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -87,26 +88,25 @@ class ClassInfo:
                 found[name] = last
         return found
 
-    def find(self, name: str, *, after: ClassInfo | None = None) -> tuple[ClassInfo, ast.stmt | ast.expr] | None:
+    def find(self, name: str, *, after: ClassInfo | None = None) -> Member | None:
         """Where ``name`` is defined, looked up as Python does; ``after`` as ``super()`` of that class does."""
+        if after is None:
+            if name not in self._found:
+                self._found[name] = _first(self.mro, name)
+            return self._found[name]
         order = self.mro
-        if after is not None:
-            order = order[order.index(after) + 1 :] if after in order else []
-        for entry in order:
-            if name in entry.members:
-                return entry, entry.members[name]
-        return None
+        return _first(order[order.index(after) + 1 :], name) if after in order else None
 
     def method(self, name: str) -> tuple[ClassInfo, Function] | None:
         """The function that ``name`` is looked up as."""
         found = self.find(name)
-        if found is not None and isinstance(found[1], ast.FunctionDef | ast.AsyncFunctionDef):
+        if found is not None and isinstance(found[1], Function):
             return found[0], found[1]
         return None
 
     def own_method(self, name: str) -> Function | None:
         found = self.members.get(name)
-        return found if isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef) else None
+        return found if isinstance(found, Function) else None
 
     @functools.cached_property
     def kind(self) -> BlockKind:
@@ -163,6 +163,13 @@ class ClassInfo:
     def is_leaf(self) -> bool:
         """A block that runs code of its own instead of running other blocks."""
         return self.is_block and self.kind == "leaf"
+
+
+def _first(order: list[ClassInfo], name: str) -> Member | None:
+    for entry in order:
+        if name in entry.members:
+            return entry, entry.members[name]
+    return None
 
 
 def is_framework_name(dotted: str) -> bool:

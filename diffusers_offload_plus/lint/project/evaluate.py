@@ -46,6 +46,7 @@ class Evaluator(Statements):
         self._modules_run: dict[Source, dict[str, Value]] = {}
         self._class_bodies: dict[ClassInfo, dict[str, Value]] = {}
         self._defaults: dict[ClassInfo, Instance] = {}
+        self._kinds: dict[Function, frozenset[str]] = {}  # names of decorators
         self.instances: dict[ClassInfo, list[Instance]] = {}
 
     # -- questions ---------------------------------------------------------------------------------------------
@@ -66,10 +67,10 @@ class Evaluator(Statements):
         """``value.name``."""
         if self._depth == 0:
             self._steps = 0
-        if isinstance(value, Choice):
-            return choice([self.attribute(option, name) for option in value.options])
         if isinstance(value, Instance):
             return self._instance_attribute(value, name, None)
+        if isinstance(value, Choice):
+            return choice([self.attribute(option, name) for option in value.options])
         if isinstance(value, ClassValue):
             return self._class_attribute(value.info, name, ClassValue(value.info))
         if isinstance(value, ModuleValue):
@@ -117,8 +118,8 @@ class Evaluator(Statements):
         if found is None:
             return Constant(info.name) if name == "__name__" else UNKNOWN
         owner, member = found
-        if isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef):
-            kinds = {decorator_name(decorator) for decorator in member.decorator_list}
+        if isinstance(member, Function):
+            kinds = self._kinds_of(member)
             if "staticmethod" in kinds:
                 return FunctionValue(owner.source, member, owner)
             if "classmethod" in kinds:
@@ -127,6 +128,11 @@ class Evaluator(Statements):
                 return self._property(owner, member, bound, after) if isinstance(bound, Instance) else UNKNOWN
             return FunctionValue(owner.source, member, owner, bound if isinstance(bound, Instance) else None)
         return self.class_names(owner).get(name, UNKNOWN)
+
+    def _kinds_of(self, member: Function) -> frozenset[str]:
+        if member not in self._kinds:
+            self._kinds[member] = frozenset(map(decorator_name, member.decorator_list))
+        return self._kinds[member]
 
     def _property(self, owner: ClassInfo, member: Function, bound: Instance, after: ClassInfo | None) -> Value:
         key = f"property {member.name}"
@@ -159,7 +165,7 @@ class Evaluator(Statements):
             if symbol.source.in_framework and symbol.node.name in (*SPEC_KINDS, "InsertableDict"):
                 return External(symbol.dotted)
             return ClassValue(self.classes.info(symbol.source, symbol.node))
-        if isinstance(symbol.node, ast.FunctionDef | ast.AsyncFunctionDef):
+        if isinstance(symbol.node, Function):
             return FunctionValue(symbol.source, symbol.node)
         name = symbol.dotted.rpartition(".")[2]
         return self.module_names(symbol.source).get(name, UNKNOWN)
@@ -188,6 +194,7 @@ class Evaluator(Statements):
             else:
                 keywords.items[keyword.arg] = value
         function = node.func
+        called: Value | None = None
         if isinstance(function, ast.Name) and function.id == "isinstance" and len(node.args) == 2:
             return is_instance(arguments.items[0] if arguments.items else UNKNOWN, node.args[1])
         if isinstance(function, ast.Name) and function.id not in frame.names:
@@ -206,7 +213,9 @@ class Evaluator(Statements):
                 found = call_method(self, value, function.attr, arguments, keywords)
                 if found is not None:
                     return found
-        called = self.eval(function, frame)
+                called = self.attribute(value, function.attr)
+        if called is None:
+            called = self.eval(function, frame)
         if isinstance(called, External):
             name = called.dotted.rpartition(".")[2]
             if name in SPEC_KINDS:
@@ -262,14 +271,14 @@ class Evaluator(Statements):
                 if default
             }
         )
-        for name in parameters(node):
-            frame.names[name] = UNKNOWN
+        known = parameters(node)
+        frame.names.update(dict.fromkeys(known, UNKNOWN))
         for name, default in defaults.items():
             frame.names[name] = self.eval(default, Frame(function.source))
         frame.names.update(zip(positional, bound, strict=False))
         if given.vararg:
             frame.names[given.vararg.arg] = Items(list(bound[len(positional) :]))
-        extra = {name: value for name, value in keywords.items() if name not in parameters(node)}
+        extra = {name: value for name, value in keywords.items() if name not in known}
         if given.kwarg:
             frame.names[given.kwarg.arg] = Dictionary(dict(extra))
         frame.names.update({name: value for name, value in keywords.items() if name not in extra})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import abc
 import ast
+from collections.abc import Callable
+from typing import Any
 
 from .builtins import fold
 from .classes import ClassInfo, Function
@@ -27,6 +29,7 @@ __all__ = ["Expressions", "Frame"]
 
 _DEPTH = 40  # of nested expressions and calls
 _STEPS = 20_000  # expressions in one question
+_TRUE = Instance | ClassValue | FunctionValue | Spec  # true whatever is in them
 
 
 class Frame:
@@ -55,6 +58,7 @@ class Expressions(abc.ABC):
     def __init__(self) -> None:
         self._depth = 0
         self._steps = 0
+        self._methods: dict[type[ast.AST], Callable[[Any, Frame], Value] | None] = {}
 
     @abc.abstractmethod
     def name(self, name: ast.Name, frame: Frame) -> Value:
@@ -83,15 +87,17 @@ class Expressions(abc.ABC):
         self._steps += 1
         if self._depth > _DEPTH or self._steps > _STEPS:
             return UNKNOWN
-        method = getattr(self, "_eval_" + node.__class__.__name__, None)
+        kind = node.__class__
+        if kind not in self._methods:
+            self._methods[kind] = getattr(self, f"_eval_{kind.__name__}", None)
+        method = self._methods[kind]
         if method is None:
             return UNKNOWN
         self._depth += 1
         try:
-            value: Value = method(node, frame)
+            return method(node, frame)
         finally:
             self._depth -= 1
-        return value
 
     def _eval_Constant(self, node: ast.Constant, frame: Frame) -> Value:
         return Constant(node.value)
@@ -109,14 +115,16 @@ class Expressions(abc.ABC):
         return self.attribute(self.eval(base, frame), node.attr)
 
     def _items(self, nodes: list[ast.expr], frame: Frame) -> Items:
-        found = Items([])
+        found: list[Value] = []
+        everything = True
         for node in nodes:
             if isinstance(node, ast.Starred):
                 items, whole = elements(self.eval(node.value, frame))
-                found.extend(items, whole)
+                found += items
+                everything = everything and whole
             else:
-                found.extend([self.eval(node, frame)], True)
-        return found
+                found.append(self.eval(node, frame))
+        return Items(found, not everything)
 
     def _eval_List(self, node: ast.List, frame: Frame) -> Value:
         return self._items(node.elts, frame)
@@ -234,7 +242,7 @@ class Expressions(abc.ABC):
         if isinstance(value, Choice):
             truths = {self.truth(option) for option in value.options}
             return truths.pop() if len(truths) == 1 else None
-        return True if isinstance(value, Instance | ClassValue | FunctionValue | Spec) else None
+        return True if isinstance(value, _TRUE) else None
 
     def _eval_Subscript(self, node: ast.Subscript, frame: Frame) -> Value:
         value = self.eval(node.value, frame)

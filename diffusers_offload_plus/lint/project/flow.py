@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,11 @@ class Flow:
             if len(access.place) == 2:
                 self._direct.setdefault(access.place[0], []).append(access)
 
+    @functools.cached_property
+    def changes(self) -> list[Access]:
+        """Accesses that write, augment or delete."""
+        return [access for access in self.accesses if access.kind in ("write", "augment", "delete")]
+
     def of(self, root: str, *kinds: str) -> list[Access]:
         """Accesses to direct attributes of ``root`` (``"block_state"``, ``"components"``), of some kinds."""
         found = self._direct.get(root, [])
@@ -64,14 +70,16 @@ class Flow:
         followed: set[ast.AST] = set()
         for call in body.calls():
             self._call(body, call, followed)
-        for node in body.of(ast.Attribute):
-            if isinstance(node, ast.Attribute):
-                self._property(body, node)
-        for node in body.of(ast.Name):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node not in followed:
-                for place in body.names.get(node.id, ()):
-                    if len(place) == 1 and place != SELF and self._escapes(body, node):
-                        self.escapes.append((place, node, body))
+        properties = self.project.properties_of(body.source)
+        for attribute in body.of(ast.Attribute) if properties else ():
+            if attribute.attr in properties and isinstance(attribute.ctx, ast.Load):
+                self._property(body, attribute, properties[attribute.attr])
+        whole = {name: held for name, places in body.names.items() if (held := [*filter(_is_whole, places)])}
+        for node in body.of(ast.Name) if whole else ():
+            if node.id not in whole or not isinstance(node.ctx, ast.Load) or node in followed:
+                continue
+            if self._escapes(body, node):
+                self.escapes += [(place, node, body) for place in whole[node.id]]
 
     def _call(self, body: Body, node: ast.Call, followed: set[ast.AST]) -> None:
         arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
@@ -126,16 +134,13 @@ class Flow:
                     yield from _as_target(found, None)
             return
         target, source = symbol.node, symbol.source
-        if isinstance(target, ast.FunctionDef | ast.AsyncFunctionDef) and source and not source.in_framework:
+        if isinstance(target, Function) and source and not source.in_framework:
             yield source, target, None, None
 
-    def _property(self, body: Body, node: ast.Attribute) -> None:
-        if not isinstance(node.ctx, ast.Load) or COMPONENTS not in body.places(node.value):
-            return
-        for pipeline in self.project.pipelines_of(body.source):
-            found = pipeline.method(node.attr)
-            if found and found[1].decorator_list and not found[0].source.in_framework:
-                self._enter(found[0].source, found[1], found[0], {parameters(found[1])[0]: {COMPONENTS}})
+    def _property(self, body: Body, node: ast.Attribute, found: list[tuple[ClassInfo, Function]]) -> None:
+        if COMPONENTS in body.places(node.value):
+            for owner, function in found:
+                self._enter(owner.source, function, owner, {parameters(function)[0]: {COMPONENTS}})
 
     def _escapes(self, body: Body, node: ast.Name) -> bool:
         parent = body.source.parent(node)
@@ -150,11 +155,16 @@ class Flow:
         return True
 
 
+def _is_whole(place: Place) -> bool:
+    """Whether it is components, state or block state itself, not something in it."""
+    return len(place) == 1 and place != SELF
+
+
 def _as_target(
     found: tuple[ClassInfo, ast.stmt | ast.expr], bound: Place | None
 ) -> Iterator[tuple[Source, Function, ClassInfo | None, Place | None]]:
     owner, member = found
-    if isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef):
+    if isinstance(member, Function):
         static = any(isinstance(item, ast.Name) and item.id == "staticmethod" for item in member.decorator_list)
         yield owner.source, member, owner, None if static else bound
 

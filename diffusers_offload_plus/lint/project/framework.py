@@ -44,8 +44,8 @@ def framework_attribute(evaluator: Evaluator, instance: Instance, name: str, aft
     if key not in instance.cache:
         instance.cache[key] = Items([], True)  # ends cycles
         instance.cache[key] = _combined(evaluator, instance, name)
-    cached: Value = instance.cache[key]
-    return Items(list(elements(cached)[0]), not elements(cached)[1])
+    cached: Items = instance.cache[key]
+    return Items(list(cached.items), cached.open)  # who asked may go on and add to the list
 
 
 def _answered_by_framework(info: ClassInfo, name: str, after: ClassInfo | None) -> bool:

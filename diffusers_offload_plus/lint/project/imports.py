@@ -6,11 +6,13 @@ import ast
 import dataclasses
 from collections.abc import Iterator
 
+from .nodes import Listing
 from .source import Source
 
 __all__ = ["ImportedName", "absolute_module", "bindings", "imported_names", "in_type_checking"]
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+_IMPORT = ast.Import | ast.ImportFrom
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,13 +72,27 @@ def in_type_checking(source: Source, node: ast.AST) -> bool:
     return False
 
 
+# Statements that hold others of the same scope.
+_COMPOUND = (
+    ast.If,
+    ast.For,
+    ast.AsyncFor,
+    ast.While,
+    ast.With,
+    ast.AsyncWith,
+    ast.Try,
+    ast.TryStar,
+    ast.Match,
+)
+
+
 def flat_statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
     """Statements of one scope in order, those inside compound statements as well, without those of inner scopes."""
     stack = list(reversed(body))
     while stack:
         statement = stack.pop()
         yield statement
-        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        if not isinstance(statement, _COMPOUND):
             continue
         inner: list[ast.stmt] = []
         for field in ("body", "orelse", "handlers", "finalbody", "cases"):
@@ -90,24 +106,24 @@ def bindings(source: Source, body: list[ast.stmt]) -> tuple[dict[str, list[objec
     found: dict[str, list[object]] = {}
     stars: list[ImportedName] = []
     for statement in flat_statements(body):
-        if isinstance(statement, ast.Import | ast.ImportFrom):
+        if isinstance(statement, _IMPORT):
             for imported in imported_names(source, statement):
                 if imported.name == "*":
                     stars.append(imported)
                 else:
                     found.setdefault(imported.bound, []).append(imported)
-        elif isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        elif isinstance(statement, Definition):
             found.setdefault(statement.name, []).append(statement)
         elif isinstance(statement, ast.Assign):
             for target in statement.targets:
                 if isinstance(target, ast.Name):
                     found.setdefault(target.id, []).append(statement.value)
+                    if target.id == "_import_structure":
+                        _add_lazy_dictionary(source, statement.value, statement, found)
                 elif (name := _lazy_submodule(target)) is not None:
                     _add_lazy(source, name, statement.value, statement, found)
-                elif isinstance(target, ast.Tuple | ast.List):
+                elif isinstance(target, Listing):
                     _bind_unpacked(target, statement.value, found)
-            if _is_import_structure(statement):
-                _add_lazy_dictionary(source, statement.value, statement, found)
         elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value:
             found.setdefault(statement.target.id, []).append(statement.value)
         elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
@@ -119,17 +135,13 @@ def bindings(source: Source, body: list[ast.stmt]) -> tuple[dict[str, list[objec
     return found, stars
 
 
-def _bind_unpacked(target: ast.Tuple | ast.List, value: ast.expr, found: dict[str, list[object]]) -> None:
+def _bind_unpacked(target: Listing, value: ast.expr, found: dict[str, list[object]]) -> None:
     values: list[ast.expr | None] = [None] * len(target.elts)
-    if isinstance(value, ast.Tuple | ast.List) and len(value.elts) == len(target.elts):
+    if isinstance(value, Listing) and len(value.elts) == len(target.elts):
         values = list(value.elts)
     for element, bound in zip(target.elts, values, strict=True):
         if isinstance(element, ast.Name):
             found.setdefault(element.id, []).append(bound)
-
-
-def _is_import_structure(statement: ast.Assign) -> bool:
-    return any(isinstance(target, ast.Name) and target.id == "_import_structure" for target in statement.targets)
 
 
 def _lazy_submodule(target: ast.expr) -> str | None:
@@ -150,7 +162,7 @@ def _add_lazy_dictionary(source: Source, value: ast.expr, node: ast.stmt, found:
 
 def _add_lazy(source: Source, submodule: str, names: ast.expr, node: ast.stmt, found: dict[str, list[object]]) -> None:
     module = f"{source.module}.{submodule}" if source.module else submodule
-    if isinstance(names, ast.List | ast.Tuple):
+    if isinstance(names, Listing):
         for element in names.elts:
             if isinstance(element, ast.Constant) and isinstance(element.value, str):
                 found.setdefault(element.value, []).insert(0, ImportedName(module, element.value, element.value, node))

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from .imports import Definition, ImportedName, absolute_module, bindings
 from .location import shown
+from .nodes import AnyFunction, Dotted, Function
 from .source import FRAMEWORK_PACKAGE, Problem, Source, decode, parse
 
 __all__ = ["Modules", "Symbol"]
-
-Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +94,7 @@ class Modules:
         return package is not None and name in self.scope(package, package.tree)[0]
 
     def scope(
-        self, source: Source, node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        self, source: Source, node: ast.Module | Definition
     ) -> tuple[dict[str, list[object]], list[ImportedName]]:
         """Names bound in the scope of ``node``, and its star imports."""
         if node not in self._bindings:
@@ -125,18 +124,18 @@ class Modules:
             return Symbol(submodule)
         return None
 
-    def _bound(self, source: Source, name: str, bound: list[object], scope: Function | None) -> Symbol | None:
+    def _bound(self, source: Source, name: str, bound: list[object], scope: AnyFunction | None) -> Symbol | None:
         # An import or a definition wins over `X = None` beside it, which is how optional imports are written.
         for item in reversed(bound):
             if isinstance(item, ImportedName):
                 return self.imported(item)
-            if isinstance(item, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if isinstance(item, Definition):
                 return Symbol(f"{source.module}.{name}" if source.module else name, source, item)
         expressions = [item for item in bound if isinstance(item, ast.expr)]
         if len(expressions) != 1 or len(bound) != 1:
             return None
         value = expressions[0]
-        if isinstance(value, ast.Name | ast.Attribute):
+        if isinstance(value, Dotted):
             aliased = self.symbol(source, value, scope, frozenset({name}))
             if aliased is not None:
                 return aliased
@@ -176,7 +175,7 @@ class Modules:
         self,
         source: Source,
         expression: ast.expr,
-        scope: Function | None = None,
+        scope: AnyFunction | None = None,
         seen: frozenset[str] = frozenset(),
     ) -> Symbol | None:
         """What a name or a dotted expression stands for, seen from inside the function ``scope``."""
@@ -206,16 +205,16 @@ class Modules:
 
     def _name_in(self, source: Source, name: str, scope: ast.AST | None) -> Symbol | None:
         while scope is not None:
-            if isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef):
+            if isinstance(scope, Function):
                 bound = self.scope(source, scope)[0].get(name)
                 if bound:
                     return self._bound(source, name, bound, scope)
-            if isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and name in parameters(scope):
+            if isinstance(scope, AnyFunction) and name in parameters(scope):
                 return None
             scope = self.enclosing_function(source, scope)
         return self.lookup(source, name)
 
-    def enclosing_function(self, source: Source, node: ast.AST) -> Function | None:
+    def enclosing_function(self, source: Source, node: ast.AST) -> AnyFunction | None:
         """The innermost function around ``node``."""
         return source.function_of(node)
 
@@ -224,7 +223,7 @@ class Modules:
         return absolute_module(source, node)
 
 
-def parameters(function: Function) -> list[str]:
+def parameters(function: AnyFunction) -> list[str]:
     """Names of all parameters, in order."""
     given = function.args
     names = [argument.arg for argument in (*given.posonlyargs, *given.args)]

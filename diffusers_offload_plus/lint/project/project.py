@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ from .body import Body, Place
 from .classes import Classes, ClassInfo, Function
 from .evaluate import Evaluator
 from .flow import Flow
-from .modules import Modules
+from .modules import Modules, parameters
 from .source import Source
 from .templates import Declarations
 from .values import Instance
@@ -43,9 +43,10 @@ class Project:
         self.declarations = Declarations(self.modules)
         self.evaluator = Evaluator(self.modules, self.classes, self.declarations)
         self._blocks: dict[ClassInfo, Block] = {}
-        self._cache: dict[tuple[str, ...], Any] = {}
+        self._cache: dict[tuple[Hashable, ...], Any] = {}
         self._bodies: dict[tuple[Any, ...], Body] = {}
         self._flows: dict[ClassInfo, Flow] = {}
+        self._dotted: dict[ast.expr, str | None] = {}
 
     def block(self, info: ClassInfo) -> Block:
         """The block of a class."""
@@ -83,9 +84,31 @@ class Project:
         """Subclasses of ``ModularPipeline`` in the linted files."""
         return [info for source in self.block_sources for info in self.classes.of(source) if info.is_pipeline]
 
-    def pipelines_of(self, source: Source) -> list[ClassInfo]:
+    def pipelines_of(self, source: Source) -> Sequence[ClassInfo]:
         """Pipelines of the family that ``source`` belongs to."""
-        return [info for info in self.pipelines if info.source.group == source.group]
+        return self._pipelines_by_group.get(source.group, ())
+
+    @functools.cached_property
+    def _pipelines_by_group(self) -> dict[str, list[ClassInfo]]:
+        found: dict[str, list[ClassInfo]] = {}
+        for info in self.pipelines:
+            found.setdefault(info.source.group, []).append(info)
+        return found
+
+    def properties_of(self, source: Source) -> dict[str, list[tuple[ClassInfo, Function]]]:
+        """Decorated methods of the pipelines of the family that ``source`` belongs to, by name."""
+        return self.cached(("properties", source.group), _properties, self.pipelines_of(source))
+
+    def blocks_of(self, group: str) -> Sequence[Block]:
+        """Blocks of a family, in order of place."""
+        return self._blocks_by_group.get(group, ())
+
+    @functools.cached_property
+    def _blocks_by_group(self) -> dict[str, list[Block]]:
+        found: dict[str, list[Block]] = {}
+        for block in self.blocks:
+            found.setdefault(block.source.group, []).append(block)
+        return found
 
     @functools.cached_property
     def assemblies(self) -> dict[ClassInfo, list[Block]]:
@@ -121,7 +144,7 @@ class Project:
             self._flows[info] = Flow(self, info, entries)
         return self._flows[info]
 
-    def cached(self, key: tuple[str, ...], function: Callable[..., Result], *arguments: object) -> Result:
+    def cached(self, key: tuple[Hashable, ...], function: Callable[..., Result], *arguments: object) -> Result:
         """``function(*arguments)``, worked out once for ``key``."""
         if key not in self._cache:
             self._cache[key] = function(*arguments)
@@ -132,19 +155,29 @@ class Project:
         """All blocks below ``instance``."""
         return descendants(self.evaluator, instance)
 
-    def dotted(self, source: Source, node: ast.expr, scope: ast.AST | None = None) -> str | None:
+    def dotted(self, source: Source, node: ast.expr) -> str | None:
         """The canonical dotted name of an expression, seen from where it stands."""
-        if scope is None:
-            scope = self.modules.enclosing_function(source, node)
-        function = scope if isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) else None
-        symbol = self.modules.symbol(source, node, function)
-        return symbol.dotted if symbol is not None else None
+        if node not in self._dotted:
+            symbol = self.modules.symbol(source, node, self.modules.enclosing_function(source, node))
+            self._dotted[node] = symbol.dotted if symbol is not None else None
+        return self._dotted[node]
 
     def function_named(self, source: Source, node: ast.expr, scope: Function | None) -> tuple[Source, Function] | None:
         """The module-level function that an expression names."""
         symbol = self.modules.symbol(source, node, scope)
         if symbol is not None and symbol.source is not None:
             definition = symbol.node
-            if isinstance(definition, ast.FunctionDef | ast.AsyncFunctionDef):
+            if isinstance(definition, Function):
                 return symbol.source, definition
         return None
+
+
+def _properties(pipelines: Sequence[ClassInfo]) -> dict[str, list[tuple[ClassInfo, Function]]]:
+    properties: dict[str, list[tuple[ClassInfo, Function]]] = {}
+    for pipeline in pipelines:
+        own = [info for info in pipeline.mro if not info.source.in_framework]
+        for name in dict.fromkeys(name for info in own for name in info.members):
+            found = pipeline.method(name)
+            if found is not None and found[0] in own and found[1].decorator_list and parameters(found[1]):
+                properties.setdefault(name, []).append(found)
+    return properties

@@ -8,11 +8,13 @@ import functools
 import io
 import tokenize
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
-from typing import TypeVar
+from typing import Any, TypeVar
 
-__all__ = ["FRAMEWORK_PACKAGE", "Problem", "Source", "parse"]
+from .nodes import AnyFunction, Function
+
+__all__ = ["FRAMEWORK_PACKAGE", "Node", "Problem", "Source", "parse"]
 
 FRAMEWORK_PACKAGE = "diffusers.modular_pipelines"
 
@@ -49,50 +51,72 @@ _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
 class _Index:
-    """The nodes of a tree in source order, with parents and sizes of subtrees. Built without recursion."""
+    """The nodes of a tree in source order, with what is above, below and around each. Built without recursion.
+
+    Attributes:
+        order: the nodes; ``positions``: where each is in there.
+        outer: positions of the parents, by position; ``sizes``: of the subtrees.
+        by_type: the nodes of each type, in source order.
+    """
 
     def __init__(self, tree: ast.AST) -> None:
-        self.parents: dict[ast.AST, ast.AST] = {}
-        self.by_type: dict[type[ast.AST], list[ast.AST]] = defaultdict(list)
         self.order: list[ast.AST] = []
-        parents, order = self.parents, self.order
-        fields_by_type, tree_type = _fields_by_type, ast.AST
-        stack = [tree]
+        self.outer: list[int] = []
+        self._walk(tree)
+        self.positions = dict(zip(self.order, range(len(self.order)), strict=True))
+        self.by_type = _by_type(self.order)
+        outer = self.outer
+        self.sizes = sizes = [1] * len(outer)
+        for position in range(len(outer) - 1, 0, -1):
+            sizes[outer[position]] += sizes[position]
+
+    def _walk(self, tree: ast.AST) -> None:
+        order, outer, fields_by_type = self.order, self.outer, _fields_by_type
+        stack: list[ast.AST | None] = [tree]
+        above = [0]
         while stack:
-            node = stack.pop()
+            node, parent = stack.pop(), above.pop()
+            if node is None:  # the key of ``{**mapping}``, the default of a keyword that has none
+                continue
+            here = len(order)
             order.append(node)
+            outer.append(parent)
             fields = fields_by_type.get(node.__class__)
             if fields is None:
                 fields = _fields(node.__class__)
             if not fields:
                 continue
-            below: list[ast.AST] = []
+            below: list[ast.AST | None] = []
             for field in fields:
                 value = getattr(node, field, None)
                 if value.__class__ is list:
-                    below += [item for item in value if isinstance(item, tree_type)]
+                    below += value
                 elif value is not None:
                     below.append(value)
-            for child in below:
-                parents[child] = node
             below.reverse()
             stack += below
-        for node in order:
-            self.by_type[node.__class__].append(node)
-        self.positions = dict(zip(order, range(len(order)), strict=True))
-        positions = self.positions
-        self.sizes = sizes = [1] * len(order)
-        for position in range(len(order) - 1, 0, -1):
-            sizes[positions[parents[order[position]]]] += sizes[position]
+            above += [here] * len(below)
+
+    def parent(self, node: ast.AST) -> ast.AST | None:
+        """What holds ``node``; ``None`` for the root and for nodes that are not indexed."""
+        position = self.positions.get(node)
+        return self.order[self.outer[position]] if position else None
 
     @functools.cached_property
-    def functions(self) -> list[ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | None]:
+    def functions(self) -> list[AnyFunction | None]:
         """The innermost function around each node, by position."""
-        found: list[ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | None] = [None] * len(self.order)
-        for position, node in enumerate(self.order[1:], start=1):
-            parent = self.parents[node]
-            found[position] = parent if isinstance(parent, _FUNCTIONS) else found[self.positions[parent]]
+        found: list[AnyFunction | None] = [None] * len(self.order)
+        for position in sorted(self.positions[node] for kind in _FUNCTIONS for node in self.by_type.get(kind, ())):
+            inside = self.sizes[position] - 1
+            found[position + 1 : position + 1 + inside] = [self.order[position]] * inside  # type: ignore[list-item]
         return found
+
+
+def _by_type(nodes: Iterable[ast.AST]) -> dict[type[ast.AST], list[Any]]:
+    found: dict[type[ast.AST], list[Any]] = defaultdict(list)
+    for node in nodes:
+        found[node.__class__].append(node)
+    return found
 
 
 @dataclasses.dataclass(eq=False)
@@ -112,18 +136,22 @@ class Source:
     tree: ast.Module
     linted: bool
 
-    @property
+    @functools.cached_property
+    def _path(self) -> PurePosixPath:
+        return PurePosixPath(self.path)
+
+    @functools.cached_property
     def package(self) -> bool:
-        return PurePosixPath(self.path).name == "__init__.py"
+        return self._path.name == "__init__.py"
 
     @functools.cached_property
     def stem(self) -> str:
-        return PurePosixPath(self.path).stem
+        return self._path.stem
 
     @functools.cached_property
     def is_test(self) -> bool:
         """A test module, recognised as pytest does, or a helper beside one."""
-        parts = PurePosixPath(self.path).parts
+        parts = self._path.parts
         return self.stem.startswith("test_") or "tests" in parts[:-1] or self.stem == "conftest"
 
     @functools.cached_property
@@ -144,7 +172,7 @@ class Source:
     @functools.cached_property
     def group(self) -> str:
         """What the file is judged together with: its directory."""
-        return str(PurePosixPath(self.path).parent)
+        return str(self._path.parent)
 
     @functools.cached_property
     def lines(self) -> list[str]:
@@ -158,42 +186,44 @@ class Source:
     def nodes(self, *types: type[Node]) -> list[Node]:
         """All nodes of exactly these types."""
         by_type = self._index.by_type
-        return [node for kind in types for node in by_type.get(kind, ())]  # type: ignore[misc]
+        return [node for kind in types for node in by_type.get(kind, ())]
+
+    def within(self, node: ast.AST, *types: type[Node]) -> list[Node]:
+        """The nodes of exactly these types at and below ``node``: type by type, each in source order."""
+        typed = self.typed(node)
+        return [inner for kind in types for inner in typed.get(kind, ())]
+
+    def typed(self, node: ast.AST) -> Mapping[type[ast.AST], list[Any]]:
+        """The nodes at and below ``node`` by type, each in source order."""
+        if node not in self._typed:
+            self._typed[node] = _by_type(self.below(node))
+        return self._typed[node]
+
+    @functools.cached_property
+    def _typed(self) -> dict[ast.AST, Mapping[type[ast.AST], list[Any]]]:
+        return {}
 
     @property
-    def functions(self) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    def functions(self) -> list[Function]:
         """All functions and methods."""
         return [*self.nodes(ast.FunctionDef), *self.nodes(ast.AsyncFunctionDef)]
 
     def parent(self, node: ast.AST) -> ast.AST | None:
-        return self._index.parents.get(node)
+        return self._index.parent(node)
 
     def ancestors(self, node: ast.AST) -> Iterator[ast.AST]:
         """From the parent outwards."""
-        parents = self._index.parents
-        current = parents.get(node)
-        while current is not None:
-            yield current
-            current = parents.get(current)
+        index = self._index
+        position = index.positions.get(node, 0)
+        while position:
+            position = index.outer[position]
+            yield index.order[position]
 
-    def function_of(self, node: ast.AST) -> ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | None:
+    def function_of(self, node: ast.AST) -> AnyFunction | None:
         """The innermost function around ``node``."""
         index = self._index
         position = index.positions.get(node)
         return index.functions[position] if position is not None else None
-
-    def typed(self, function: ast.AST) -> Mapping[type[ast.AST], list[ast.AST]]:
-        """The nodes below ``function`` by type, each in source order."""
-        if function not in self._typed:
-            found: dict[type[ast.AST], list[ast.AST]] = defaultdict(list)
-            for node in self.below(function):
-                found[node.__class__].append(node)
-            self._typed[function] = found
-        return self._typed[function]
-
-    @functools.cached_property
-    def _typed(self) -> dict[ast.AST, Mapping[type[ast.AST], list[ast.AST]]]:
-        return {}
 
     def below(self, node: ast.AST) -> list[ast.AST]:
         """``node`` and all nodes below it, in source order."""

@@ -6,6 +6,7 @@ import abc
 import ast
 
 from .expressions import Expressions, Frame
+from .nodes import Dotted, Function, Listing
 from .values import UNKNOWN, Constant, Dictionary, FunctionValue, Instance, Items, Value, choice, elements
 
 __all__ = ["Statements"]
@@ -44,7 +45,7 @@ class Statements(Expressions):
             self.eval(node.value, frame)
         elif isinstance(node, ast.ClassDef):
             self.define(node, frame)
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        elif isinstance(node, Function):
             if frame.scope is not None:
                 frame.names[node.name] = FunctionValue(frame.source, node, closure=frame.names)
         else:
@@ -109,7 +110,7 @@ class Statements(Expressions):
 
     def _augment(self, node: ast.AugAssign, frame: Frame) -> None:
         value = self.eval(node.value, frame)
-        if not isinstance(node.target, ast.Name | ast.Attribute):
+        if not isinstance(node.target, Dotted):
             return
         current = self.eval(node.target, frame)
         if isinstance(node.op, ast.Add) and isinstance(current, Items):
@@ -133,7 +134,7 @@ class Statements(Expressions):
                     base.items[key.value] = value
                 else:
                     base.open = True
-        elif isinstance(target, ast.Tuple | ast.List):
+        elif isinstance(target, Listing):
             items, whole = elements(value)
             matches = whole and len(items) == len(target.elts)
             for index, element in enumerate(target.elts):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any
 
 from .source import Source
@@ -191,7 +192,7 @@ class Spec(Value):
         value = self.fields.get(name)
         return isinstance(value, Constant) if value is not None else not self.open
 
-    @property
+    @functools.cached_property
     def name(self) -> str | None:
         name = self.constant("name")
         return name if isinstance(name, str) else None

@@ -9,7 +9,8 @@ from typing import ClassVar
 from ..finding import Finding, Level
 from ..project import Project, Source
 from ..project.body import literal
-from ..project.classes import ClassInfo
+from ..project.classes import ClassInfo, Function
+from ..project.nodes import Dotted
 from ..rule import Example, Rule
 from .report import BODY_LINE, blocks_example, report
 
@@ -83,8 +84,23 @@ class CfgInBlock(Rule):
 
 def manual_guidance(project: Project, source: Source, root: ast.AST) -> Iterator[tuple[ast.AST, str, str]]:
     """Places of ``root`` that do guidance by hand: node, message, kind."""
+    for function, places in project.cached(("guidance", source), _by_function, project, source):
+        if source.is_inside(function, root):
+            yield from places
+
+
+def _by_function(project: Project, source: Source) -> list[tuple[Function, list[tuple[ast.AST, str, str]]]]:
+    """The functions of blocks and of what stands beside them, each with its places that do guidance by hand."""
     if "guidance" not in source.text and "cfg" not in source.text:
-        return
+        return []
+    flagged = any(flag in source.text for flag in FLAGS)
+    return [
+        (function, [*(_flags(source, function) if flagged else ()), *_arithmetic(source, function)])
+        for function in _outer_functions(project, source)
+    ]
+
+
+def _outer_functions(project: Project, source: Source) -> Iterator[Function]:
     blocks = [info for info in project.classes.of(source) if info.is_block or info.is_pipeline]
     if not blocks and not source.family:
         return
@@ -96,9 +112,7 @@ def manual_guidance(project: Project, source: Source, root: ast.AST) -> Iterator
             continue
         if _enclosing_function(source, function) is not None:
             continue
-        if root is not source.tree and function is not root and root not in source.ancestors(function):
-            continue
-        yield from _in_function(source, function)
+        yield function
 
 
 def _owner(project: Project, source: Source, function: ast.AST) -> ClassInfo | None:
@@ -110,38 +124,37 @@ def _owner(project: Project, source: Source, function: ast.AST) -> ClassInfo | N
 
 def _enclosing_function(source: Source, node: ast.AST) -> ast.AST | None:
     for ancestor in source.ancestors(node):
-        if isinstance(ancestor, ast.FunctionDef | ast.AsyncFunctionDef):
+        if isinstance(ancestor, Function):
             return ancestor
     return None
 
 
-def _in_function(
-    source: Source, function: ast.FunctionDef | ast.AsyncFunctionDef
-) -> Iterator[tuple[ast.AST, str, str]]:
-    typed = source.typed(function)
-    scales = _scale_names([node for node in typed.get(ast.Assign, ()) if isinstance(node, ast.Assign)])
-    for kind in (ast.Name, ast.Attribute, ast.Call):
-        for node in typed.get(kind, ()):
-            name = _assigned_flag(node)
-            if name:
-                yield source.statement(node), f"`{name}` decides on guidance, which is the guider's to decide", ""
-    for node in (*typed.get(ast.Compare, ()), *typed.get(ast.IfExp, ())):
+def _flags(source: Source, function: Function) -> Iterator[tuple[ast.AST, str, str]]:
+    for node in source.within(function, ast.Name, ast.Attribute, ast.Call):
+        name = _assigned_flag(node)
+        if name:
+            yield source.statement(node), f"`{name}` decides on guidance, which is the guider's to decide", ""
+
+
+def _arithmetic(source: Source, function: Function) -> Iterator[tuple[ast.AST, str, str]]:
+    scales = _scale_names(source.within(function, ast.Assign))
+    for node in source.within(function, ast.Compare, ast.IfExp):
         if isinstance(node, ast.Compare) and _compares_scale(node, scales):
             statement = source.statement(node)
             if isinstance(statement, ast.If) and isinstance(statement.body[0], ast.Raise) and not statement.orelse:
                 continue
             if not (isinstance(statement, ast.Assign) and any(_assigned_flag(target) for target in statement.targets)):
                 yield node, "compares a scale of guidance with a constant", ""
-        elif isinstance(node, ast.IfExp) and _switches(node, scales):
+        elif isinstance(node, ast.IfExp) and _switches(source, node, scales):
             yield node, "switches guidance off, which is the guider's to decide", ""
-    for node in (*typed.get(ast.BinOp, ()), *typed.get(ast.Call, ())):
+    for node in source.within(function, ast.BinOp, ast.Call):
         scale = _combination(node, scales)
         if scale is not None:
             yield node, f"combines predictions with `{scale}`, which is the guider's work", "shape"
 
 
 def _assigned_flag(node: ast.AST) -> str:
-    if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+    if isinstance(node, Dotted) and isinstance(node.ctx, ast.Store):
         name = node.id if isinstance(node, ast.Name) else node.attr
         return name if name in FLAGS else ""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "setattr":
@@ -188,14 +201,14 @@ def _compares_scale(node: ast.Compare, scales: set[str]) -> bool:
     return constant and any(_is_scale(side, scales) for side in sides)
 
 
-def _switches(node: ast.IfExp, scales: set[str]) -> bool:
+def _switches(source: Source, node: ast.IfExp, scales: set[str]) -> bool:
     """Whether a condition chooses between a scale of guidance and a fixed one; a default for ``None`` is none."""
     sides = (node.body, node.orelse)
     if not any(isinstance(side, ast.Constant) and isinstance(side.value, int | float) for side in sides):
         return False
     if not any(_is_scale(side, scales) for side in sides):
         return False
-    return not any(_is_scale(inner, scales) for inner in ast.walk(node.test) if isinstance(inner, ast.expr))
+    return not any(_is_scale(inner, scales) for inner in source.below(node.test) if isinstance(inner, ast.expr))
 
 
 def _combination(node: ast.AST, scales: set[str]) -> str | None:

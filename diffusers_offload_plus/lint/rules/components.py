@@ -10,6 +10,7 @@ from typing import ClassVar
 from ..finding import Finding, Level
 from ..project import ClassInfo, Project, Source
 from ..project.classes import Function
+from ..project.nodes import Dotted
 from ..project.values import ClassValue, External
 from ..rule import Example, Rule
 from .report import BODY_LINE, blocks_example, report
@@ -98,21 +99,18 @@ class InlineComponent(Rule):
             if not any(info.is_block or info.is_pipeline for info in infos):
                 continue
             for node in source.nodes(ast.Call):
-                if not self._in_scope(project, source, node):
-                    continue
-                yield from self._check(project, source, node, declared)
+                verdict = self._creates(project, source, node, declared)
+                if verdict is not None and self._in_scope(project, source, node):
+                    yield from self._finding(source, node, *verdict)
         for scope in scopes(project):
             if scope.owner is None and not any(info.is_block for info in project.classes.of(scope.source)):
                 for node in scope.body.calls():
-                    yield from self._check(project, scope.source, node, declared)
+                    verdict = self._creates(project, scope.source, node, declared)
+                    if verdict is not None:
+                        yield from self._finding(scope.source, node, *verdict)
 
-    def _check(
-        self, project: Project, source: Source, node: ast.Call, declared: dict[str, set[str]]
-    ) -> Iterator[Finding]:
-        verdict = self._creates(project, source, node, declared)
-        if verdict is not None:
-            kind, what = verdict
-            yield from report(self, source, node, f"creates {what}: declare it as a component", kind=kind)
+    def _finding(self, source: Source, node: ast.Call, kind: str, what: str) -> Iterator[Finding]:
+        return report(self, source, node, f"creates {what}: declare it as a component", kind=kind)
 
     def _in_scope(self, project: Project, source: Source, node: ast.Call) -> bool:
         """At module level, or in a block, a pipeline or a function beside blocks; declarations are left out."""
@@ -140,7 +138,7 @@ class InlineComponent(Rule):
             if isinstance(info, str) and info.endswith(("Config", "ModularPipeline", "Blocks")):
                 return None
             return "", f"`{ast.unparse(base)}` with `{function.attr}`"
-        if not isinstance(function, ast.Name | ast.Attribute):
+        if not isinstance(function, Dotted):
             return None
         short = _short(function)
         dotted = project.dotted(source, function) or ""
@@ -196,4 +194,4 @@ def _short(node: ast.expr) -> str:
 
 def _function(project: Project, source: Source, node: ast.AST) -> Function | None:
     scope = project.modules.enclosing_function(source, node)
-    return scope if isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef) else None
+    return scope if isinstance(scope, Function) else None

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from ..finding import Finding, Level
 from ..project import Block, Project
 from ..project.body import Body, literal
+from ..project.nodes import Dotted
 from ..rule import Example, Rule
 from .report import BODY_LINE, blocks_example, report
 from .scope import own_calls, scopes
@@ -135,7 +136,7 @@ class NoopSkip(Rule):
             place for node in ast.walk(condition.test) if isinstance(node, ast.expr) for place in body.places(node)
         }
         for node in [inner for statement in condition.body for inner in ast.walk(statement)]:
-            stored = isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Store)
+            stored = isinstance(node, Dotted) and isinstance(node.ctx, ast.Store)
             if stored and asked & body.places(node) and _asks_for_none(condition.test):  # type: ignore[arg-type]
                 return None
         return condition
@@ -217,7 +218,7 @@ class LatentOutputBranch(Rule):
     def check(self, project: Project) -> Iterator[Finding]:
         for scope in scopes(project):
             for node in scope.body.of(ast.Compare):
-                if not isinstance(node, ast.Compare) or len(node.ops) != 1:
+                if len(node.ops) != 1:
                     continue
                 sides = [node.left, node.comparators[0]]
                 latent = any(literal(side) == "latent" for side in sides)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from ..finding import Finding, Level
 from ..project import Block, Project
 from ..project.body import Body
+from ..project.nodes import Dotted
 from ..project.values import Constant, Items, Spec, Value
 from ..rule import Example, Rule
 from .report import BODY_LINE, blocks_example, report
@@ -76,7 +77,7 @@ class DefaultInCall(Rule):
                 assign = node.body[0]
                 if name and isinstance(assign, ast.Assign) and len(assign.targets) == 1:
                     target = assign.targets[0]
-                    written = _input_of(body, target) if isinstance(target, ast.Name | ast.Attribute) else ""
+                    written = _input_of(body, target) if isinstance(target, Dotted) else ""
                     if written == name and self._is_default(project, body, assign.value):
                         yield assign, name, assign.value
             elif isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or) and len(node.values) == 2:
@@ -107,7 +108,7 @@ class DefaultInCall(Rule):
         specs = [spec for spec in block.own("inputs") if spec.name == name]
         if len(specs) != 1 or not self._takes_default(block, specs[0]):
             return False
-        uses = [inner for inner in body.of(ast.Name, ast.Attribute) if isinstance(inner, ast.Name | ast.Attribute)]
+        uses = [inner for inner in body.of(ast.Name, ast.Attribute) if isinstance(inner, Dotted)]
         first = min((use.lineno for use in uses if ("block_state", name) in body.places(use)), default=0)
         return first == condition.test.lineno
 
@@ -154,10 +155,7 @@ def _value(project: Project, body: Body, node: ast.expr) -> Value:
 
 
 def _is_local(body: Body, name: str) -> bool:
-    return any(
-        isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store)
-        for node in body.of(ast.Name)
-    )
+    return any(node.id == name and isinstance(node.ctx, ast.Store) for node in body.of(ast.Name))
 
 
 def _is_constant(value: Value) -> bool:

@@ -12,7 +12,7 @@ from ..project.body import Body
 from ..project.values import ClassValue, External, Spec
 from ..rule import Example, Rule
 from .report import BODY_LINE, blocks_example, report
-from .scope import Scope, is_encoder, own_calls, scopes
+from .scope import Scope, is_encoder, scopes, users
 
 __all__ = ["DecodeInDenoise", "PerPromptInEncoder", "PrecomputedEncoderInput", "VaeEncodeInPrepare"]
 
@@ -116,18 +116,13 @@ def is_vae_component(project: Project, source: Source, name: str) -> bool:
 def component_types(project: Project, group: str) -> dict[str, set[str]]:
     """Short names of the types that a family declares for each component."""
     found: dict[str, set[str]] = {}
-    for block in project.blocks:
-        if block.source.group == group:
-            for spec in block.components.specs:
-                hint = spec.fields.get("type_hint")
-                dotted = (
-                    hint.info.name
-                    if isinstance(hint, ClassValue)
-                    else hint.dotted
-                    if isinstance(hint, External)
-                    else ""
-                )
-                found.setdefault(spec.name or "", set()).add(dotted.rpartition(".")[2])
+    for block in project.blocks_of(group):
+        for spec in block.components.specs:
+            hint = spec.fields.get("type_hint")
+            dotted = (
+                hint.info.name if isinstance(hint, ClassValue) else hint.dotted if isinstance(hint, External) else ""
+            )
+            found.setdefault(spec.name or "", set()).add(dotted.rpartition(".")[2])
     return found
 
 
@@ -191,9 +186,7 @@ class VaeEncodeInPrepare(Rule):
                 continue
             if scope.owner is None and not self._used_here(project, scope):
                 continue
-            for node in scope.body.of(ast.Call):
-                if not isinstance(node, ast.Call):
-                    continue
+            for node in scope.body.calls():
                 what = self._encodes(project, scope, node, wrappers)
                 if what and not self._in_pixel_loop(project, scope):
                     yield from report(self, scope.source, node, f"{what} outside of an encoder block")
@@ -243,33 +236,24 @@ class VaeEncodeInPrepare(Rule):
 
     def _used_here(self, project: Project, scope: Scope) -> bool:
         """Whether a helper serves blocks that are no encoders: any of its own file, or nobody knows."""
-        users = self._users(project, scope)
-        return not users or any(not is_encoder(block.source, block.info) for block in users)
+        blocks = self._users(project, scope)
+        return not blocks or any(not is_encoder(block.source, block.info) for block in blocks)
 
     def _users(self, project: Project, scope: Scope) -> list[Block]:
-        return [
-            block
-            for block in own_calls(project)
-            if block.source.group == scope.source.group
-            and any(body.function is scope.function for body in project.flow(block.info).bodies)
-        ]
+        group = scope.source.group
+        return [block for block in users(project).get(scope.function, ()) if block.source.group == group]
 
     def _in_pixel_loop(self, project: Project, scope: Scope) -> bool:
-        users = [project.block(scope.owner)] if scope.owner is not None else self._users(project, scope)
-        return bool(users) and all(
-            any(self._decodes(project, loop) for loop in project.loops_of(block)) for block in users
+        blocks = [project.block(scope.owner)] if scope.owner is not None else self._users(project, scope)
+        return bool(blocks) and all(
+            any(self._decodes(project, loop) for loop in project.loops_of(block)) for block in blocks
         )
 
     def _decodes(self, project: Project, loop: Block) -> bool:
         for _, instance in loop.sub_blocks[0]:
             for body in project.flow(instance.info).bodies:
-                for node in body.of(ast.Call):
-                    if (
-                        isinstance(node, ast.Call)
-                        and isinstance(node.func, ast.Attribute)
-                        and node.func.attr == "decode"
-                    ):
-                        return True
+                if any(isinstance(node.func, ast.Attribute) and node.func.attr == "decode" for node in body.calls()):
+                    return True
         return False
 
 
@@ -344,7 +328,7 @@ class DecodeInDenoise(Rule):
             if self._in_chunk_loop(project, scope):
                 continue
             for node in scope.body.of(ast.Call):
-                function = node.func if isinstance(node, ast.Call) else None
+                function = node.func
                 if not isinstance(function, ast.Attribute) or function.attr != "decode":
                     continue
                 if is_vae(project, scope.body, function.value, scope.owner):
@@ -354,9 +338,5 @@ class DecodeInDenoise(Rule):
         """Whether the code runs in a loop; a helper, in loops only."""
         if scope.owner is not None:
             return bool(project.loops_of(project.block(scope.owner)))
-        users = [
-            block
-            for block in own_calls(project)
-            if any(body.function is scope.function for body in project.flow(block.info).bodies)
-        ]
-        return bool(users) and all(project.loops_of(block) for block in users)
+        blocks = users(project).get(scope.function, ())
+        return bool(blocks) and all(project.loops_of(block) for block in blocks)

@@ -107,7 +107,7 @@ def default_blocks(project: Project, pipeline: ClassInfo) -> Block | None:
     value = project.evaluator.class_names(pipeline).get("default_blocks_name")
     if not isinstance(value, Constant):
         return None
-    candidates = [b for b in project.blocks if b.name == value.value and b.source.group == pipeline.source.group]
+    candidates = [block for block in project.blocks_of(pipeline.source.group) if block.name == value.value]
     return candidates[0] if len(candidates) == 1 else None
 
 

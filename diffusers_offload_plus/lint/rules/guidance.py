@@ -134,7 +134,7 @@ def _reaches_call(body: Body, place: Place) -> bool:
             model = any(found[:1] == ("components",) and len(found) == 2 for found in body.places(function))
             if short in _CONSTRUCTORS or model:
                 arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
-                if any(holds(inner) for argument in arguments for inner in ast.walk(argument)):
+                if any(holds(inner) for argument in arguments for inner in body.source.below(argument)):
                     return True
         elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and (holds(node.left) or holds(node.right)):
             return True

@@ -27,9 +27,8 @@ def is_guider(spec: Spec) -> bool:
 def guiders(project: Project, group: str) -> set[str]:
     """Names of the guider components in the blocks of a family."""
     found = {"guider"}
-    for block in project.blocks:
-        if block.source.group == group:
-            found |= {spec.name for spec in block.components.specs if spec.name is not None and is_guider(spec)}
+    for block in project.blocks_of(group):
+        found |= {spec.name for spec in block.components.specs if spec.name is not None and is_guider(spec)}
     return found
 
 
@@ -90,9 +89,9 @@ class GuiderMutation(Rule):
     def check(self, project: Project) -> Iterator[Finding]:
         for block in project.blocks:
             known = project.cached(("guiders", block.source.group), guiders, project, block.source.group)
-            for access in project.flow(block.info).accesses:
+            for access in project.flow(block.info).changes:
                 place = access.place
-                if access.kind not in ("write", "augment", "delete") or place[0] != "components" or len(place) < 3:
+                if place[0] != "components" or len(place) < 3:
                     continue
                 if place[1] not in known or is_restoring(access) or is_restored(access):
                     continue
@@ -107,8 +106,7 @@ def is_restoring(access: Access) -> bool:
     if not isinstance(value, ast.Name):
         return False
     return any(
-        isinstance(node, ast.Assign)
-        and any(isinstance(target, ast.Name) and target.id == value.id for target in node.targets)
+        any(isinstance(target, ast.Name) and target.id == value.id for target in node.targets)
         and node.lineno < access.node.lineno
         and access.place in access.body.places(node.value)
         for node in access.body.of(ast.Assign)
@@ -119,13 +117,13 @@ def is_restored(access: Access) -> bool:
     """Whether a write happens under, or right before, a ``try`` whose ``finally`` writes the same place."""
     statement = access.source.statement(access.node)
     for node in access.body.of(ast.Try):
-        if not isinstance(node, ast.Try) or not node.finalbody:
+        if not node.finalbody:
             continue
-        inside = any(inner is access.node for child in node.body for inner in ast.walk(child))
+        inside = any(access.source.is_inside(access.node, child) for child in node.body)
         before = _next_statement(access.source, statement) is node
         if not inside and not before:
             continue
-        written = [inner for child in node.finalbody for inner in ast.walk(child) if isinstance(inner, ast.Attribute)]
+        written = [inner for child in node.finalbody for inner in access.source.within(child, ast.Attribute)]
         if any(
             isinstance(inner.ctx, ast.Store)
             and access.place in {(*p, inner.attr) for p in access.body.places(inner.value)}

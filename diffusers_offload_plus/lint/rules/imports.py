@@ -37,8 +37,12 @@ class ImportStatement:
     names: tuple[Imported, ...]
 
 
-def import_statements(project: Project, source: Source) -> Iterator[ImportStatement]:
+def import_statements(project: Project, source: Source) -> list[ImportStatement]:
     """All imports of ``source``, wherever they are, in order of place."""
+    return project.cached(("imports", source), _import_statements, project, source)
+
+
+def _import_statements(project: Project, source: Source) -> list[ImportStatement]:
     found: list[ImportStatement] = []
     for node in source.nodes(ast.Import):
         names = tuple(Imported(alias.name, alias.name, "") for alias in node.names)
@@ -54,7 +58,7 @@ def import_statements(project: Project, source: Source) -> Iterator[ImportStatem
         dotted = _imported_by_call(project, source, call)
         if dotted is not None:
             found.append(ImportStatement(call, (Imported(dotted, dotted, ""),)))
-    return iter(sorted(found, key=lambda statement: (statement.node.lineno, statement.node.col_offset)))
+    return sorted(found, key=lambda statement: (statement.node.lineno, statement.node.col_offset))
 
 
 def _imported(project: Project, module: str, name: str) -> Imported:

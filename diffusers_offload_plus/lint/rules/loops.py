@@ -52,7 +52,7 @@ def passed_keywords(project: Project, loop: Block) -> list[frozenset[str]] | Non
     found: list[frozenset[str]] = []
     for body in project.flow(loop.info).bodies:
         for node in body.of(ast.Call):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "loop_step":
+            if isinstance(node.func, ast.Attribute) and node.func.attr == "loop_step":
                 names = [keyword.arg for keyword in node.keywords]
                 if None in names:
                     return None

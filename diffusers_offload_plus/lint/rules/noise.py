@@ -9,6 +9,7 @@ from typing import ClassVar
 from ..finding import Finding, Level
 from ..project import Project
 from ..project.body import Body
+from ..project.nodes import Dotted, Listing
 from ..rule import Example, Rule
 from .report import BODY_LINE, blocks_example, report
 from .scope import scopes
@@ -60,7 +61,7 @@ class RawNoise(Rule):
     def check(self, project: Project) -> Iterator[Finding]:
         for scope in scopes(project):
             for node in scope.body.of(ast.Call):
-                if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name | ast.Attribute):
+                if not isinstance(node.func, Dotted):
                     continue
                 if isinstance(node.func, ast.Attribute) and node.func.attr not in _NAMES:
                     continue
@@ -101,11 +102,9 @@ def _is_device_of(body: Body, device: ast.expr, generator: ast.expr, hops: int) 
                 return True
     if isinstance(device, ast.Name) and hops:
         for node in body.of(ast.Assign):
-            targets = node.targets if isinstance(node, ast.Assign) else []
-            if any(isinstance(target, ast.Name) and target.id == device.id for target in targets):
-                value = node.value  # type: ignore[attr-defined]
-                if _is_device_of(body, value, generator, hops - 1):
-                    return True
+            bound = any(isinstance(target, ast.Name) and target.id == device.id for target in node.targets)
+            if bound and _is_device_of(body, node.value, generator, hops - 1):
+                return True
     return False
 
 
@@ -123,4 +122,4 @@ def _is_plain(node: ast.Call) -> bool:
         return shape.attr == "shape"
     if isinstance(shape, ast.Name):
         return "shape" in shape.id
-    return isinstance(shape, ast.Tuple | ast.List)
+    return isinstance(shape, Listing)

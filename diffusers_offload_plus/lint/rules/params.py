@@ -10,7 +10,8 @@ from ..finding import Finding, Level
 from ..project import Block, ClassInfo, Project, Source
 from ..project.classes import Function
 from ..project.flow import Flow
-from ..project.values import Constant, Spec
+from ..project.nodes import Dotted
+from ..project.values import Constant, Instance, Spec
 from ..rule import Example, Rule
 from .report import blocks_example, report
 from .scope import own_calls
@@ -29,13 +30,13 @@ def _spec_calls(project: Project, source: Source) -> list[Spec]:
     for node in source.nodes(ast.Call):
         function = node.func
         named = function.value if isinstance(function, ast.Attribute) and function.attr == "template" else function
-        if not isinstance(named, ast.Name | ast.Attribute):
+        if not isinstance(named, Dotted):
             continue
         dotted = project.dotted(source, named) or ""
         if dotted.rpartition(".")[2] not in ("InputParam", "OutputParam") or not dotted.startswith("diffusers."):
             continue
         scope = project.modules.enclosing_function(source, node)
-        function_scope = scope if isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef) else None
+        function_scope = scope if isinstance(scope, Function) else None
         value = project.evaluator.expression(source, node, function_scope)
         if isinstance(value, Spec):
             found.append(value)
@@ -55,7 +56,7 @@ def enclosing(source: Source, node: ast.AST) -> tuple[ast.ClassDef | None, Funct
     """The class and the method that ``node`` is in."""
     function: Function | None = None
     for ancestor in source.ancestors(node):
-        if isinstance(ancestor, ast.FunctionDef | ast.AsyncFunctionDef):
+        if isinstance(ancestor, Function):
             function = ancestor
         elif isinstance(ancestor, ast.ClassDef):
             return ancestor, function
@@ -145,7 +146,7 @@ class TemplateSemantics(Rule):
         return ""
 
     def _before(self, project: Project, block: Block) -> bool:
-        order = self._order(project, block)
+        order = project.cached(("order", block), self._order, project, block)
         if order:
             return order == "before"
         if block.kind == "loop" or _AFTER_NAME.search(block.name) or project.loops_of(block):
@@ -153,7 +154,7 @@ class TemplateSemantics(Rule):
         return block.source.stem in _BEFORE_FILES or _BEFORE_NAME.search(block.name) is not None
 
     def _after(self, project: Project, block: Block) -> bool:
-        order = self._order(project, block)
+        order = project.cached(("order", block), self._order, project, block)
         if order:
             return order == "after"
         if block.kind == "loop" or project.loops_of(block):
@@ -167,13 +168,17 @@ class TemplateSemantics(Rule):
             if outer.kind != "sequential":
                 continue
             blocks = [instance for _, instance in outer.sub_blocks[0]]
-            loops = [index for index, instance in enumerate(blocks) if self._denoises(project, instance)]
+            loops = [
+                index
+                for index, instance in enumerate(blocks)
+                if project.cached(("denoises", instance), self._denoises, project, instance)
+            ]
             for index, instance in enumerate(blocks):
                 if block.info in instance.info.mro and loops and index not in loops:
                     found.add("before" if index < loops[0] else "after" if index > loops[-1] else "between")
         return found.pop() if len(found) == 1 else ""
 
-    def _denoises(self, project: Project, instance) -> bool:  # type: ignore[no-untyped-def]
+    def _denoises(self, project: Project, instance: Instance) -> bool:
         inner = [instance, *project.below(instance)]
         return any(item.info.kind == "loop" for item in inner)
 
@@ -360,23 +365,12 @@ class UnusedIo(Rule):
 
     def _computed(self, flow: Flow, root: str) -> bool:
         """Whether attributes are read by names that are computed."""
-        for body in flow.bodies:
-            for node in body.of(ast.Call):
-                computed = (
-                    isinstance(node, ast.Call)
-                    and isinstance(node.func, ast.Name)
-                    and node.func.id in ("getattr", "hasattr")
-                    and len(node.args) > 1
-                    and not isinstance(node.args[1], ast.Constant)
-                )
-                if computed and (root,) in body.places(node.args[0]):  # type: ignore[attr-defined]
-                    return True
-        return False
+        return any((root,) in body.computed("getattr", "hasattr") for body in flow.bodies)
 
     def _triggers(self, project: Project, group: str) -> set[str]:
         found: set[str] = set()
-        for block in project.blocks:
-            if block.info.selects and block.source.group == group:
+        for block in project.blocks_of(group):
+            if block.info.selects:
                 value = block.attribute("block_trigger_inputs")
                 items = getattr(value, "items", [])
                 found |= {item.value for item in items if isinstance(item, Constant) and isinstance(item.value, str)}

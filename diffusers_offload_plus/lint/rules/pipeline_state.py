@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from ..finding import Finding, Level
 from ..project import Project
 from ..project.body import Body
+from ..project.nodes import Dotted
 from ..rule import Example, Rule
 from .report import BODY_LINE, blocks_example, report
 from .scope import own_calls
@@ -50,22 +51,21 @@ class StateSet(Rule):
 
     def check(self, project: Project) -> Iterator[Finding]:
         seen: set[ast.AST] = set()
-        for block in own_calls(project):
-            for body in project.flow(block.info).bodies:
-                if body.owner is not None and body.owner.is_pipeline:
-                    continue
-                for node in body.of(ast.Call, ast.Attribute, ast.Subscript):
-                    if node not in seen and isinstance(node, ast.expr) and self._writes(body, node):
-                        seen.add(node)
-                        message = "writes to the pipeline state: declare an output and use set_block_state"
-                        yield from report(self, body.source, node, message)
+        for body in dict.fromkeys(body for block in own_calls(project) for body in project.flow(block.info).bodies):
+            if not body.knows("state") or (body.owner is not None and body.owner.is_pipeline):
+                continue
+            for node in body.of(ast.Call, ast.Attribute, ast.Subscript):
+                if node not in seen and self._writes(body, node):
+                    seen.add(node)
+                    message = "writes to the pipeline state: declare an output and use set_block_state"
+                    yield from report(self, body.source, node, message)
 
     def _writes(self, body: Body, node: ast.expr) -> bool:
         places = body.places
         state = ("state",)
         if isinstance(node, ast.Call):
             found = places(node.func)
-            held = isinstance(node.func, ast.Name | ast.Attribute)
+            held = isinstance(node.func, Dotted)
             if held and any(place in (("state", "set"), ("state", "__setattr__")) for place in found):
                 return True
             changing = ("update", "pop", "setdefault", "clear", "popitem")

@@ -109,6 +109,9 @@ def _wrong_return(node: ast.Return, function: Function) -> str:
     return ""
 
 
+_PLAIN = ast.Assign | ast.Expr | ast.AnnAssign | ast.AugAssign
+
+
 class _Paths:
     """Follows the ways through a function, knowing on each whether the state has been saved."""
 
@@ -130,7 +133,7 @@ class _Paths:
             for name, member in info.members.items():
                 if not isinstance(member, ast.FunctionDef) or name == "__call__":
                     continue
-                if any(_calls(node, {"set_block_state"}) for node in info.source.typed(member)[ast.Call]):
+                if any(_calls(node, {"set_block_state"}) for node in info.source.within(member, ast.Call)):
                     names.add(name)
         return names
 
@@ -146,6 +149,8 @@ class _Paths:
 
     def _statement(self, node: ast.stmt, saved: frozenset[bool]) -> frozenset[bool]:
         nothing: frozenset[bool] = frozenset()
+        if isinstance(node, _PLAIN):
+            return frozenset({True}) if self._saves_in(node) else saved
         if isinstance(node, ast.Return):
             done = self._saves_in(node)
             self.returns.append((node, done or saved == frozenset({True})))

@@ -11,8 +11,9 @@ from ..project.body import Access, Body, Place
 from ..project.classes import Function
 from ..project.flow import entry_roles
 from ..project.modules import parameters
+from ..project.nodes import AnyFunction
 
-__all__ = ["Scope", "is_encoder", "leaf_accesses", "own_calls", "scopes"]
+__all__ = ["Scope", "is_encoder", "leaf_accesses", "own_calls", "scopes", "users"]
 
 ENCODER_FILES = {"encoders", "before_encoder"}
 
@@ -56,7 +57,7 @@ def _beside_blocks(project: Project) -> Iterator[Scope]:
             owner: ClassInfo | None = None
             inner = False
             for ancestor in source.ancestors(function):
-                if isinstance(ancestor, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                if isinstance(ancestor, AnyFunction):
                     inner = True
                     break
                 if isinstance(ancestor, ast.ClassDef):
@@ -97,6 +98,19 @@ def _own_calls(project: Project) -> list[Block]:
         method = block.info.method("__call__")
         if method is not None and not method[0].source.in_framework:
             found.append(block)
+    return found
+
+
+def users(project: Project) -> dict[Function, list[Block]]:
+    """The blocks that run each function, in order of place."""
+    return project.cached(("users",), _users, project)
+
+
+def _users(project: Project) -> dict[Function, list[Block]]:
+    found: dict[Function, list[Block]] = {}
+    for block in own_calls(project):
+        for function in dict.fromkeys(body.function for body in project.flow(block.info).bodies):
+            found.setdefault(function, []).append(block)
     return found
 
 

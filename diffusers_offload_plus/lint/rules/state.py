@@ -10,9 +10,10 @@ from typing import ClassVar
 
 from ..finding import Finding, Level
 from ..project import Block, ClassInfo, Project
-from ..project.body import Access, literal
+from ..project.body import BLOCK_STATE, Access, literal
 from ..project.flow import takes_block_state
 from ..project.modules import parameters
+from ..project.nodes import Function
 from ..project.values import Spec
 from ..rule import Example, Rule
 from .report import BODY_LINE, blocks_example, report
@@ -34,9 +35,7 @@ def in_loop(project: Project, block: Block) -> bool:
 def tagged_names(project: Project, group: str) -> dict[str, set[str]]:
     """Names that travel under each ``kwargs_type`` in a family."""
     found: dict[str, set[str]] = {}
-    for block in project.blocks:
-        if block.source.group != group:
-            continue
+    for block in project.blocks_of(group):
         specs: list[Spec] = [*block.declared("intermediate_outputs", anywhere=True).specs]
         specs += block.declared("inputs", anywhere=True).specs
         for spec in specs:
@@ -48,6 +47,10 @@ def tagged_names(project: Project, group: str) -> dict[str, set[str]]:
 
 def declared_names(project: Project, block: Block) -> tuple[set[str], bool]:
     """Names a block may use on its state, and whether these are all."""
+    return project.cached(("declared names", block), _declared_names, project, block)
+
+
+def _declared_names(project: Project, block: Block) -> tuple[set[str], bool]:
     inputs = block.declared("inputs", anywhere=True)
     outputs = block.declared("intermediate_outputs", anywhere=True)
     names = set(inputs.names | outputs.names)
@@ -61,11 +64,15 @@ def declared_names(project: Project, block: Block) -> tuple[set[str], bool]:
 
 def by_place(project: Project, root: str, *kinds: str) -> Iterator[tuple[Access, list[Block]]]:
     """Accesses to attributes of ``root``, each with all blocks that run it."""
+    places = project.cached(("by place", root), _by_place, project, root)
+    return ((access, blocks) for access, blocks in places if access.kind in kinds)
+
+
+def _by_place(project: Project, root: str) -> list[tuple[Access, list[Block]]]:
     found: dict[ast.AST, tuple[Access, list[Block]]] = {}
     for block, access in leaf_accesses(project, root):
-        if access.kind in kinds:
-            found.setdefault(access.node, (access, []))[1].append(block)
-    yield from found.values()
+        found.setdefault(access.node, (access, []))[1].append(block)
+    return list(found.values())
 
 
 def relatives_agree(blocks: list[Block], broken: list[Block]) -> Block | None:
@@ -142,9 +149,11 @@ class DefensiveRead(Rule):
     def _caught(self, project: Project, root: str, what: str) -> Iterator[Finding]:
         """``try: components.vae`` with ``except AttributeError``."""
         for access, blocks in by_place(project, root, "read"):
+            if not access.body.of(ast.Try):
+                continue
             previous: ast.AST = access.node
             for ancestor in access.source.ancestors(access.node):
-                if isinstance(ancestor, ast.FunctionDef | ast.AsyncFunctionDef):
+                if isinstance(ancestor, Function):
                     break
                 if isinstance(ancestor, ast.Try) and previous in ancestor.body and len(ancestor.body) == 1:
                     caught = any(_catches_attribute_error(handler) for handler in ancestor.handlers)
@@ -248,8 +257,8 @@ def can_be_local(project: Project, block: Block, access: Access) -> bool:
     functions = {project.modules.enclosing_function(source, use.node) for use in uses}
     if functions != {body.function}:
         return False
-    taken = {node.id for node in body.of(ast.Name) if isinstance(node, ast.Name)} | set(parameters(body.function))
-    taken |= {node.arg for node in body.of(ast.arg) if isinstance(node, ast.arg)}
+    taken = {node.id for node in body.of(ast.Name)} | set(parameters(body.function))
+    taken |= {node.arg for node in body.of(ast.arg)}
     if name in taken or keyword.iskeyword(name) or hasattr(builtins, name):
         return False
     first = source.statement(uses[0].node)
@@ -326,18 +335,7 @@ class UndeclaredRead(Rule):
         return not any(use.body is not access.body or use.node.lineno <= access.node.lineno for use in writes)
 
     def _set_by_computed_name(self, project: Project, block: Block) -> bool:
-        for body in project.flow(block.info).bodies:
-            for node in body.of(ast.Call):
-                if (
-                    isinstance(node, ast.Call)
-                    and isinstance(node.func, ast.Name)
-                    and node.func.id == "setattr"
-                    and len(node.args) > 1
-                    and not isinstance(node.args[1], ast.Constant)
-                    and ("block_state",) in body.places(node.args[0])
-                ):
-                    return True
-        return False
+        return any(BLOCK_STATE in body.computed("setattr") for body in project.flow(block.info).bodies)
 
     def _provided_by_loop(self, project: Project, block: Block, name: str) -> bool:
         loops = project.loops_of(block) if block.kind == "leaf" else [block]
@@ -355,13 +353,13 @@ class UndeclaredRead(Rule):
 def _is_guarded(access: Access) -> bool:
     """Whether a read only happens where ``hasattr`` of the same name said yes, or under ``try``."""
     for ancestor in access.source.ancestors(access.node):
-        if isinstance(ancestor, ast.FunctionDef | ast.AsyncFunctionDef):
+        if isinstance(ancestor, Function):
             return False
         if isinstance(ancestor, ast.Try):
             return any(_catches_attribute_error(handler) for handler in ancestor.handlers)
         if isinstance(ancestor, ast.If | ast.IfExp | ast.BoolOp):
             test = ancestor if isinstance(ancestor, ast.BoolOp) else ancestor.test
-            if any(_asks_for(node, access.name) for node in ast.walk(test)):
+            if any(_asks_for(node, access.name) for node in access.source.below(test)):
                 return True
     return False
 

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 
 from ..finding import Finding, Level
 from ..project import ClassInfo, Project, Source
+from ..project.nodes import Dotted
 from ..project.source import FRAMEWORK_PACKAGE
 from ..project.values import Constant
 from ..rule import Example, Rule
@@ -116,7 +117,7 @@ class DirectBlockCall(Rule):
             }
             for node in source.nodes(ast.Call):
                 function = node.func
-                if isinstance(function, ast.Name | ast.Attribute):
+                if isinstance(function, Dotted):
                     dotted = project.dotted(source, function) or ""
                     if dotted.startswith("diffusers.") and dotted.endswith(".PipelineState"):
                         yield from report(self, source, node, "a pipeline state made by hand")
@@ -127,7 +128,7 @@ class DirectBlockCall(Rule):
                     yield from report(self, source, node, "a block called directly: run it as a pipeline")
 
     def _is_block(self, project: Project, source: Source, node: ast.expr) -> bool:
-        if not isinstance(node, ast.Name | ast.Attribute):
+        if not isinstance(node, Dotted):
             return False
         found = project.classes.named(source, node)
         if isinstance(found, ClassInfo):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from ..finding import Finding, Level
 from ..project import Block, Project
 from ..project.body import Access, Body, Place
+from ..project.nodes import Dotted
 from ..rule import Example, Rule
 from .guider import guiders, is_restored, is_restoring
 from .report import BODY_LINE, blocks_example, report
@@ -32,9 +33,8 @@ _OFFLOAD = {"maybe_free_model_hooks", "enable_model_cpu_offload", "enable_sequen
 def component_names(project: Project, group: str) -> set[str]:
     """Components that the blocks of a family declare."""
     found: set[str] = set()
-    for block in project.blocks:
-        if block.source.group == group:
-            found |= block.components.names
+    for block in project.blocks_of(group):
+        found |= block.components.names
     return found
 
 
@@ -89,10 +89,10 @@ class ComponentState(Rule):
                 if body.owner is not None and body.owner.is_pipeline:
                     continue
                 yield from self._calls(project, block, body)
-            for access in project.flow(block.info).accesses:
-                if access.kind not in ("write", "augment", "delete") or access.place[0] != "components":
+            for access in project.flow(block.info).changes:
+                if access.place[0] != "components" or len(access.place) < 2:
                     continue
-                if len(access.place) < 2 or not is_component(project, block, access.place[1]):
+                if not is_component(project, block, access.place[1]):
                     continue
                 if (len(access.place) > 2 and access.place[1] in known) or access.name == "_lora_scale":
                     continue
@@ -108,7 +108,7 @@ class ComponentState(Rule):
 
     def _calls(self, project: Project, block: Block, body: Body) -> Iterator[Finding]:
         for node in body.of(ast.Call):
-            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute | ast.Name):
+            if not isinstance(node.func, Dotted):
                 continue
             for place in sorted(body.places(node.func)):
                 if place[0] != "components" or len(place) != 3 or not _CHANGING.match(place[2]):
@@ -119,16 +119,13 @@ class ComponentState(Rule):
 
 
 def _in_finally(body: Body, node: ast.AST) -> bool:
-    return any(
-        isinstance(outer, ast.Try) and any(body.source.is_inside(node, statement) for statement in outer.finalbody)
-        for outer in body.of(ast.Try)
-    )
+    return any(body.source.is_inside(node, statement) for outer in body.of(ast.Try) for statement in outer.finalbody)
 
 
 def _is_undone(body: Body, node: ast.Call, place: Place) -> bool:
     """Whether a change happens under, right before, or in a ``finally`` that changes the same component."""
     for outer in body.of(ast.Try):
-        if not isinstance(outer, ast.Try) or not outer.finalbody:
+        if not outer.finalbody:
             continue
         final = [inner for statement in outer.finalbody for inner in body.source.below(statement)]
         restored = any(
@@ -220,7 +217,7 @@ class OffloadInBlock(Rule):
             if scope.owner is not None and scope.owner.is_pipeline:
                 continue
             for node in scope.body.of(ast.Call):
-                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _OFFLOAD:
+                if isinstance(node.func, ast.Attribute) and node.func.attr in _OFFLOAD:
                     statement = scope.source.parent(node)
                     message = f"`{node.func.attr}` belongs to the ComponentsManager"
                     yield from report(self, scope.source, node, message, fixable=_is_removable(scope.body, statement))

@@ -95,8 +95,7 @@ class VariantConfigFlag(Rule):
         """Boolean configurations that the family declares."""
         return {
             spec.name
-            for block in project.blocks
-            if block.source.group == group
+            for block in project.blocks_of(group)
             for spec in block.configs.specs
             if spec.name is not None and isinstance(spec.constant("default"), bool)
         }
