@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import re
 import subprocess
@@ -45,6 +46,15 @@ class Changes:
                     found.setdefault(name, path / os.path.relpath(name, real))
         return sorted(found.values())
 
+    def after(self, edited: Iterable[tuple[Path, str, str]]) -> Changes:
+        """What will have changed once files become others, given as paths with their texts now and then."""
+        files = dict(self._files)
+        for path, before, text in edited:
+            name = os.path.realpath(path)
+            if name in files:
+                files[name] = _moved(files[name], before, text)
+        return Changes(files)
+
     def keep(self, findings: Iterable[Finding], text: Callable[[str], str]) -> list[Finding]:
         """The findings on added lines.
 
@@ -67,6 +77,22 @@ class Changes:
             if scope is not None and not touched.isdisjoint(range(scope.first, scope.last + 1)):
                 kept.append(finding)
         return kept
+
+
+def _moved(file: _File, before: str, text: str) -> _File:
+    """Where the lines of ``file`` are once its text is another; lines that this brings count as added."""
+    # Not splitlines(), so that lines are those that findings count.
+    matcher = difflib.SequenceMatcher(None, before.split("\n"), text.split("\n"), autojunk=False)
+    moved = _File(new=file.new)
+    for kind, first, last, start, end in matcher.get_opcodes():
+        if kind == "equal":
+            kept, offset = range(first + 1, last + 1), start - first
+            moved.added.update(line + offset for line in file.added.intersection(kept))
+            moved.beside_removed.update(line + offset for line in file.beside_removed.intersection(kept))
+        else:
+            moved.added.update(range(start + 1, end + 1))
+            moved.beside_removed.update((start, start + 1) if start == end else ())
+    return moved
 
 
 def changed_lines(reference: str, paths: Sequence[Path]) -> Changes:

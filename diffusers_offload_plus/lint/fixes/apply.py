@@ -96,10 +96,12 @@ def fix_files(request: Request) -> Fixed:
     outcome = examine(request)
     wanted = [finding for finding in report(request, outcome, baseline, changes).findings if finding.fixable]
     while wanted and session.mend(wanted):
-        # Later rounds see what the first one uncovered; the lines of a diff or a baseline no longer fit.
-        if baseline is not None or changes is not None:
+        # Later rounds see what the first one uncovered. A baseline knows findings by lines that have been mended now.
+        if baseline is not None:
             break
-        wanted = [finding for finding in examine(request, session.texts).findings if finding.fixable]
+        again = examine(request, session.texts)
+        moved = changes.after(session.edited(outcome)) if changes is not None else None
+        wanted = [finding for finding in report(request, again, None, moved).findings if finding.fixable]
     return session.result(outcome)
 
 
@@ -182,12 +184,14 @@ class _Session:
         self._notes.append(f"{finding.path}:{finding.line}: {finding.code} is left: {reason}.")
 
     def result(self, outcome: Outcome) -> Fixed:
-        files = []
-        for path, after in sorted(self.texts.items()):
-            before = outcome.analysis.text(path.as_posix())
-            if before != after:
-                files.append(FileFix(path.as_posix(), before, after))
+        files = [
+            FileFix(path.as_posix(), before, after) for path, before, after in self.edited(outcome) if before != after
+        ]
         return Fixed(files, self._fixed, sorted(self._notes))
+
+    def edited(self, outcome: Outcome) -> list[tuple[Path, str, str]]:
+        """Files with their texts at the time of ``outcome`` and now, sorted."""
+        return [(path, outcome.analysis.text(path.as_posix()), after) for path, after in sorted(self.texts.items())]
 
 
 def _objection(before: Outcome, after: Outcome, fixed: Sequence[Finding]) -> str:

@@ -24,6 +24,8 @@ from diffusers_offload_plus.lint.fixes.edits import CannotFix, Edits, Tree
 from diffusers_offload_plus.lint.run import Request, examine
 from diffusers_offload_plus.lint.settings import Layer, Settings
 
+from .test_changes import git
+
 FAMILY = "diffusers/modular_pipelines/toy"
 
 BLOCK = """\
@@ -520,6 +522,29 @@ def test_mending_twice_is_mending_once(
     mend(root, text)  # mends a second time and sees that nothing changes
     after = Counter(finding.code for finding in examine(request(root)).findings)
     assert after <= before
+
+
+OFFLOAD = "components.maybe_free_model_hooks(block_state.strength)\n"
+DEFAULT = "if block_state.strength is None:\n    block_state.strength = 0.5\n"
+
+
+def test_a_diff_is_mended_until_nothing_more_can_be(tmp_path: Path) -> None:
+    old = block(OFFLOAD + READ, INPUTS + STRENGTH.format(""))
+    path = tmp_path / FAMILY / "before_denoise.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(old)
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", "-A")
+    git(tmp_path, "commit", "-q", "-m", "first")
+    # Only without the call that reads the input can its default move to the declaration, which is above the new lines.
+    new = block(OFFLOAD + DEFAULT + READ, INPUTS + STRENGTH.format("")).split("class ToyStep")[1]
+    path.write_text(f"{old}\n\nclass ToyNewStep{new}")
+    select = ("MOD019", "MOD042")
+    fixed = fix_files(request(tmp_path, *select, diff="HEAD"))
+    assert [file.after for file in fixed.files] == [
+        f"{old}\n\nclass ToyNewStep" + block(READ, INPUTS + STRENGTH.format(", default=0.5")).split("class ToyStep")[1]
+    ]
+    assert fixed.fixed == 2
 
 
 def test_every_fixable_rule_has_a_fix() -> None:
