@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import disk
+from benchmarks import disk, lint
 
 
 def main() -> int:
     disk.main(sys.argv[1:])
+    lint.main([])
     return 0
 
 
