@@ -31,7 +31,7 @@ import xxhash
 from ...errors import DiskTierError, InvalidPolicyError
 from .disk import Piece
 from .mapped_file import MappedFile, named_error
-from .store_file import FORMAT, Content, FilePlan, plan_file, write_file
+from .store_file import FORMAT, Content, FilePlan, plan_file, sync_data, write_file
 
 __all__ = ["StoreDirectory", "resolve_directory"]
 
@@ -56,11 +56,14 @@ class StoreDirectory:
         descriptor = self.nameless(self.path)
         where = f"{self.path}/(nameless file of '{label}')"
         try:
-            write_file(descriptor, where, plan, contents, sync=False)
+            write_file(descriptor, where, plan, contents)
         except BaseException:
             os.close(descriptor)
             raise
-        return _pieces(MappedFile(where, descriptor), plan, contents)
+        file = MappedFile(where, descriptor)
+        pieces = _pieces(file, plan, contents)
+        sync_data(file.fileno(), where)  # last: the disk writes while the rest is done
+        return pieces
 
     def publish(self, contents: Sequence[Content], label: str) -> list[Piece]:
         """Write ``contents`` to a file that is kept, and map it.
@@ -75,7 +78,8 @@ class StoreDirectory:
         descriptor, temporary = _locked_temporary(self.objects)
         try:
             with named_error("publish", str(final)):
-                write_file(descriptor, str(final), plan, contents, sync=True)
+                write_file(descriptor, str(final), plan, contents)
+                os.fsync(descriptor)
                 os.fchmod(descriptor, 0o444)
                 os.replace(temporary, final)
                 _sync_directory(self.objects)

@@ -21,7 +21,7 @@ from .host import HostSlab
 from .layout import SlabLayout, lay_out
 from .mapped_file import MappedFile, check_mapped, named_error
 from .matching import KnownRanges
-from .store_file import Content, digest
+from .store_file import Content, digest, sync_data
 
 __all__ = ["DiskPlacement"]
 
@@ -169,6 +169,7 @@ class DiskPlacement:
                     done = 0
                     while count := os.sendfile(descriptor, source.fileno(), done, source.size - done):
                         done += count
+            sync_data(descriptor, path)
             source.check()
         except BaseException:
             os.close(descriptor)

@@ -1,11 +1,18 @@
 """Writing weights to a file: safetensors, each tensor at a multiple of 64 bytes, so that it is computed with in place.
 
+[Note: on the disk, not in its cache]
+What was written lies in the page cache and can be read back from there, whatever the disk will say. If the disk fails
+later, the system drops those pages, and a file that nobody synced has zeros or other bytes in their place, without an
+error. So weights are let go of only after a sync of the file, also if it is one that ends with the process.
+
 The tensors of a file are byte ranges, named by the hash of their content. What they mean (dtype, shape, strides) the
 model knows that they are compared with; the file only has to hold the bytes.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
 import json
 import os
@@ -21,10 +28,12 @@ from .checkpoint_files import header_of, ranges_of
 from .layout import ALIGNMENT
 from .mapped_file import MappedFile, named_error, view_bytes
 
-__all__ = ["FORMAT", "Content", "FilePlan", "digest", "plan_file", "verify_file", "write_file"]
+__all__ = ["FORMAT", "Content", "FilePlan", "digest", "plan_file", "sync_data", "verify_file", "write_file"]
 
 FORMAT = "offload-plus-1"
 _PADDING = "padding."
+WRITTEN_AT_ONCE = 32 << 20  # bytes
+_START_WRITING = 2  # SYNC_FILE_RANGE_WRITE of <linux/fs.h>
 
 
 class Content(NamedTuple):
@@ -65,11 +74,9 @@ def plan_file(contents: Sequence[Content], metadata: dict[str, str]) -> FilePlan
     return FilePlan(struct.pack("<Q", len(text)) + text, [data + start for start in starts], data + offset)
 
 
-def write_file(descriptor: int, path: str, plan: FilePlan, contents: Sequence[Content], *, sync: bool) -> None:
-    """Write the file; its space is reserved first, so that a full disk is known before anything is written.
-
-    Args:
-        sync: return only once the bytes are on the disk: for files that outlive the process.
+def write_file(descriptor: int, path: str, plan: FilePlan, contents: Sequence[Content]) -> None:
+    """Write the file; its space is reserved first, so that a full disk is known before anything is written. The bytes
+    are on the disk after :func:`sync_data`.
 
     Raises:
         DiskTierError: it cannot be written.
@@ -80,8 +87,16 @@ def write_file(descriptor: int, path: str, plan: FilePlan, contents: Sequence[Co
         _write_all(descriptor, plan.header, 0)
         for offset, content in zip(plan.offsets, contents, strict=True):
             _write_all(descriptor, view_bytes(content.bytes), offset)
-        if sync:
-            os.fsync(descriptor)
+
+
+def sync_data(descriptor: int, path: str) -> None:
+    """Wait until what was written to the file is on the disk; see [Note: on the disk, not in its cache].
+
+    Raises:
+        DiskTierError: some of it did not get there.
+    """
+    with named_error("write all bytes to the disk of", path):
+        os.fdatasync(descriptor)
 
 
 def verify_file(file: MappedFile) -> list[str]:
@@ -103,5 +118,14 @@ def verify_file(file: MappedFile) -> list[str]:
 def _write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     view = memoryview(data)
     while view:
-        count = os.pwrite(descriptor, view[: 1 << 30], offset)
+        count = os.pwrite(descriptor, view[:WRITTEN_AT_ONCE], offset)
+        _start_writing(descriptor, offset, count)
         view, offset = view[count:], offset + count
+
+
+def _start_writing(descriptor: int, offset: int, nbytes: int) -> None:
+    # The disk works while the rest is copied to the page cache. Nothing is waited for, so there are no errors yet.
+    if nbytes >= WRITTEN_AT_ONCE // 8:
+        with contextlib.suppress(AttributeError):
+            start = ctypes.CDLL(None).sync_file_range
+            start(descriptor, ctypes.c_int64(offset), ctypes.c_int64(nbytes), _START_WRITING)
