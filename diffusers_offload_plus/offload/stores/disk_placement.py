@@ -85,10 +85,12 @@ class DiskPlacement:
         missing: list[Content] = []
         found: dict[Hashable, list[Piece | None]] = {}
         hosts: list[HostSlab] = []  # what lay on a device, until it is written
-        for key, sources in groups:
+        extents = {key: self._layout(sources, hosts).extents for key, sources in groups}
+        ranges = iter(known.take([(e.start, e.nbytes) for of_group in extents.values() for e in of_group]))
+        for key, of_group in extents.items():
             found[key] = []
-            for extent in self._layout(sources, hosts).extents:
-                piece = known.take(extent.start, extent.nbytes)
+            for extent in of_group:
+                piece = next(ranges)
                 if piece is None:
                     values = _memory(extent.start, extent.nbytes)
                     missing.append(Content(values, digest(values) if self._keep else str(len(missing))))
