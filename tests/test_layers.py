@@ -16,7 +16,8 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "diffusers_offload_plus"
 ORDER = """
 errors
 offload.sizes
-offload.stores.layout offload.stores.mapped_file offload.stores.home offload.stores.host offload.stores.disk
+offload.stores.layout offload.stores.direct offload.stores.mapped_file offload.stores.home offload.stores.host
+offload.stores.disk
 offload.stores.checkpoint_files offload.stores.store_file offload.stores.directory offload.stores.matching
 offload.stores.disk_placement offload.stores.maintenance
 offload.policy offload.tensors offload.partition offload.inventory offload.step_model offload.residency

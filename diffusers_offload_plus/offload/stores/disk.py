@@ -103,7 +103,7 @@ class DiskSlab:
             if piece.file.is_private(offset, last - first):
                 piece.file.copy_into(part, offset)
             else:
-                piece.file.read_into(part, offset)
+                piece.file.read_past_cache(part, offset)
         target[end - start :].zero_()
         self.check()  # changed while it was read: half old, half new
 

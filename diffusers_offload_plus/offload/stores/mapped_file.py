@@ -33,10 +33,12 @@ from typing import Any
 import torch
 
 from ...errors import DiskTierError, FileChangedError
+from .direct import DirectReads, in_memory
 
 __all__ = ["MappedFile", "check_mapped", "named_error", "same_bytes", "view_bytes"]
 
 PAGE = mmap.PAGESIZE
+READ_AHEAD = 1 << 20  # bytes; ranges of fewer are in the first window that the system reads ahead
 _COLD, _POPULATE_READ = 20, 22  # of <linux/mman.h>; not all of Python's modules name these
 _NORESERVE = 0x4000
 _EHWPOISON = 133
@@ -49,6 +51,7 @@ class MappedFile:
     Attributes:
         path: its name, for messages; the file may have been renamed or deleted since.
         size: bytes, when it was opened.
+        direct: the way into it past the page cache.
     """
 
     def __init__(self, path: str, descriptor: int | None = None) -> None:
@@ -58,6 +61,7 @@ class MappedFile:
             DiskTierError: it cannot be opened, is empty, or is not a regular file.
         """
         self.path = path
+        self.direct = DirectReads()
         with named_error("open", path):
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if descriptor is None else descriptor
         try:
@@ -82,6 +86,7 @@ class MappedFile:
         """Close the descriptor; views of the mapping stay valid, and reads go through it from now on."""
         descriptor, self._descriptor = getattr(self, "_descriptor", -1), -1
         if descriptor >= 0:
+            self.direct.close()
             with contextlib.suppress(OSError):
                 os.close(descriptor)
 
@@ -152,6 +157,21 @@ class MappedFile:
                 raise FileChangedError(errno.ESTALE, f"ends at byte {offset + done} of {self.size}", self.path)
             done += count
 
+    def read_past_cache(self, target: torch.Tensor, offset: int) -> None:
+        """As :meth:`read_into`; what the page cache does not hold is read past it where that is possible.
+
+        Raises:
+            FileChangedError: the file ends before.
+            DiskTierError: the system could not read it.
+        """
+        start = stop = 0
+        if self._descriptor >= 0 and self.direct.worthwhile(self.address + offset, offset, target.numel()):
+            with named_error("read", self.path):
+                start, stop = self.direct.read(self._descriptor, target, offset)
+        for first, last in ((0, start), (stop, target.numel())):
+            if first < last:
+                self.read_into(target[first:last], offset + first)
+
     def copy_into(self, target: torch.Tensor, offset: int) -> None:
         """As :meth:`read_into`, through the mapping, so that what was written to it is seen.
 
@@ -176,6 +196,8 @@ class MappedFile:
         Raises:
             DiskTierError: the system could not read it. (Touching the pages would have been a SIGBUS.)
         """
+        if nbytes >= READ_AHEAD and in_memory(self.address + offset, nbytes) < 1:
+            self.read_ahead(offset, nbytes)  # the disk is asked for all of it at once, not window by window
         if self._advise(offset, nbytes, _POPULATE_READ) in (errno.EFAULT, errno.EIO, _EHWPOISON):
             raise DiskTierError(errno.EIO, f"cannot read bytes {offset} to {offset + nbytes}", self.path)
 
