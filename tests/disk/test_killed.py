@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import collections
+import datetime
 import json
+import os
+import platform
 import random
 import shutil
 import time
@@ -53,17 +56,33 @@ def kill_at_random(folder: Path, times: int, seed: int) -> dict[str, int]:
     return dict(found)
 
 
+def as_table(found: dict[str, int], times: int) -> str:
+    """A page's worth of what was found, in Markdown."""
+    where = f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release().split('-')[0]}"
+    found = dict(found)
+    at_work = found.pop("killed at work")
+    head = (
+        f"{times:,} set-ups that keep their files, killed at random moments, {datetime.date.today()}, {where}, "
+        f"torch {torch.__version__}. {at_work:,} were still at work. After each, all kept files were whole, the next "
+        "set-up removed what was left half done, and the model gave the right output.\n"
+    )
+    rows = [f"| {stage} | {count:,} |" for stage, count in sorted(found.items(), key=lambda item: -item[1])]
+    return "\n".join([head, "| left behind | times |", "|---|---|", *rows])
+
+
 def test_a_process_killed_while_writing(tmp_path: Path) -> None:
     """Stock leaves orphans that nothing ever cleans."""
     found = kill_at_random(tmp_path, 20, seed=time.time_ns() % 1000)
     assert found["killed at work"] > 2, found
+    assert sum(found.values()) == 20 + found["killed at work"]
+    assert "| manifest |" in as_table({**found, "manifest": 1}, 20)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_a_thousand_processes_killed_while_writing(tmp_path: Path) -> None:
     found = kill_at_random(tmp_path, 1000, seed=0)
-    print(f"1,000 set-ups killed at random moments: {json.dumps(found, sort_keys=True)}")
+    print("\n" + as_table(found, 1000))
     assert found["killed at work"] > 300, found
 
 
