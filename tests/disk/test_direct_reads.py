@@ -163,6 +163,17 @@ def test_a_file_system_in_memory(tmp_path: Path) -> None:
         assert mapped.direct.bytes == 0
 
 
+def test_mapped_pages_are_asked_for_at_once_if_they_are_not_there(
+    file: MappedFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(file, "read_ahead", lambda *range_: asked.append(range_))
+    file.populate(0, 2 << 20)
+    assert asked == [(0, 2 << 20)]
+    file.populate(0, 2 << 20)
+    assert len(asked) == 1, "now they are there"
+
+
 def test_descriptors_are_given_back(file: MappedFile) -> None:
     count = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
