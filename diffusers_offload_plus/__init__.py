@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .offload.extending import extend
     from .offload.loading import load_offloaded
     from .offload.onloading import onloaded
+    from .offload.planning import PipelinePlan, plan_group_offload
     from .offload.report import offload_report
 
 __version__ = "0.1.0"
@@ -39,6 +40,7 @@ _HOME = {
     "InvalidPolicyError": ".errors",
     "NotOffloadedError": ".errors",
     "OffloadPlusError": ".errors",
+    "PipelinePlan": ".offload.planning",
     "UnsupportedModelError": ".errors",
     "disable_group_offload": ".offload.enabling",
     "enable_group_offload": ".offload.enabling",
@@ -46,6 +48,7 @@ _HOME = {
     "load_offloaded": ".offload.loading",
     "offload_report": ".offload.report",
     "onloaded": ".offload.onloading",
+    "plan_group_offload": ".offload.planning",
     "upgrade": ".offload.enabling",
 }
 
@@ -59,6 +62,7 @@ __all__ = [
     "InvalidPolicyError",
     "NotOffloadedError",
     "OffloadPlusError",
+    "PipelinePlan",
     "UnsupportedModelError",
     "__version__",
     "disable_group_offload",
@@ -67,6 +71,7 @@ __all__ = [
     "load_offloaded",
     "offload_report",
     "onloaded",
+    "plan_group_offload",
     "upgrade",
 ]
 

@@ -15,7 +15,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "diffusers_offload_plus"
 # From the ground up; a module may import only those named before it.
 ORDER = """
 errors
-offload.sizes
+offload.sizes offload.tables
 offload.stores.layout offload.stores.direct offload.stores.mapped_file offload.stores.home offload.stores.host
 offload.stores.disk
 offload.stores.checkpoint_files offload.stores.store_file offload.stores.directory offload.stores.matching
@@ -27,7 +27,8 @@ offload.modes offload.reader offload.staging offload.transfer offload.tiers offl
 offload.window offload.passes
 offload.inputs offload.outputs offload.residents offload.loans offload.structure offload.doors offload.saved
 offload.engine offload.copying offload.diffusers_door offload.hook offload.targets offload.preflight
-offload.onloading offload.report offload.enabling offload.extending offload.loading
+offload.onloading offload.report offload.enabling offload.planning offload.extending offload.loading
+offload.blueprint
 """.split()  # noqa: SIM905
 
 

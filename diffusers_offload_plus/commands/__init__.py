@@ -15,7 +15,7 @@ from ..errors import OffloadPlusError
 
 __all__ = ["COMMANDS", "Command", "CommandError", "load_commands"]
 
-COMMANDS: tuple[str, ...] = ("demo", "store", "lint", "rule")
+COMMANDS: tuple[str, ...] = ("demo", "plan", "store", "lint", "rule")
 """Names of the commands, in the order in which the help lists them."""
 
 

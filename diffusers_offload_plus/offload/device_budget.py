@@ -18,7 +18,7 @@ from ..errors import BudgetExceededError
 from .sizes import format_bytes
 from .slots import SlotPool
 
-__all__ = ["DeviceBudget", "Member", "least_limit", "scratch_bytes"]
+__all__ = ["DeviceBudget", "Member", "least_limit", "room_for_groups", "scratch_bytes"]
 
 LONG_RUN = 3  # passes in a row from which on taking others' room pays
 LARGEST_SCRATCH = 4 << 20
@@ -46,6 +46,11 @@ def least_limit(nbytes: int) -> int:
     while limit - scratch_bytes(limit) < nbytes:
         limit = nbytes + scratch_bytes(limit)
     return limit
+
+
+def room_for_groups(limit: int, fixed: int) -> int:
+    """Bytes of a limit left for groups that come and go, beside ``fixed`` bytes that never leave the device."""
+    return max(0, limit - scratch_bytes(limit) - fixed)
 
 
 class DeviceBudget:
@@ -89,7 +94,7 @@ class DeviceBudget:
     def for_groups(self) -> int:
         """Bytes of the limit that are left for groups that come and go, whoever works."""
         assert self.limit is not None
-        return max(0, self.limit - self.scratch - sum(member.fixed_bytes for member in self._members))
+        return room_for_groups(self.limit, sum(member.fixed_bytes for member in self._members))
 
     def join(self, member: Member) -> None:
         """Let ``member`` share the budget. Idempotent."""

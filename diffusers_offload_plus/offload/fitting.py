@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import NoReturn
 
 from torch import nn
 
@@ -15,7 +16,7 @@ from .policy import OffloadPolicy, OffloadType
 from .residency import smallest_budget
 from .sizes import format_bytes
 
-__all__ = ["Outline", "fit_budgets", "outline_of"]
+__all__ = ["Outline", "check_host", "fit_budgets", "fit_outlines", "outline_of", "outlines_of"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,9 +46,9 @@ class Outline:
         return min(sum(self.sizes), max(self.sizes) + smallest_budget(assumed_costs(self.sizes), self.nests))
 
 
-def outline_of(root: nn.Module, policy: OffloadPolicy, label: str) -> Outline:
-    """Look at every tensor of ``root``; changes nothing, and needs no values."""
-    inventory = take_inventory(root, policy, label)
+def outline_of(root: nn.Module, policy: OffloadPolicy, label: str, *, values: bool = True) -> Outline:
+    """Look at every tensor of ``root``; changes nothing. For ``values`` see :func:`take_inventory`."""
+    inventory = take_inventory(root, policy, label, values=values)
     streamed = [spec for spec in inventory.groups if spec.residency is Residency.STREAMED]
     sizes = tuple(packed_bytes(spec) for spec in streamed)
     return Outline(
@@ -60,6 +61,16 @@ def outline_of(root: nn.Module, policy: OffloadPolicy, label: str) -> Outline:
     )
 
 
+def outlines_of(
+    components: Mapping[str, nn.Module], policies: Mapping[str, OffloadPolicy], *, values: bool = True
+) -> dict[str, list[Outline]]:
+    """For each component the cuts that may be chosen, the one asked for first."""
+    return {
+        name: [outline_of(module, policy, name, values=values) for policy in _cuts(policies[name])]
+        for name, module in components.items()
+    }
+
+
 def fit_budgets(
     components: Mapping[str, nn.Module], policies: Mapping[str, OffloadPolicy]
 ) -> dict[str, OffloadPolicy]:
@@ -68,17 +79,29 @@ def fit_budgets(
     Raises:
         InvalidPolicyError: a budget cannot be kept; the message names the largest group and the smallest budget.
     """
-    _check_host(components, policies)
-    limit = next(iter(policies.values())).vram_budget
-    if limit is None:
+    first = next(iter(policies.values()))
+    if first.vram_budget is None and not _bounds_host(first):
         return dict(policies)
-    outlines = {
-        name: [outline_of(module, policy, name) for policy in _cuts(policies[name])]
-        for name, module in components.items()
-    }
+    outlines = outlines_of(components, policies)
+    check_host(outlines)
+    if first.vram_budget is None:
+        return dict(policies)
+    return {name: outline.policy for name, outline in fit_outlines(outlines, first.vram_budget).items()}
+
+
+def fit_outlines(outlines: Mapping[str, list[Outline]], limit: int) -> dict[str, Outline]:
+    """For each component the first of its cuts that runs within ``limit`` bytes of device memory.
+
+    Raises:
+        InvalidPolicyError: there is none; see :func:`fit_budgets`.
+    """
     # What is fixed counts for all components at once, whichever of them works.
     fixed = sum(max(outline.fixed for outline in cuts) for cuts in outlines.values())
-    return {name: _fitting(name, cuts, fixed, limit).policy for name, cuts in outlines.items()}
+    room = limit - fixed - scratch_bytes(limit)
+    fitting = {name: [cut for cut in cuts if cut.floor <= room] for name, cuts in outlines.items()}
+    if not all(fitting.values()):
+        _refuse(outlines, fixed, limit)
+    return {name: cuts[0] for name, cuts in fitting.items()}
 
 
 def _cuts(policy: OffloadPolicy) -> list[OffloadPolicy]:
@@ -86,35 +109,49 @@ def _cuts(policy: OffloadPolicy) -> list[OffloadPolicy]:
     return [leaves] if policy.offload_type is OffloadType.LEAF_LEVEL else [policy, leaves]
 
 
-def _fitting(name: str, cuts: list[Outline], fixed: int, limit: int) -> Outline:
-    room = limit - fixed - scratch_bytes(limit)
-    for outline in cuts:
-        if outline.floor <= room:
-            return outline
-    finest = min(cuts, key=lambda outline: outline.floor)
-    place = max(range(len(finest.sizes)), key=finest.sizes.__getitem__)
+def _refuse(outlines: Mapping[str, list[Outline]], fixed: int, limit: int) -> NoReturn:
+    # Of the component that needs most, so that the smallest budget named is one for all of them.
+    name, finest = max(
+        ((name, min(cuts, key=lambda outline: outline.floor)) for name, cuts in outlines.items()),
+        key=lambda item: item[1].floor,
+    )
     smallest = least_limit(fixed + finest.floor)
+    largest = ""
+    if finest.sizes:
+        place = max(range(len(finest.sizes)), key=finest.sizes.__getitem__)
+        largest = f"its largest group, '{finest.names[place]}', takes {format_bytes(finest.sizes[place])}, "
     raise InvalidPolicyError(
-        f"`vram_budget` is {format_bytes(limit)}, too little for '{name}': its largest group, "
-        f"'{finest.names[place]}', takes {format_bytes(finest.sizes[place])}, what is on the device at once "
+        f"`vram_budget` is {format_bytes(limit)}, too little for '{name}': {largest}what is on the device at once "
         f"{format_bytes(finest.floor)}, beside {format_bytes(fixed)} that never leaves the device. "
         f"The smallest budget that works is {smallest} bytes ({format_bytes(smallest)})."
     )
 
 
-def _check_host(components: Mapping[str, nn.Module], policies: Mapping[str, OffloadPolicy]) -> None:
-    first = next(iter(policies.values()))
-    if first.host_budget is None or first.disk is not None or first.device.type == "cpu":
+def _bounds_host(policy: OffloadPolicy) -> bool:
+    # With a disk tier what does not fit rests there, and a CPU that computes uses the weights where they are.
+    return policy.host_budget is not None and policy.disk is None and policy.onload_device.type != "cpu"
+
+
+def check_host(outlines: Mapping[str, list[Outline]]) -> None:
+    """See that the weights fit in the budget of host memory, where no disk takes the rest.
+
+    Raises:
+        InvalidPolicyError: they do not.
+    """
+    asked = {name: cuts[0] for name, cuts in outlines.items()}
+    first = next(iter(asked.values())).policy
+    needed = sum(outline.total for outline in asked.values())
+    if first.host_budget is None or not _bounds_host(first) or needed <= first.host_budget:
         return
-    outlines = {name: outline_of(module, policies[name], name) for name, module in components.items()}
-    needed = sum(outline.total for outline in outlines.values())
-    if needed <= first.host_budget:
-        return
-    name, outline = max(outlines.items(), key=lambda item: max(item[1].sizes, default=0))
-    place = max(range(len(outline.sizes)), key=outline.sizes.__getitem__)
+    name, outline = max(asked.items(), key=lambda item: max(item[1].sizes, default=0))
+    largest = ""
+    if outline.sizes:
+        place = max(range(len(outline.sizes)), key=outline.sizes.__getitem__)
+        largest = (
+            f", of which the largest group is '{name}.{outline.names[place]}' with "
+            f"{format_bytes(outline.sizes[place])},"
+        )
     raise InvalidPolicyError(
-        f"`host_budget` is {format_bytes(first.host_budget)}, and the weights, of which the largest group is "
-        f"'{name}.{outline.names[place]}' with {format_bytes(outline.sizes[place])}, rest in "
-        f"{format_bytes(needed)} of host memory. Give `offload_to_disk_path` for what does not fit, or at least "
-        f"{needed} bytes."
+        f"`host_budget` is {format_bytes(first.host_budget)}, and the weights{largest} rest in {format_bytes(needed)} "
+        f"of host memory. Give `offload_to_disk_path` for what does not fit, or at least {needed} bytes."
     )

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ..errors import UnsupportedModelError
 from .partition import Unit, partition
@@ -89,14 +90,18 @@ class Inventory:
     decisions: list[Decision]
 
 
-def take_inventory(root: nn.Module, policy: OffloadPolicy, label: str) -> Inventory:
+def take_inventory(root: nn.Module, policy: OffloadPolicy, label: str, *, values: bool = True) -> Inventory:
     """Look at every tensor of ``root`` and decide what moves with what. Changes nothing.
+
+    Args:
+        values: every tensor must have values. If not, those on the meta device count with the size they would have;
+            having no addresses, they share memory with no tensor but themselves.
 
     Raises:
         UnsupportedModelError: a tensor has no values (meta device, uninitialised) or cannot be offloaded.
     """
     units = partition(root, policy)
-    entries = _entries(root, label)
+    entries = _entries(root, label, values)
     users: dict[int, set[int]] = {}
     for index, unit in enumerate(units):
         for _, module in unit.owners:
@@ -143,7 +148,7 @@ def _direct(module: nn.Module) -> Iterable[torch.Tensor]:
                 yield tensor
 
 
-def _entries(root: nn.Module, label: str) -> dict[int, Entry]:
+def _entries(root: nn.Module, label: str, values: bool) -> dict[int, Entry]:
     found: dict[int, Entry] = {}
     for kind, named in (
         ("parameter", root.named_parameters(remove_duplicate=False)),
@@ -158,14 +163,15 @@ def _entries(root: nn.Module, label: str) -> dict[int, Entry]:
                 continue
             _refuse_sharded(f"{label}.{name}", kind, tensor)
             plain = [t for _, t in plain_tensors(tensor)]
-            _require_values(f"{label}.{name}", kind, tensor, plain)
+            _require_values(f"{label}.{name}", kind, [tensor, *plain], values)
             nbytes = sum(t.numel() * t.element_size() for t in plain)
             found[id(tensor)] = Entry(tensor=tensor, names=[name], is_buffer=kind == "buffer", nbytes=nbytes)
     return found
 
 
-def _require_values(name: str, kind: str, tensor: torch.Tensor, plain: list[torch.Tensor]) -> None:
-    if not has_memory(tensor) or any(not has_memory(t) for t in plain):
+def _require_values(name: str, kind: str, tensors: list[torch.Tensor], values: bool) -> None:
+    # What is not initialised has no size either.
+    if any(is_lazy(t) or (values and not has_memory(t)) for t in tensors):
         raise UnsupportedModelError(
             f"The {kind} '{name}' has no values (it is on the meta device or not initialised). "
             "Load or initialise the model first."
@@ -187,7 +193,7 @@ def _clusters(entries: list[Entry]) -> list[list[Entry]]:
     ranges: list[tuple[int, int]] = []
     for index, entry in enumerate(entries):
         for _, tensor in plain_tensors(entry.tensor):
-            if is_packable(tensor):
+            if is_packable(tensor) and not tensor.is_meta:
                 owner.append(index)
                 ranges.append(address_range(tensor))
     parent = list(range(len(entries)))

@@ -27,7 +27,7 @@ from .stores.mapped_file import MappedFile
 from .targets import components_of
 from .tensors import cast_tensor
 
-__all__ = ["load_offloaded"]
+__all__ = ["kept_in_float32", "load_offloaded", "stored_dtype"]
 
 T = TypeVar("T")
 
@@ -117,16 +117,16 @@ def _load(cls: Any, path: Any, folder: str, loading: dict[str, Any]) -> Any:
         stored = {
             part.name: dtype
             for part in sorted(Path(folder).iterdir())
-            if part.is_dir() and (dtype := _stored_dtype(str(part))) is not None
+            if part.is_dir() and (dtype := stored_dtype(str(part))) is not None
         }
         return cls.from_pretrained(path, torch_dtype={**stored, "default": torch.float32}, **loading)
-    dtype = _stored_dtype(folder)
+    dtype = stored_dtype(folder)
     if _is_of_transformers(cls):
         return cls.from_pretrained(path, dtype=dtype, **loading)
     return cls.from_pretrained(path, torch_dtype=dtype, low_cpu_mem_usage=True, **loading)
 
 
-def _stored_dtype(folder: str) -> torch.dtype | None:
+def stored_dtype(folder: str) -> torch.dtype | None:
     """The dtype that most floating-point bytes of a checkpoint have; None if it has no safetensors files."""
     nbytes: Counter[torch.dtype] = Counter()
     try:
@@ -146,7 +146,7 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> None:
     if attachment is None:
         module.to(dtype)
         return
-    kept, stored = _kept_in_float32(module, dtype), module.state_dict().keys()
+    kept, stored = kept_in_float32(module, dtype), module.state_dict().keys()
 
     def dtype_of(name: str) -> torch.dtype | None:
         if name not in stored:
@@ -169,8 +169,8 @@ def _is_of_transformers(cls: type) -> bool:
     return any(base.__module__.startswith("transformers.") for base in cls.__mro__)
 
 
-def _kept_in_float32(module: nn.Module, dtype: torch.dtype) -> set[str]:
-    # What each library's ``from_pretrained`` leaves in float32 although another dtype is asked for.
+def kept_in_float32(module: nn.Module, dtype: torch.dtype) -> set[str]:
+    """Parts of names that each library's ``from_pretrained`` leaves in float32 although ``dtype`` is asked for."""
     lenient, strict = (
         set(getattr(module, name, None) or ()) for name in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
     )

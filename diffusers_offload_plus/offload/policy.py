@@ -15,7 +15,7 @@ from ..errors import InvalidPolicyError
 from .sizes import parse_bytes
 from .stores.directory import resolve_directory
 
-__all__ = ["DiskTier", "OffloadPolicy", "OffloadType", "resolve_device", "supports_streams"]
+__all__ = ["DiskTier", "OffloadPolicy", "OffloadType", "existing_device", "resolve_device", "supports_streams"]
 
 
 class OffloadType(enum.StrEnum):
@@ -107,13 +107,17 @@ class OffloadPolicy:
         keep: bool = False,
         protect: str | None = None,
         vram_budget: int | str | None = None,
+        must_exist: bool = True,
     ) -> OffloadPolicy:
         """Validate the arguments of ``enable_group_offload`` and return the policy they describe.
+
+        Args:
+            must_exist: the onload device has to be there; not for a plan, which is of use elsewhere.
 
         Raises:
             InvalidPolicyError: an argument cannot be used; the message names it, what was expected and what to do.
         """
-        device = _existing_device(onload_device)
+        device = existing_device(onload_device) if must_exist else _computing_device(onload_device)
         rest = _device("offload_device", offload_device)
         if rest.type != "cpu":
             raise InvalidPolicyError(
@@ -234,12 +238,22 @@ def _device(name: str, value: Any) -> torch.device:
         ) from None
 
 
-def _existing_device(value: Any) -> torch.device:
+def _computing_device(value: Any) -> torch.device:
     device = _device("onload_device", value)
-    if device.type == "cpu":
-        return device
     if device.type == "meta":
         raise InvalidPolicyError("`onload_device` must be a device that computes, got 'meta'.")
+    return device
+
+
+def existing_device(value: Any) -> torch.device:
+    """``value`` as a device of this machine.
+
+    Raises:
+        InvalidPolicyError: it is none.
+    """
+    device = _computing_device(value)
+    if device.type == "cpu":
+        return device
     try:
         module = torch.get_device_module(device.type)
         available, count = module.is_available(), module.device_count()

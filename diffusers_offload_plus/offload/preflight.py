@@ -17,11 +17,14 @@ from .policy import OffloadPolicy
 __all__ = ["check_model"]
 
 
-def check_model(root: nn.Module, policy: OffloadPolicy, label: str, *, allow_stock: bool = False) -> None:
+def check_model(
+    root: nn.Module, policy: OffloadPolicy, label: str, *, allow_stock: bool = False, values: bool = True
+) -> None:
     """Raise if ``root`` cannot be offloaded under ``policy``; changes nothing.
 
     Args:
         allow_stock: stock group-offloading hooks are about to be replaced, so they are no reason to refuse.
+        values: tensors on the meta device are a reason.
 
     Raises:
         UnsupportedModelError: the model's class, or a tensor of it, rules offloading out.
@@ -49,7 +52,7 @@ def check_model(root: nn.Module, policy: OffloadPolicy, label: str, *, allow_sto
             "Use `compile_repeated_blocks()` instead."
         )
     if not isinstance(root, torch.jit.ScriptModule):
-        take_inventory(root, policy, label)
+        take_inventory(root, policy, label, values=values)
         return
     raise UnsupportedModelError(
         f"'{label}' is a TorchScript module, whose parameters cannot be re-pointed. Load the eager model."

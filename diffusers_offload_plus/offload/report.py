@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 from ..errors import NotOffloadedError
@@ -12,6 +11,7 @@ from .inventory import Decision, Residency
 from .memory import ProcessMemory, process_memory
 from .sizes import format_bytes
 from .stores.disk import DiskSlab
+from .tables import table
 from .targets import components_of
 
 __all__ = ["ComponentReport", "OffloadReport", "offload_report"]
@@ -93,7 +93,7 @@ class OffloadReport:
             "moved",
             "written",
         )
-        lines = _table([head, *(_row(component) for component in self.components)], text_columns=4)
+        lines = table([head, *(_row(component) for component in self.components)], text_columns=4)
         if any(component.disk_bytes for component in self.components):
             lines.extend(["", *_disk_lines(self.components, self.memory), ""])
         for component in self.components:
@@ -175,17 +175,4 @@ def _disk_lines(components: tuple[ComponentReport, ...], memory: ProcessMemory) 
         rows.append((c.name, *map(format_bytes, sizes), f"{c.read_wait_seconds:.2f} s"))  # type: ignore[arg-type]
     parts = {"anonymous": memory.anonymous, "file-backed": memory.file_backed, "peak of cgroup": memory.cgroup_peak}
     known = ", ".join(f"{name} {format_bytes(value)}" for name, value in parts.items() if value is not None)
-    return [*_table(rows, text_columns=1), f"memory of the process: {known or 'not known'}"]
-
-
-def _table(rows: Sequence[Sequence[str]], *, text_columns: int) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column < text_columns else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return lines
+    return [*table(rows, text_columns=1), f"memory of the process: {known or 'not known'}"]
