@@ -7,7 +7,7 @@ whoever did it and by whatever way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterator
 from operator import is_
 from typing import Any
 
