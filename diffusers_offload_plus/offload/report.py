@@ -28,7 +28,8 @@ class ComponentReport:
         private_bytes: bytes of those on disk that have been written since, and so are in memory of the process.
         groups: number of groups that stream.
         streamed_bytes: bytes a pass moves that uses each group once.
-        resident_bytes: bytes kept on the device: buffers, the root's own parameters.
+        resident_bytes: bytes that never leave the device: buffers, the root's own parameters.
+        kept_bytes: bytes that a budget keeps on the device between passes, as far as there is room.
         device_bound: most bytes of weights planned on the device at once; ``peak_device_bytes``: the most there were.
         transfers: host-to-device copies made, of ``transferred_bytes``.
         written_back_bytes: bytes copied device to host because they had been written.
@@ -48,6 +49,7 @@ class ComponentReport:
     groups: int
     streamed_bytes: int
     resident_bytes: int
+    kept_bytes: int
     device_bound: int
     peak_device_bytes: int
     transfers: int
@@ -133,6 +135,7 @@ def _component(name: str, attachment: Attachment) -> ComponentReport:
         groups=sum(group.residency is Residency.STREAMED for group in plan.groups),
         streamed_bytes=plan.streamed_bytes,
         resident_bytes=plan.resident_bytes,
+        kept_bytes=plan.kept_bytes,
         device_bound=plan.device_bound,
         peak_device_bytes=engine.link.peak,
         transfers=engine.link.copies,
@@ -152,7 +155,7 @@ def _component(name: str, attachment: Attachment) -> ComponentReport:
 
 
 def _row(c: ComponentReport) -> tuple[str, ...]:
-    sizes = (c.streamed_bytes, c.resident_bytes, c.device_bound, c.peak_device_bytes)
+    sizes = (c.streamed_bytes, c.resident_bytes + c.kept_bytes, c.device_bound, c.peak_device_bytes)
     level = c.offload_type.removesuffix("_level")
     return (
         *(c.name, c.model, level, c.tier, str(c.groups)),

@@ -71,6 +71,9 @@ def test_weights_on_the_device_never_exceed_the_budget(
     assert counter.peak <= limit + activations
     report = dop.offload_report(model).components[0]
     assert report.peak_device_bytes <= engine_of(model).budget.peak <= limit
+    assert report.kept_bytes + report.streamed_bytes + report.resident_bytes >= sum(
+        p.nbytes for p in model.parameters()
+    )
     if part == 1.0:
         assert plan_of(model).streamed_bytes == 0
     elif part == 0.0:
