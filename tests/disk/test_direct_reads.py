@@ -145,6 +145,29 @@ def test_an_error_of_the_disk_is_raised_with_the_name(file: MappedFile, monkeypa
     assert caught.value.filename == file.path
 
 
+def test_a_fork_in_the_middle_of_a_read(file: MappedFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the disk brought may be in the other process's page."""
+    original = os.preadv
+    lost: list[int] = []
+
+    def forking(descriptor: int, buffers: list[Any], offset: int) -> int:
+        count = original(descriptor, buffers, offset)
+        if descriptor == file.direct._descriptor and len(lost) < 1:
+            process = os.fork()
+            if process == 0:
+                os._exit(0)
+            os.waitpid(process, 0)
+            buffers[0][:] = bytes(len(buffers[0]))
+            lost.append(offset)
+        return count
+
+    monkeypatch.setattr(os, "preadv", forking)
+    target, _ = guarded(2 << 20, 64)
+    file.read_past_cache(target, 3)
+    assert lost
+    assert torch.equal(target, file.bytes(3, 2 << 20))
+
+
 def test_a_file_that_has_become_shorter(file: MappedFile) -> None:
     os.truncate(file.path, 3 << 20)
     drop_cache(Path(file.path))

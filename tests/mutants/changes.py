@@ -78,6 +78,7 @@ MUTANTS = [
     Mutant("what is in the cache is read past it", "stores/direct.py", " or in_memory(address, nbytes) > 0.5:\n", ":\n"),
     Mutant("ranges never get back into the cache", "stores/direct.py", "        return missed % THROUGH_CACHE != 0\n", "        return True\n"),
     Mutant("a file system that refuses is asked again", "stores/direct.py", "                self._refused = True  # the descriptor stays: others may be reading\n", ""),
+    Mutant("a fork in the middle of a direct read is not noticed", "stores/direct.py", "            if forks != _forks:\n                break\n", ""),
     Mutant("the disk's errors are taken for a refusal", "stores/direct.py", "                if error.errno not in _REFUSALS:\n                    raise\n", ""),
     Mutant("errors of reading are swallowed", "reader.py", "                    return self.future.result()\n", "                    return None if self.future.exception() else self.future.result()\n"),
 ]  # fmt: skip

@@ -11,6 +11,10 @@ is read by way of the cache.
 The system reads past its cache only whole pages of the file into memory that is page-aligned. A range begins anywhere,
 and so does the memory it is for. The whole pages in the middle are read to the next aligned address at or above where
 they belong, and moved down; the ends, less than two pages each, are read as usual.
+
+[Note: forks]
+While the disk writes into memory of a process that forks, older systems may give the process a copy of a page and let
+the disk finish the other one. A fork in the middle of a read is noticed, and the read is done again as usual.
 """
 
 from __future__ import annotations
@@ -83,12 +87,15 @@ class DirectReads:
         while done < length:
             size = min(CHUNK, length - done)
             start = first + done
+            forks = _forks
             try:
                 count = os.preadv(direct, [view[start + shift : start + shift + size]], offset + start)
             except OSError as error:
                 if error.errno not in _REFUSALS:
                     raise
                 self._refused = True  # the descriptor stays: others may be reading
+                break
+            if forks != _forks:
                 break
             if shift:
                 ctypes.memmove(target.data_ptr() + start, target.data_ptr() + start + shift, count)
@@ -119,6 +126,15 @@ def in_memory(address: int, nbytes: int) -> float:
     if _mincore()(start, address + nbytes - start, pages.data_ptr()) != 0:
         return 1.0
     return float(pages.bitwise_and_(1).sum()) / count
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+_forks = 0
+os.register_at_fork(before=_count_fork)
 
 
 def _mincore() -> ctypes._NamedFuncPointer:
