@@ -19,7 +19,7 @@ from tests.zoo.pipelines import PIPELINES, PROMPT, models_of, seeded
 from tests.zoo.quantized import QUANTISERS
 
 pytestmark = pytest.mark.usefixtures("meter")
-every_policy = pytest.mark.parametrize("policy", (*CHOSEN, "half"))
+every_policy = pytest.mark.parametrize("policy", [*CHOSEN, "half"])
 
 State = dict[str, torch.Tensor]
 Step = Callable[[Any], object]
