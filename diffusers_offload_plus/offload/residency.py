@@ -139,6 +139,7 @@ class Frontier:
 
     def _search(self) -> None:
         self._try_room(Stream(self._groups, frozenset(), self._link), frozenset(), self._stock_room())
+        self._try(frozenset())  # what fits into the smallest budget
         for kept in self._seeds():
             if self._effort < 0:
                 break
@@ -206,12 +207,14 @@ class Frontier:
         classes = sorted(set(self._sizes))
         if 1 < len(classes) <= 4:
             orders += [[i for i in everything if self._sizes[i] == nbytes] for nbytes in classes]
-        for order in orders:
-            rest = frozenset(everything) - frozenset(order)
-            for count in _thinned(len(order)):
-                kept = self._spread(order, count)
-                yield kept
-                yield kept | rest
+        # Coarse before fine, so that effort that runs out is missing everywhere alike.
+        for start, stride in ((0, 8), (4, 8), (2, 4), (1, 2)):
+            for order in orders:
+                rest = frozenset(everything) - frozenset(order)
+                for count in _thinned(len(order))[start::stride]:
+                    kept = self._spread(order, count)
+                    yield kept
+                    yield kept | rest
 
     def _spread(self, order: Sequence[int], count: int) -> frozenset[int]:
         """``count`` of the groups in ``order``, spread evenly in compute time."""
@@ -286,7 +289,7 @@ class Frontier:
 
 def _effort(count: int) -> int:
     """How much may be tried, about one unit a microsecond. Among few groups each one matters more."""
-    return 24_000 + 200 * count + 1_500 * max(0, 60 - count)
+    return 24_000 + 200 * count + 2_000 * max(0, 60 - count)
 
 
 def _subsets(count: int) -> Iterator[frozenset[int]]:

@@ -192,6 +192,17 @@ def test_real_shapes_come_near_the_bound(name: str, gigabytes: int) -> None:
         assert frontier.best(budget).step.seconds <= bound * 1.06
 
 
+@pytest.mark.parametrize("count", [30, 101, 333, 1000])
+def test_many_groups_use_what_the_budget_gives(count: int) -> None:
+    """Equal groups that take long to copy: with a room of two, the link never rests."""
+    frontier = Frontier(costs(*[(100, 1)] * count), LinkSpeed(20))
+    assert frontier.best(100).device_bytes == 100
+    for share in (0.1, 0.3, 0.5, 0.8, 0.95):
+        slots = int(share * count)
+        two = max(count, (count - slots + 2) * 5)
+        assert frontier.best(slots * 100).step.seconds <= two * 1.03
+
+
 @pytest.mark.parametrize(("count", "seconds"), [(60, 0.1), (1000, 1.0)])
 def test_takes_no_time(count: int, seconds: float) -> None:
     groups, link = real_groups(random.Random(1), count)
