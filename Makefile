@@ -20,7 +20,7 @@ export CXX
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test soak bench lint format mutants clean distclean compiler
+.PHONY: help install demo test soak sanitize bench lint format mutants clean distclean compiler
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +38,10 @@ test: $(STAMP) compiler ## run the tests, soak tests left out
 soak: $(STAMP) compiler ## run what takes an hour: 2,000 random sequences beside a twin, 1,000 killed set-ups
 	OFFLOAD_PLUS_SEQUENCES=2000 $(PY) -m pytest tests/twin -s $(ARGS)
 	$(PY) -m pytest -m soak -s $(ARGS)
+
+sanitize: $(STAMP) compiler ## on a machine with a CUDA device: the engine's tests under torch's CUDA sanitizer
+	@$(PY) -c 'import torch; torch.cuda.is_available() or exit("error: no CUDA device here, and the sanitizer looks at nothing else")'
+	TORCH_CUDA_SANITIZER=1 $(PY) -m pytest tests/offload tests/twin $(ARGS)
 
 bench: $(STAMP) ## run the benchmarks
 	$(PY) -m benchmarks $(ARGS)
