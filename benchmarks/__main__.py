@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import disk, lint
+from benchmarks import disk, hooks, lint
 
 
 def main() -> int:
     disk.main(sys.argv[1:])
     lint.main([])
+    hooks.main([])
     return 0
 
 
