@@ -1,13 +1,13 @@
-"""The disk tier on a CPU onload device: set-up, pass and memory, beside stock diffusers in the same run.
+"""The disk tier: set-up, pass and memory on a CPU onload device, beside stock diffusers in the same run, and passes
+over a cold page cache beside reading the file. Writes a page of the documentation.
 
-Each measurement is a process of its own, so that one leaves no memory or page tables to the next. "cold" means that
-the page cache of the files was dropped first; the limit is a sequential read of the same file.
+Each set-up is a process of its own, so that one leaves no memory or page tables to the next.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
+import datetime
 import json
 import os
 import platform
@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,65 +28,154 @@ CASES = {
     "kept": "ours, kept: first run",
     "restart": "ours, kept: restart",
 }
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks" / "disk.md"
+Rows = list[dict[str, Any]]
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.disk", description=__doc__)
     parser.add_argument("--layers", type=int, default=18, help="single blocks of the Flux (default: 18, about 1 GB)")
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--directory", type=Path, help="on the disk to measure (default: the current directory)")
-    parser.add_argument("--case", help=argparse.SUPPRESS)
-    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--cold", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, default=PAGE, help="default: docs/benchmarks/disk.md")
     options = parser.parse_args(argv)
-    if options.case:
-        print(json.dumps(one(options.case, options.work, options.cold)))
-        return
     with tempfile.TemporaryDirectory(prefix="offload-plus-bench-", dir=options.directory or Path.cwd()) as folder:
-        report(Path(folder), options.layers, options.repeat)
+        lines = report(Path(folder), options.layers, options.repeat)
+    text = "\n".join(lines) + "\n"
+    print(text)
+    options.output.write_text(text)
 
 
-def report(work: Path, layers: int, repeat: int) -> None:
+def report(work: Path, layers: int, repeat: int) -> list[str]:
     run("make", work, layers)
     size = sum(file.stat().st_size for file in (work / "model").glob("*.safetensors"))
-    warm: dict[str, list[dict[str, Any]]] = {case: [] for case in CASES}
-    cold: dict[str, list[dict[str, Any]]] = {case: [] for case in ("checkpoint", "stock")}
-    raw = []
+    rows: dict[str, Rows] = {case: [] for case in CASES}
     for _ in range(repeat):
         shutil.rmtree(work / "kept", ignore_errors=True)
         for case in CASES:
-            warm[case].append(run(case, work))
-        for case in cold:
-            cold[case].append(run(case, work, cold=True))
-        raw.append(run("raw", work, cold=True)["seconds"])
-    print(
-        f"Flux at reduced width, {size / 1e6:.0f} MB in bf16, 64 tokens; onload device cpu, block level; "
-        f"{os.cpu_count()} cores ({platform.machine()}); median of {repeat}.\n"
-    )
-    print("| | set-up s | written MB | first pass s | later pass s | x un-offloaded | anonymous MB | file-backed MB |")
-    print("|---|---|---|---|---|---|---|---|")
-    plain = middle(warm["un-offloaded"], "later")
+            rows[case].append(run(case, work))
+    took = run("passes", work, 2 * repeat)
+    cold = {way: run(f"cold {way}", work, 2 * repeat, layers) for way in ("computed with", "staged")}
+    return [
+        *introduction(work, size, repeat),
+        *set_up_table(rows),
+        *pass_table(took),
+        *cold_table(cold),
+        *VERDICT_HEAD,
+        *verdicts(rows, took, cold),
+    ]
+
+
+def introduction(work: Path, size: int, repeat: int) -> list[str]:
+    load = os.getloadavg()[2]
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "safetensors"))
+    return [
+        "# The disk tier beside stock diffusers",
+        "",
+        f"`python -m benchmarks.disk`, {datetime.date.today()}, {os.cpu_count()} CPU cores ({platform.machine()}), "
+        f"Linux {platform.release().split('-')[0]}, {file_system(work)}, Python {platform.python_version()}, "
+        f"{versions}. A Flux of {size / 1e6:.0f} MB (bf16, random weights, 64 tokens), onload device `cpu`, block "
+        f"level, warm page cache; medians of {repeat} interleaved repetitions, of {2 * repeat} for passes. The load "
+        f"of the machine, other work included, was {load:.1f} on average; processor time says more than time on "
+        "the clock then.",
+        "",
+    ]
+
+
+def file_system(path: Path) -> str:
+    best = ("", "unknown")
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, where, kind, *_ = line.split()
+        if str(path.resolve()).startswith(where) and len(where) >= len(best[0]):
+            best = (where, kind)
+    return best[1]
+
+
+def set_up_table(rows: dict[str, Rows]) -> list[str]:
+    lines = [
+        "| set-up | s | x stock | processor s | written MB | then anonymous MB | file-backed MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    stock = middle(rows["stock"], "setup")
     for case, text in CASES.items():
-        row = warm[case]
-        memory = f"{middle(row, 'anonymous') / 1e6:.0f} | {middle(row, 'file') / 1e6:.0f}"
-        print(
-            f"| {text} | {middle(row, 'setup'):.2f} | {middle(row, 'written') / 1e6:.0f} | {middle(row, 'first'):.2f} "
-            f"| {middle(row, 'later'):.2f} | {middle(row, 'later') / plain:.2f} | {memory} |"
+        row = rows[case]
+        ratio = "" if case == "un-offloaded" else f"{middle(row, 'setup') / stock:.2f}"
+        lines.append(
+            f"| {text} | {middle(row, 'setup'):.2f} | {ratio} | {middle(row, 'setup cpu'):.2f} "
+            f"| {middle(row, 'written') / 1e6:.0f} | {middle(row, 'anonymous') / 1e6:.0f} "
+            f"| {middle(row, 'file') / 1e6:.0f} |"
         )
-    rate = size / statistics.median(raw)
-    print(f"\nSequential read of the same files, cold: {rate / 1e6:.0f} MB/s.")
-    for case, row in cold.items():
-        took = middle(row, "first")
-        share = size / took / rate
-        print(f"First pass, cold, {CASES[case]}: {took:.2f} s, {size / took / 1e6:.0f} MB/s, {share:.2f} x that.")
+    return [*lines, ""]
 
 
-def middle(rows: list[dict[str, Any]], name: str) -> float:
+def pass_table(took: dict[str, list[list[float]]]) -> list[str]:
+    lines = ["| a pass | s | x in memory | processor s | x in memory |", "|---|---|---|---|---|"]
+    for case, pairs in took.items():
+        wall, cpu = (statistics.median(pair[i] for pair in pairs) for i in (0, 1))
+        lines.append(
+            f"| {CASES[case]} | {wall:.2f} | {against_memory(took, case, 0):.3f} | {cpu:.2f} "
+            f"| {against_memory(took, case, 1):.3f} |"
+        )
+    return [*lines, "", "Ratios are medians of the ratios within a repetition.", ""]
+
+
+def against_memory(took: dict[str, list[list[float]]], case: str, which: int) -> float:
+    return statistics.median(
+        mine[which] / plain[which] for mine, plain in zip(took[case], took["un-offloaded"], strict=True)
+    )
+
+
+def cold_table(cold: dict[str, dict[str, Any]]) -> list[str]:
+    lines = [
+        "A stack of linear layers, leaf level; before each measurement the file is dropped from the page cache. "
+        '"Computed with": a pass with one row of input on the CPU, which uses weights where they are mapped. '
+        '"Staged": brought to staging buffers, as for an accelerator, by direct reads where nothing is cached. (A '
+        "range that is missing again and again is read by way of the cache every fourth time.)",
+        "",
+        "| cold, MB/s | MB | pass | sequential read | same, direct | x the faster one | warm pass s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for way, row in cold.items():
+        rates = [row["bytes"] / statistics.median(row[name]) / 1e6 for name in ("pass", "buffered", "direct")]
+        lines.append(
+            f"| {way} | {row['bytes'] / 1e6:.0f} | {rates[0]:.0f} | {rates[1]:.0f} | {rates[2]:.0f} "
+            f"| {share(row):.2f} | {statistics.median(row['warm']):.2f} |"
+        )
+    return [*lines, ""]
+
+
+def share(row: dict[str, Any]) -> float:
+    """Of a repetition's faster sequential read; the rate of a disk that others use changes by the second."""
+    return statistics.median(
+        min(buffered, direct) / mine
+        for mine, buffered, direct in zip(row["pass"], row["buffered"], row["direct"], strict=True)
+    )
+
+
+VERDICT_HEAD = ["| target | measured | |", "|---|---|---|"]
+
+
+def verdicts(rows: dict[str, Rows], took: dict[str, list[list[float]]], cold: dict[str, dict[str, Any]]) -> list[str]:
+    written = middle(rows["checkpoint"], "written")
+    setup = middle(rows["checkpoint"], "setup") / middle(rows["stock"], "setup")
+    wall, cpu = (against_memory(took, "checkpoint", which) for which in (0, 1))
+    found = [
+        ("set-up from a checkpoint writes 0 bytes", f"{written:.0f}", written == 0),
+        ("it takes at most 0.25 x stock's set-up on disk", f"{setup:.2f}", setup <= 0.25),
+        ("a pass takes at most 1.05 x one in memory", f"{wall:.3f}; processor time {cpu:.3f}", wall <= 1.05),
+    ]
+    for way, row in cold.items():
+        text = f"cold weights, {way}, come with at least 0.9 x the rate of the faster sequential read"
+        found.append((text, f"{share(row):.2f}", share(row) >= 0.9))
+    return [f"| {target} | {value} | {'met' if met else '**not met**'} |" for target, value, met in found]
+
+
+def middle(rows: Rows, name: str) -> float:
     return statistics.median(row[name] for row in rows)
 
 
-def run(case: str, work: Path, layers: int = 0, *, cold: bool = False) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.disk", "--case", case, "--work", str(work), "--layers", str(layers)]
+def run(case: str, work: Path, number: int = 0, layers: int = 0) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.disk_cases", case, str(work), str(number)]
     # Threads that spin at a barrier take time from those they wait for, on a busy machine.
     environment = {
         **os.environ,
@@ -94,116 +183,11 @@ def run(case: str, work: Path, layers: int = 0, *, cold: bool = False) -> dict[s
         "BENCH_LAYERS": str(layers),
         "DIFFUSERS_VERBOSITY": "error",
     }
-    done = subprocess.run(
-        [*command, *(["--cold"] if cold else [])], env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{case}: {done.stderr[-2000:]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
-
-
-def one(case: str, work: Path, cold: bool) -> dict[str, Any]:
-    import torch
-    from diffusers import FluxTransformer2DModel
-
-    import diffusers_offload_plus as dop
-    from diffusers_offload_plus.offload.memory import give_memory_back, process_memory
-
-    if case == "make":
-        torch.manual_seed(0)
-        FluxTransformer2DModel(
-            num_layers=4,
-            num_single_layers=int(os.environ["BENCH_LAYERS"]),
-            attention_head_dim=64,
-            num_attention_heads=16,
-            joint_attention_dim=1024,
-            pooled_projection_dim=256,
-            axes_dims_rope=(16, 24, 24),
-        ).to(torch.bfloat16).save_pretrained(work / "model")
-        return {}
-    if case == "raw":
-        drop_cache(work)
-        return {"seconds": read_all(work)}
-    torch.set_num_threads(os.cpu_count() or 1)
-    inputs = {
-        "hidden_states": torch.ones(1, 64, 64, dtype=torch.bfloat16),
-        "encoder_hidden_states": torch.ones(1, 8, 1024, dtype=torch.bfloat16),
-        "pooled_projections": torch.ones(1, 256, dtype=torch.bfloat16),
-        "timestep": torch.tensor([0.5], dtype=torch.bfloat16),
-        "img_ids": torch.zeros(64, 3),
-        "txt_ids": torch.zeros(8, 3),
-        "return_dict": False,
-    }
-    model = FluxTransformer2DModel.from_pretrained(work / "model", torch_dtype=torch.bfloat16)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.clone()  # in memory, as after any change; not views of the loader's mapping
-    if case != "checkpoint":
-        model.register_to_config(_name_or_path="")  # or the weights would be found where they were loaded from
-    gc.collect()
-    give_memory_back()
-    begin = time.perf_counter()
-    if case == "stock":
-        model.enable_group_offload(
-            torch.device("cpu"),
-            offload_type="block_level",
-            num_blocks_per_group=1,
-            offload_to_disk_path=str(work / "stock"),
-        )
-    elif case != "un-offloaded":
-        dop.enable_group_offload(
-            model,
-            "cpu",
-            offload_to_disk_path=work / ("kept" if case in ("kept", "restart") else "store"),
-            checkpoint=work / "model" if case == "checkpoint" else None,
-            keep=case in ("kept", "restart"),
-        )
-    setup = time.perf_counter() - begin
-    written = 0
-    if case == "stock":
-        written = sum(file.stat().st_size for file in (work / "stock").glob("*"))
-    elif case != "un-offloaded":
-        written = dop.offload_report(model).components[0].disk_written_bytes
-    if cold:
-        drop_cache(work)
-    passes = []
-    with torch.no_grad():
-        for _ in range(4):
-            begin = time.perf_counter()
-            model(**inputs)
-            passes.append(time.perf_counter() - begin)
-    gc.collect()
-    give_memory_back()
-    memory = process_memory()
-    shutil.rmtree(work / "stock", ignore_errors=True)
-    return {
-        "setup": setup,
-        "written": written,
-        "first": passes[0],
-        "later": min(passes[1:]),
-        "anonymous": memory.anonymous,
-        "file": memory.file_backed,
-    }
-
-
-def drop_cache(work: Path) -> None:
-    os.sync()
-    try:
-        Path("/proc/sys/vm/drop_caches").write_text("1")
-    except OSError:
-        for file in work.rglob("*.safetensors"):
-            with file.open("rb") as stream:
-                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def read_all(work: Path) -> float:
-    buffer = bytearray(8 << 20)
-    begin = time.perf_counter()
-    for file in sorted((work / "model").glob("*.safetensors")):
-        with file.open("rb", buffering=0) as stream:
-            while stream.readinto(buffer):
-                pass
-    return time.perf_counter() - begin
 
 
 if __name__ == "__main__":
