@@ -51,7 +51,7 @@ def test_every_door_gives_the_unoffloaded_output(name: str, policy: str, device:
                 assert torch.equal(got, want), f"{call}, pass {turn}: differs by {(got - want).abs().max()}"
     report = dop.offload_report(model).components[0]
     assert report.transferred_bytes > 0
-    assert report.peak_device_bytes < size
+    assert report.peak_device_bytes < size or policy == "whole"  # a budget that has room for all
     assert report.peak_device_bytes <= report.device_bound + sum_of_served(report, model)
     dop.disable_group_offload(model)
     after = model.state_dict()
