@@ -106,8 +106,8 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ("`offload_to_disk_path`", "must not lie in the checkpoint", HERE),
     ),
     "budget without disk": (
-        {"host_budget": "1GiB"},
-        ("`host_budget`", "`offload_to_disk_path`", "leave `host_budget`"),
+        {"host_budget": "10KiB"},
+        ("`host_budget`", "`offload_to_disk_path`", "at least"),
     ),
     "checkpoint without disk": ({"checkpoint": HERE}, ("`checkpoint`", "`offload_to_disk_path`")),
     "keep without disk": ({"keep": True}, ("`keep`", "`offload_to_disk_path`")),
