@@ -206,6 +206,7 @@ def _request(arguments: argparse.Namespace) -> Request:
     from ..lint.run import Request
     from ..lint.settings import Layer, Settings
     from ..lint.settings_file import find_settings, parse_level, read_settings
+    from ..lint.workers import available_processes
 
     paths = arguments.paths or [Path()]
     layers: list[Layer] = []
@@ -232,6 +233,7 @@ def _request(arguments: argparse.Namespace) -> Request:
         diff=arguments.diff,
         baseline=arguments.baseline,
         introspect=arguments.introspect,
+        processes=available_processes(),
     )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .finding import Finding
@@ -14,8 +14,13 @@ from .project import Problem, Project, Source
 from .project.location import enclosing_diffusers, installed_diffusers, module_name, python_files, shown
 from .project.source import decode, parse
 from .rule import Rule
+from .workers import spread
 
 __all__ = ["Analysis", "analyse", "analyse_source"]
+
+# With fewer, a second process takes longer to start than it saves.
+_MANY_FILES = 50
+_MANY_RULES = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +56,7 @@ def analyse(
     skip: Callable[[Path], bool] = _nothing,
     sources: Mapping[Path, str] | None = None,
     diffusers: Path | None = None,
+    processes: int = 1,
 ) -> Analysis:
     """Apply ``rules`` to the Python files at and below ``roots``.
 
@@ -59,6 +65,7 @@ def analyse(
         sources: text that stands in for what lies on disk, by path; files that are not on disk can be given as well.
         diffusers: folder of the diffusers package to read the framework from. By default the one that the files lie
             in, else the installed one, which is found without importing it. Without any, rules see less.
+        processes: how many may work; few files, or few rules, are not worth a second one.
     """
     overrides = {_absolute(path): text for path, text in (sources or {}).items()}
     problems: list[Problem] = []
@@ -80,7 +87,8 @@ def analyse(
             around = (enclosing_diffusers(Path(source.path)) for source in found[:1])
             diffusers = next((path for path in around if path is not None), None) or installed_diffusers()
         project = Project(found, diffusers, overrides)
-        findings = _apply(rules, project, problems)
+        worth_it = len(found) >= _MANY_FILES and len(rules) >= _MANY_RULES
+        findings = _apply(rules, project, problems, processes if worth_it else 1)
     return Analysis(findings, sorted(set(problems)), sorted(texts), project, texts)
 
 
@@ -138,14 +146,25 @@ def _read(path: Path, overrides: Mapping[Path, str], problems: list[Problem]) ->
     return None
 
 
-def _apply(rules: Sequence[Rule], project: Project, problems: list[Problem]) -> list[Finding]:
+def _apply(rules: Sequence[Rule], project: Project, problems: list[Problem], processes: int = 1) -> list[Finding]:
+    def check(some: Iterable[Rule]) -> tuple[set[Finding], list[Problem]]:
+        findings: set[Finding] = set()
+        unfinished: list[Problem] = []
+        for rule in some:
+            try:
+                findings.update(rule.check(project))
+            except RecursionError:
+                where = project.sources[0].path if project.sources else ""
+                unfinished.append(Problem(where, 1, f"nested too deeply for {rule.code}"))
+        return findings, unfinished
+
+    if processes > 1:
+        with suppress(RecursionError):  # the rule that meets it says so
+            project.prepare()
     findings: set[Finding] = set()
-    for rule in rules:
-        try:
-            findings.update(rule.check(project))
-        except RecursionError:
-            where = project.sources[0].path if project.sources else ""
-            problems.append(Problem(where, 1, f"nested too deeply for {rule.code}"))
+    for found, unfinished in spread(rules, check, processes):
+        findings |= found
+        problems += unfinished
     return sorted(findings)
 
 

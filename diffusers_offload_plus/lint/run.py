@@ -38,6 +38,7 @@ class Request:
         diff: only report what the working tree adds since it parted from this reference.
         baseline: only report what this file does not list.
         introspect: import the code and use what the blocks declare at run time.
+        processes: how many may work on it, see :func:`.workers.available_processes`.
     """
 
     paths: Sequence[Path]
@@ -48,6 +49,7 @@ class Request:
     diff: str | None = None
     baseline: Path | None = None
     introspect: bool = False
+    processes: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +151,12 @@ def examine(
     """
     settings = request.settings
     analysis = analyse(
-        roots(request), settings.rules, skip=settings.excluded, sources=sources, diffusers=request.diffusers
+        roots(request),
+        settings.rules,
+        skip=settings.excluded,
+        sources=sources,
+        diffusers=request.diffusers,
+        processes=request.processes,
     )
     findings = [*analysis.findings, *map(_unreadable, analysis.problems)]
     if runtime is None and request.introspect:

@@ -48,6 +48,13 @@ class Project:
         self._flows: dict[ClassInfo, Flow] = {}
         self._dotted: dict[ast.expr, str | None] = {}
 
+    def prepare(self) -> None:
+        """Work out what most rules ask for, before several processes would each do it for themselves."""
+        for block in self.blocks:
+            self.flow(block.info)
+            for what in ("inputs", "intermediate_outputs", "expected_components"):
+                block.declared(what, anywhere=True)
+
     def block(self, info: ClassInfo) -> Block:
         """The block of a class."""
         if info not in self._blocks:
