@@ -29,7 +29,9 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _short_collections() -> None:
-    # Leak checks collect garbage around every test; what the imports made need not be walked each time.
+    # Leak checks collect garbage around every test; what the imports made need not be walked each time. What an
+    # earlier module left alive when it was frozen may be garbage by now.
+    gc.unfreeze()
     gc.collect()
     gc.freeze()
 
@@ -47,7 +49,7 @@ def device() -> torch.device:
 
 @pytest.fixture
 def meter(device: torch.device) -> Iterator[Meter]:
-    """Counts what the device did since the test began; fails the test on a race or on leaked device memory."""
+    """Counts what the device did since the test began; fails the test on a race, or where memory leaks."""
     gc.collect()
     found = meter_for(device)
     found.reset()
@@ -55,3 +57,4 @@ def meter(device: torch.device) -> Iterator[Meter]:
     assert found.races == 0, found.race_log
     gc.collect()
     assert found.leaked == 0, f"{found.leaked} device bytes are still held after the test"
+    assert found.pinned <= 0, f"{found.pinned} bytes of pinned memory are still held after the test"

@@ -9,7 +9,8 @@ import torch
 
 
 class Meter(Protocol):
-    """Counters since :meth:`reset`. A device that cannot count something answers 0 for races and leaks."""
+    """Counters since :meth:`reset`; pinned bytes since the meter was made. A device that cannot count something
+    answers 0 for races and leaks."""
 
     exact: bool
 
@@ -46,6 +47,7 @@ class SimulatedMeter:
 
         self._simulated = simulated
         self._base = 0
+        self._pinned_base = simulated.stats().pinned
 
     def reset(self) -> None:
         gc.collect()
@@ -86,7 +88,7 @@ class SimulatedMeter:
 
     @property
     def pinned(self) -> int:
-        return self._simulated.stats().pinned
+        return self._simulated.stats().pinned - self._pinned_base
 
 
 class CudaMeter:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -116,7 +117,7 @@ class SavedWeights:
             )
         with self._lock, torch.no_grad():
             if self._present is None or self._present[0] is not packed.home:
-                self._drop()
+                self.drop()
                 self._present = (packed.home, self._bring(self._engine.link, packed.home))
             device = self._engine.device
             return view_of(self._present[1].untyped_storage(), packed.offset, packed.like, device)
@@ -128,10 +129,11 @@ class SavedWeights:
         # Dropped at the end of this backward; the tensors it handed out live as long as their holders.
         engine: Any = torch.autograd.Variable._execution_engine
         with contextlib.suppress(RuntimeError):  # unpacked outside of a backward: dropped with the next group
-            engine.queue_callback(self._drop)
+            engine.queue_callback(_dropping_of(self))
         return transfer.slab
 
-    def _drop(self) -> None:
+    def drop(self) -> None:
+        """Take off the device what was brought there for backward."""
         if self._present is not None:
             self._engine.link.hold(-self._present[0].nbytes)
             self._present = None
@@ -144,20 +146,19 @@ class SavedWeights:
                 tensor = entry.tensor
                 if tensor.requires_grad and tensor.is_leaf and id(tensor) not in self._landing:
                     self._landing[id(tensor)] = [
-                        tensor.register_hook(self._taking_off(tensor)),
-                        tensor.register_post_accumulate_grad_hook(self._land),
+                        tensor.register_hook(_taking_off(tensor, self)),
+                        tensor.register_post_accumulate_grad_hook(_landing_of(self)),
                     ]
 
-    def _taking_off(self, tensor: torch.Tensor) -> Any:
-        # Closures over the parameter, so that autograd accumulates on the device and never mixes devices.
-        def set_aside(_: torch.Tensor) -> None:
-            if tensor.grad is not None and tensor.grad.device != self._engine.device:
-                self._stash[id(tensor)] = tensor.grad
-                tensor.grad = None
+    def set_aside(self, tensor: torch.Tensor) -> None:
+        """A gradient of ``tensor`` is about to be added to one on the host: autograd accumulates on the device, and
+        never mixes devices."""
+        if tensor.grad is not None and tensor.grad.device != self._engine.device:
+            self._stash[id(tensor)] = tensor.grad
+            tensor.grad = None
 
-        return set_aside
-
-    def _land(self, tensor: torch.Tensor) -> None:
+    def land(self, tensor: torch.Tensor) -> None:
+        """The gradient of ``tensor`` is complete: bring it to the host, beside what was there before."""
         fresh = tensor.grad
         before = self._stash.pop(id(tensor), None)
         if fresh is None:
@@ -165,6 +166,42 @@ class SavedWeights:
             return
         landed = fresh.to(tensor.device)
         tensor.grad = landed if before is None else before.add_(landed)
+
+
+# Autograd holds these where the garbage collector does not look: what they refer to strongly would never be freed.
+
+
+def _taking_off(tensor: torch.Tensor, weights: SavedWeights) -> Callable[[torch.Tensor], None]:
+    held, keeper = weakref.ref(tensor), weakref.ref(weights)
+
+    def set_aside(_: torch.Tensor) -> None:
+        tensor, weights = held(), keeper()
+        if tensor is not None and weights is not None:
+            weights.set_aside(tensor)
+
+    return set_aside
+
+
+def _dropping_of(weights: SavedWeights) -> Callable[[], None]:
+    keeper = weakref.ref(weights)
+
+    def drop() -> None:
+        weights = keeper()
+        if weights is not None:
+            weights.drop()
+
+    return drop
+
+
+def _landing_of(weights: SavedWeights) -> Callable[[torch.Tensor], None]:
+    keeper = weakref.ref(weights)
+
+    def land(tensor: torch.Tensor) -> None:
+        weights = keeper()
+        if weights is not None:
+            weights.land(tensor)
+
+    return land
 
 
 def _versions(group: WeightGroup) -> int:

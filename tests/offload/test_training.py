@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -349,3 +351,18 @@ def test_weight_of_a_block_read_for_a_penalty(policy: str, device: torch.device)
     backward_both(pair, lambda m: m(noise(device)))
     assert grads_equal(pair, exact=False) == len(list(pair.model.parameters()))
     pair.finish(saves=False)
+
+
+@pytest.mark.parametrize("policy", CHOSEN)
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_model_that_is_dropped_is_freed(steps: int, policy: str, device: torch.device, meter: Meter) -> None:
+    """Without being disabled first; what autograd has registered on its weights does not keep it alive."""
+    model = seeded(Stack)
+    dop.enable_group_offload(model, device, **settings(policy, model, device))
+    for _ in range(steps):
+        model(noise(device)).square().mean().backward()
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+    assert meter.pinned <= 0
