@@ -28,6 +28,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "tight": {"vram_budget": 0.0},
     "half": {"vram_budget": 0.5},
     "whole": {"vram_budget": 1.0},
+    "auto": {"vram_budget": "auto"},
     "disk": {"offload_type": "block_level", "offload_to_disk_path": DIRECTORY},
     "disk-leaf-stream": {"offload_type": "leaf_level", "use_stream": True, "offload_to_disk_path": DIRECTORY},
     "disk-block-stream-budget": {

@@ -20,8 +20,8 @@ offload.stores.layout offload.stores.direct offload.stores.mapped_file offload.s
 offload.stores.disk
 offload.stores.checkpoint_files offload.stores.store_file offload.stores.directory offload.stores.matching
 offload.stores.disk_placement offload.stores.maintenance
-offload.policy offload.tensors offload.partition offload.inventory offload.step_model offload.residency
-offload.keeping offload.plan offload.memory
+offload.auto_limit offload.policy offload.tensors offload.partition offload.inventory offload.step_model
+offload.residency offload.keeping offload.plan offload.memory
 offload.slots offload.device_budget offload.fitting
 offload.modes offload.reader offload.staging offload.transfer offload.tiers offload.group offload.schedule
 offload.window offload.passes

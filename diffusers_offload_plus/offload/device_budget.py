@@ -11,10 +11,13 @@ learned from the last time.
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 from typing import Protocol
 
 from ..errors import BudgetExceededError
+from .auto_limit import AutoLimit
 from .sizes import format_bytes
 from .slots import SlotPool
 
@@ -30,6 +33,10 @@ class Member(Protocol):
 
     label: str
     fixed_bytes: int
+
+    @property
+    def floor_bytes(self) -> int:
+        """Device bytes without which its groups cannot be used."""
 
     def evict(self, nbytes: int) -> None:
         """Take groups that are not in use off the device until ``nbytes`` are free, or none is left."""
@@ -63,10 +70,12 @@ class DeviceBudget:
         lock: held during each pass of a member, so that one makes room while no other runs.
         slots: memory kept for reuse; counts against the limit.
         evictions: groups taken off the device for want of room.
+        auto: sets the limit anew for each pass; None: it never changes.
     """
 
-    def __init__(self, limit: int | None = None) -> None:
+    def __init__(self, limit: int | None = None, auto: AutoLimit | None = None) -> None:
         self.limit = limit
+        self.auto = auto
         self.live = 0
         self.peak = 0
         self.evictions = 0
@@ -106,11 +115,37 @@ class DeviceBudget:
         if member in self._members:
             self._members.remove(member)
         self._runs.pop(id(member), None)
+        if self.auto is not None:
+            self.auto.forget(id(member))
         if not self._members:
-            self.slots.trim(self.slots.nbytes)
+            self._trim(self.slots.nbytes)
 
-    def begin(self, member: Member) -> None:
-        """A pass of ``member`` begins."""
+    @contextlib.contextmanager
+    def turn(self, member: Member, entry: int, size: int | None) -> Iterator[None]:
+        """A pass of ``member``, through ``entry`` with inputs of ``size`` elements, runs inside."""
+        self._note_run(member)
+        if self.auto is None:
+            yield
+            return
+        finished = False
+        self.auto.least = self._least()
+        self.limit = self.auto.begin(id(member), entry, size, self.used)
+        try:
+            self._shrink(member)
+            self.auto.started(self.used)
+            yield
+            finished = True
+        finally:
+            around = self.auto.end(finished, self.used)
+            if around is not None:
+                self.limit = around
+            self._trim(self._short(0))
+
+    def _least(self) -> int:
+        fixed = sum(member.fixed_bytes for member in self._members)
+        return least_limit(fixed + max(member.floor_bytes for member in self._members))
+
+    def _note_run(self, member: Member) -> None:
         if self._members and self._members[-1] is member:
             self._passes += 1
             return
@@ -131,6 +166,8 @@ class DeviceBudget:
 
     def hold(self, nbytes: int) -> None:
         """Account for device memory taken (negative: given back)."""
+        if nbytes < 0:
+            self._note_beside()
         self.live += nbytes
         self.peak = max(self.peak, self.used)
 
@@ -142,25 +179,47 @@ class DeviceBudget:
             displace: other members' groups may go before.
 
         Raises:
-            BudgetExceededError: they are required, and what is in use leaves no room.
+            BudgetExceededError: they are required, and what is in use leaves no room below a limit that is a promise.
         """
+        self._note_beside()
         if self.limit is None or self.slots.has(nbytes) or self._short(nbytes) <= 0:
             return True
-        self.slots.trim(self._short(nbytes))
+        self._trim(self._short(nbytes))
         if displace:
             self._ask_others(nbytes, member)
         if required and self._short(nbytes) > 0:
             member.evict(self._short(nbytes))
-            self.slots.trim(self._short(nbytes))
+            self._trim(self._short(nbytes))
             self._ask_others(nbytes, member)
-        if required and self._short(nbytes) > 0:
+        if required and self._short(nbytes) > 0 and self.auto is None:
             raise BudgetExceededError(
                 f"'{member.label}' needs {format_bytes(nbytes)} more on the device for what runs now, which does not "
                 f"fit beside the {format_bytes(self.used)} in use: `vram_budget` would have to be at least "
                 f"{least_limit(self.used + nbytes)} bytes. "
                 "Enable group offloading again with that. Nothing is lost."
             )
-        return self._short(nbytes) <= 0
+        return required or self._short(nbytes) <= 0
+
+    def settle(self) -> None:
+        """What was given back is free by now: what is measured beside weights no longer has it in it."""
+        if self.auto is not None and self.auto.measures:
+            self.auto.restart()
+
+    def _trim(self, nbytes: int) -> None:
+        self.slots.trim(nbytes)
+        self.settle()
+
+    def _note_beside(self) -> None:
+        if self.auto is not None and self.auto.measures:
+            self.auto.note(self.used)
+
+    def _shrink(self, member: Member) -> None:
+        """See that no more is used than the limit, which has changed."""
+        self._trim(self._short(0))
+        self._ask_others(0, member)
+        if self._short(0) > 0:
+            member.evict(self._short(0))
+            self._trim(self._short(0))
 
     def _short(self, nbytes: int) -> int:
         assert self.limit is not None
@@ -172,4 +231,4 @@ class DeviceBudget:
                 return
             if other is not member:
                 other.evict(self._short(nbytes))
-                self.slots.trim(self._short(nbytes))
+                self._trim(self._short(nbytes))

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from ..errors import HookConflictError, InvalidPolicyError, NotOffloadedError
+from .auto_limit import AutoLimit, DeviceMemory
 from .device_budget import DeviceBudget
 from .diffusers_door import HOOK_NAME, STOCK_HELPER_HOOKS, registry_of, stock_hooks, stock_settings
 from .fitting import fit_budgets
 from .hook import Attachment, attachment_of
 from .memory import give_memory_back
-from .policy import OffloadPolicy
+from .policy import AUTO, OffloadPolicy
 from .preflight import check_model
 from .targets import components_of, split_excluded
 from .tensors import plain_tensors
@@ -77,11 +78,11 @@ def enable_group_offload(
         keep: with a disk path, leave what is written there for later processes, which find it by its content.
         protect: ``"copy"`` if others may write the checkpoint's files meanwhile: they are copied (without taking space
             where the file system can do that).
-
         vram_budget: bytes (or ``"10GiB"``) of weights on the device at most, at any moment, over all components. What
             fits stays there between passes; the rest streams, on a stream of its own and as far ahead as there is
             room, in blocks, or in layers where blocks are too large. ``use_stream`` and ``offload_type`` need not be
-            given.
+            given. ``"auto"``: the memory that is free less what passes need beside weights, which is measured in the
+            first pass of each component, and again when inputs are larger.
 
     Raises:
         InvalidPolicyError: an argument cannot be used, or a budget cannot be kept.
@@ -115,8 +116,8 @@ def enable_group_offload(
     policies = {name: _for_model(policy, module, kept) for name, module in kept.items()}
     for name, module in kept.items():
         check_model(module, policies[name], name)
-    policies = fit_budgets(kept, policies)
-    budget = _budget_of(kept, policies)
+    policies, limit = fit_budgets(kept, policies)
+    budget = _budget_of(kept, policies, limit)
     prepared = [_prepare(module, policies[name], name, budget) for name, module in kept.items()]
     for module in excluded.values():
         disable_group_offload(module, missing_ok=True)
@@ -187,15 +188,19 @@ def upgrade(target: Any) -> None:
         _attach(attachment)
 
 
-def _budget_of(components: dict[str, nn.Module], policies: dict[str, OffloadPolicy]) -> DeviceBudget | None:
+def _budget_of(
+    components: dict[str, nn.Module], policies: dict[str, OffloadPolicy], limit: int | None
+) -> DeviceBudget | None:
     """What the components share: the present budget where some stay as they are, else a new one; None without."""
-    if all(policy.vram_budget is None for policy in policies.values()):
+    if limit is None:
         return None
     for name, module in components.items():
         present = attachment_of(module)
         if present is not None and present.policy == policies[name]:
             return present.engine.budget
-    return DeviceBudget(next(iter(policies.values())).vram_budget)
+    policy = next(iter(policies.values()))
+    auto = AutoLimit(DeviceMemory(policy.device)) if policy.vram_budget is AUTO else None
+    return DeviceBudget(limit, auto)
 
 
 def _prepare(module: nn.Module, policy: OffloadPolicy, label: str, budget: DeviceBudget | None) -> Attachment:

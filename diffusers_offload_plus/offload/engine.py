@@ -18,9 +18,9 @@ from ..errors import DiskTierError
 from .device_budget import DeviceBudget
 from .doors import computes_on, open_doors, uninstall
 from .group import State, WeightGroup
-from .inputs import to_device
+from .inputs import elements_of, to_device
 from .inventory import Entry, Residency, take_inventory
-from .keeping import fixed_bytes, keep_within, nested_groups
+from .keeping import fixed_bytes, floor_bytes, keep_within, nested_groups
 from .loans import Loans
 from .modes import engine_mode
 from .outputs import valid_output
@@ -57,7 +57,7 @@ class OffloadEngine:
         self.device = policy.device
         self.moves = self.device.type != "cpu"
         self.structure = Structure(root)
-        self.budget = budget or DeviceBudget(policy.vram_budget)
+        self.budget = budget or DeviceBudget()
         self.link = Link(policy, self.budget)
         self.tiers = Tiers(root, policy, self.link, label)
         self.units: list[Unit] = []
@@ -72,6 +72,10 @@ class OffloadEngine:
         self.fixed_bytes = 0
         self.passes = Passes(self.link, self, policy.prefetch_depth)
         self._loans = Loans(self.link)
+        self._kept_for: int | None = None  # the limit
+        self._streamed: list[WeightGroup] = []
+        self._nests: list[frozenset[int]] = []
+        self._floor: tuple[tuple[int, ...], int] | None = None
         self._built = False  # all of it: groups, doors, residents
         self._managed: dict[int, Entry] = {}
         self._carried_parameters: list[torch.Tensor] = []
@@ -152,16 +156,29 @@ class OffloadEngine:
         self._onload_residents()
         self._built = True
 
+    @property
+    def floor_bytes(self) -> int:
+        """Device bytes without which its groups cannot be used."""
+        sizes = tuple(group.nbytes for group in self._streamed)
+        if self._floor is None or self._floor[0] != sizes:
+            self._floor = (sizes, floor_bytes(sizes, self._nests))
+        return self._floor[1]
+
     def _choose_kept(self) -> None:
         if self.budget.limit is None:
             return
-        streamed = [group for group in self.groups if group.spec.residency is Residency.STREAMED]
-        nests = nested_groups(self.units, [group.spec for group in streamed])
+        streamed = self._streamed = [g for g in self.groups if g.spec.residency is Residency.STREAMED]
+        self._nests = nested_groups(self.units, [group.spec for group in streamed])
+        self._floor = None
         kept, self.passes.window.room = keep_within(
-            [group.nbytes for group in streamed], nests, self.budget.for_groups()
+            [group.nbytes for group in streamed], self._nests, self.budget.for_groups()
         )
-        for index, group in enumerate(streamed):
-            group.kept = index in kept
+        with engine_mode():
+            for index, group in enumerate(streamed):
+                if group.kept != (index in kept):
+                    self.passes.bring_home(group)
+                group.kept = index in kept
+        self._kept_for = self.budget.limit
 
     def tear_down(self, *, leave: bool = True) -> None:
         """Every weight back in plain host memory, doors closed. The engine must not be used after.
@@ -223,7 +240,8 @@ class OffloadEngine:
         """Call ``forward(*args, **kwargs)`` with what ``module`` needs on the device."""
         if self._owner == threading.get_ident():
             return self._run_frame(module, forward, args, kwargs)
-        with self._pass(module):
+        size = None if self.budget.auto is None else elements_of((args, kwargs))
+        with self._pass(module, size):
             return self._run_frame(module, forward, args, kwargs)
 
     @contextlib.contextmanager
@@ -288,8 +306,8 @@ class OffloadEngine:
     # Passes
 
     @contextlib.contextmanager
-    def _pass(self, entry: nn.Module) -> Iterator[None]:
-        with self._lock:
+    def _pass(self, entry: nn.Module, size: int | None = None) -> Iterator[None]:
+        with self._lock, self.budget.turn(self, id(entry), size):
             self._owner = threading.get_ident()
             finished = False
             try:
@@ -310,6 +328,8 @@ class OffloadEngine:
         self._recount_buffers(entry)
         with engine_mode():
             self._loans.settle()
+        if self.budget.limit != self._kept_for:
+            self._choose_kept()
         self.passes.begin(entry)
         self._onload_residents()
 

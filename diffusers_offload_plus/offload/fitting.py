@@ -9,11 +9,11 @@ from typing import NoReturn
 from torch import nn
 
 from ..errors import InvalidPolicyError
+from .auto_limit import DeviceMemory
 from .device_budget import least_limit, scratch_bytes
 from .inventory import Residency, take_inventory
-from .keeping import assumed_costs, fixed_bytes, nested_groups, packed_bytes
-from .policy import OffloadPolicy, OffloadType
-from .residency import smallest_budget
+from .keeping import fixed_bytes, floor_bytes, nested_groups, packed_bytes
+from .policy import AUTO, OffloadPolicy, OffloadType
 from .sizes import format_bytes
 
 __all__ = ["Outline", "check_host", "fit_budgets", "fit_outlines", "outline_of", "outlines_of"]
@@ -39,11 +39,8 @@ class Outline:
 
     @property
     def floor(self) -> int:
-        """Bytes that groups need at least: what runs at once, and the largest group once more, which travels meanwhile
-        or is read by a module that does not own it."""
-        if not self.sizes:
-            return 0
-        return min(sum(self.sizes), max(self.sizes) + smallest_budget(assumed_costs(self.sizes), self.nests))
+        """Bytes that groups need at least."""
+        return floor_bytes(self.sizes, self.nests)
 
 
 def outline_of(root: nn.Module, policy: OffloadPolicy, label: str, *, values: bool = True) -> Outline:
@@ -73,24 +70,43 @@ def outlines_of(
 
 def fit_budgets(
     components: Mapping[str, nn.Module], policies: Mapping[str, OffloadPolicy]
-) -> dict[str, OffloadPolicy]:
-    """The policies with the cut chosen that fits the budget of device memory.
+) -> tuple[dict[str, OffloadPolicy], int | None]:
+    """The policies with the cut chosen that fits the budget of device memory, and the limit to begin with: the budget,
+    or what there is where the budget is measured.
 
     Raises:
         InvalidPolicyError: a budget cannot be kept; the message names the largest group and the smallest budget.
     """
     first = next(iter(policies.values()))
     if first.vram_budget is None and not _bounds_host(first):
-        return dict(policies)
+        return dict(policies), None
     outlines = outlines_of(components, policies)
     check_host(outlines)
     if first.vram_budget is None:
-        return dict(policies)
-    return {name: outline.policy for name, outline in fit_outlines(outlines, first.vram_budget).items()}
+        return dict(policies), None
+    if first.vram_budget is AUTO:
+        limit = DeviceMemory(first.device).capacity()
+        chosen = _fit_free_memory(outlines, limit)
+    else:
+        chosen, limit = fit_outlines(outlines, first.vram_budget), first.vram_budget
+    return {name: outline.policy for name, outline in chosen.items()}, limit
 
 
-def fit_outlines(outlines: Mapping[str, list[Outline]], limit: int) -> dict[str, Outline]:
+def _fit_free_memory(outlines: Mapping[str, list[Outline]], capacity: int) -> dict[str, Outline]:
+    # What passes need beside weights is not known yet: half of the memory is left for it if some cut allows.
+    try:
+        return fit_outlines(outlines, capacity // 2)
+    except InvalidPolicyError:
+        return fit_outlines(outlines, capacity, asked="`vram_budget` is 'auto', and the device has")
+
+
+def fit_outlines(
+    outlines: Mapping[str, list[Outline]], limit: int, *, asked: str = "`vram_budget` is"
+) -> dict[str, Outline]:
     """For each component the first of its cuts that runs within ``limit`` bytes of device memory.
+
+    Args:
+        asked: how a message begins that the limit is too little for.
 
     Raises:
         InvalidPolicyError: there is none; see :func:`fit_budgets`.
@@ -100,7 +116,7 @@ def fit_outlines(outlines: Mapping[str, list[Outline]], limit: int) -> dict[str,
     room = limit - fixed - scratch_bytes(limit)
     fitting = {name: [cut for cut in cuts if cut.floor <= room] for name, cuts in outlines.items()}
     if not all(fitting.values()):
-        _refuse(outlines, fixed, limit)
+        _refuse(outlines, fixed, limit, asked)
     return {name: cuts[0] for name, cuts in fitting.items()}
 
 
@@ -109,7 +125,7 @@ def _cuts(policy: OffloadPolicy) -> list[OffloadPolicy]:
     return [leaves] if policy.offload_type is OffloadType.LEAF_LEVEL else [policy, leaves]
 
 
-def _refuse(outlines: Mapping[str, list[Outline]], fixed: int, limit: int) -> NoReturn:
+def _refuse(outlines: Mapping[str, list[Outline]], fixed: int, limit: int, asked: str) -> NoReturn:
     # Of the component that needs most, so that the smallest budget named is one for all of them.
     name, finest = max(
         ((name, min(cuts, key=lambda outline: outline.floor)) for name, cuts in outlines.items()),
@@ -121,7 +137,7 @@ def _refuse(outlines: Mapping[str, list[Outline]], fixed: int, limit: int) -> No
         place = max(range(len(finest.sizes)), key=finest.sizes.__getitem__)
         largest = f"its largest group, '{finest.names[place]}', takes {format_bytes(finest.sizes[place])}, "
     raise InvalidPolicyError(
-        f"`vram_budget` is {format_bytes(limit)}, too little for '{name}': {largest}what is on the device at once "
+        f"{asked} {format_bytes(limit)}, too little for '{name}': {largest}what is on the device at once "
         f"{format_bytes(finest.floor)}, beside {format_bytes(fixed)} that never leaves the device. "
         f"The smallest budget that works is {smallest} bytes ({format_bytes(smallest)})."
     )

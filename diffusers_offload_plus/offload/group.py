@@ -189,6 +189,8 @@ class WeightGroup:
             self._take(-self.device_bytes)
             self._transfer = None
             self._link.let_go(self.home, transfer)
+            del transfer
+            self._link.budget.settle()
         self.state = State.OFFLOADED
 
     def _take(self, nbytes: int) -> None:

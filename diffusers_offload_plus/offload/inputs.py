@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 
-__all__ = ["to_device"]
+__all__ = ["elements_of", "to_device"]
 
 
 def to_device(
@@ -28,6 +28,17 @@ def to_device(
             moved = moved or dict(kwargs)
             moved[name] = send_to_device(value, device, non_blocking=non_blocking)
     return args, moved or kwargs
+
+
+def elements_of(value: Any) -> int:
+    """Elements of all tensors in ``value``, itself one or a container: a measure of how much is to be computed."""
+    if isinstance(value, torch.Tensor):
+        return value.numel()
+    if isinstance(value, (tuple, list)):
+        return sum(map(elements_of, value))
+    if isinstance(value, dict):
+        return sum(map(elements_of, value.values()))
+    return 0
 
 
 def _elsewhere(value: Any, device: torch.device) -> bool:

@@ -11,7 +11,15 @@ from .step_model import GroupCost, LinkSpeed
 from .stores.layout import ALIGNMENT
 from .tensors import plain_tensors
 
-__all__ = ["ASSUMED_SPEED", "assumed_costs", "fixed_bytes", "keep_within", "nested_groups", "packed_bytes"]
+__all__ = [
+    "ASSUMED_SPEED",
+    "assumed_costs",
+    "fixed_bytes",
+    "floor_bytes",
+    "keep_within",
+    "nested_groups",
+    "packed_bytes",
+]
 
 ASSUMED_SPEED = LinkSpeed(bytes_per_second=20e9, seconds_per_copy=10e-6)
 ASSUMED_COMPUTE = 0.25  # of the time a group takes to travel
@@ -54,6 +62,14 @@ def assumed_costs(sizes: Sequence[int]) -> list[GroupCost]:
     """Groups of these sizes (bytes) that compute for a part of the time they travel: what to assume while nothing is
     measured. Each byte kept is then a gain, and more of one if what is kept is spread over the model."""
     return [GroupCost(nbytes=n, compute_seconds=ASSUMED_COMPUTE * ASSUMED_SPEED.seconds(n)) for n in sizes]
+
+
+def floor_bytes(sizes: Sequence[int], nests: Sequence[frozenset[int]]) -> int:
+    """Device bytes that groups of these sizes need at least: what runs at once, and the largest once more, which
+    travels meanwhile or is read by a module that does not own it."""
+    if not sizes:
+        return 0
+    return min(sum(sizes), max(sizes) + smallest_budget(assumed_costs(sizes), nests))
 
 
 def keep_within(sizes: Sequence[int], nests: Sequence[frozenset[int]], budget: int) -> tuple[frozenset[int], int]:

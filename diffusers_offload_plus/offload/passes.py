@@ -89,7 +89,6 @@ class Passes:
         """A pass begins."""
         self.compare = torch.is_grad_enabled()
         with engine_mode():
-            self._budget.begin(self._member)
             if self.compare:
                 self.evict_all()
             self.window.begin(id(entry))

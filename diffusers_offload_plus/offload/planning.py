@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ..errors import InvalidPolicyError
+from .auto_limit import DeviceMemory
 from .device_budget import room_for_groups
 from .fitting import Outline, check_host, fit_outlines, outlines_of
 from .keeping import ASSUMED_SPEED, keep_within
@@ -139,7 +140,8 @@ def plan_group_offload(
     Args:
         target: a pipeline, a components manager, or any ``torch.nn.Module``.
         onload_device: where it would compute.
-        vram_budget: bytes (or ``"10GiB"``) of weights on the device at most.
+        vram_budget: bytes (or ``"10GiB"``) of weights on the device at most; ``"auto"``: what is free there now, of
+            which enabling leaves to passes what it sees them need.
         host_budget: bytes of host memory that the weights may rest in.
         bandwidth: from host to device, bytes a second or ``"25GB"``; ``"auto"`` times a copy to the device; None
             assumes a figure.
@@ -151,7 +153,7 @@ def plan_group_offload(
         InvalidPolicyError: an argument cannot be used, or a budget cannot be kept.
         UnsupportedModelError, HookConflictError, CompileOrderError: a component cannot be offloaded.
     """
-    limit = parse_bytes("vram_budget", vram_budget)
+    limit = _limit(vram_budget, onload_device)
     policy = OffloadPolicy.from_arguments(
         onload_device=onload_device,
         offload_type=offload_type,
@@ -178,6 +180,14 @@ def plan_group_offload(
         source=source,
         untimed=tuple(name for name in components if name not in computing),
     )
+
+
+def _limit(vram_budget: int | str, onload_device: str | torch.device) -> int:
+    if vram_budget != "auto":
+        return parse_bytes("vram_budget", vram_budget)
+    device = existing_device(onload_device)
+    OffloadPolicy.from_arguments(onload_device=device, vram_budget="auto")  # it has to tell
+    return DeviceMemory(device).capacity()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

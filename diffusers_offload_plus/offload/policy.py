@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from ..errors import InvalidPolicyError
+from .auto_limit import tells_memory
 from .sizes import parse_bytes
 from .stores.directory import resolve_directory
 
-__all__ = ["DiskTier", "OffloadPolicy", "OffloadType", "existing_device", "resolve_device", "supports_streams"]
+__all__ = ["AUTO", "DiskTier", "OffloadPolicy", "OffloadType", "existing_device", "resolve_device", "supports_streams"]
 
 
 class OffloadType(enum.StrEnum):
@@ -25,6 +26,13 @@ class OffloadType(enum.StrEnum):
     LEAF_LEVEL = "leaf_level"
 
 
+class Auto(enum.Enum):
+    """A figure that is measured."""
+
+    AUTO = "auto"
+
+
+AUTO = Auto.AUTO
 LEAST_BUDGET = 1024
 
 
@@ -54,7 +62,8 @@ class OffloadPolicy:
     Build one with :meth:`from_arguments`, which validates; fields are named after diffusers' arguments.
 
     Attributes:
-        vram_budget: device bytes of weights at most, shared by all models of one call; None: no limit.
+        vram_budget: device bytes of weights at most, shared by all models of one call; None: no limit; ``AUTO``: what
+            passes leave.
         host_budget: host bytes of weights and staging at most, where no disk tier takes the rest.
     """
 
@@ -69,7 +78,7 @@ class OffloadPolicy:
     block_modules: tuple[str, ...] | None = None
     exclude_kwargs: tuple[str, ...] | None = None
     disk: DiskTier | None = None
-    vram_budget: int | None = None
+    vram_budget: int | Auto | None = None
     host_budget: int | None = None
 
     @property
@@ -165,14 +174,19 @@ class OffloadPolicy:
         )
 
 
-def _device_limit(vram_budget: object, device: torch.device) -> int | None:
+def _device_limit(vram_budget: object, device: torch.device) -> int | Auto | None:
     if vram_budget is None:
         return None
-    limit = parse_bytes("vram_budget", vram_budget)
+    limit = AUTO if vram_budget in ("auto", AUTO) else parse_bytes("vram_budget", vram_budget)
     if device.type == "cpu":
         raise InvalidPolicyError(
             f"`vram_budget` bounds the weights on a device with memory of its own, and `onload_device` is '{device}', "
             "where nothing has to move. Leave it out, or name the device."
+        )
+    if limit is AUTO and not tells_memory(device):
+        raise InvalidPolicyError(
+            f"`vram_budget='auto'` needs a device that tells its free memory, and '{device}' does not. "
+            "Give bytes, such as '10GiB'."
         )
     return limit
 

@@ -30,6 +30,8 @@ class ComponentReport:
         streamed_bytes: bytes a pass moves that uses each group once.
         resident_bytes: bytes that never leave the device: buffers, the root's own parameters.
         kept_bytes: bytes that a budget keeps on the device between passes, as far as there is room.
+        budget_bytes: what ``vram_budget`` allowed in the last pass of any component; None without one.
+        beside_bytes: what passes were seen to take on the device beside weights, for ``"auto"``; else None.
         device_bound: most bytes of weights planned on the device at once; ``peak_device_bytes``: the most there were.
         transfers: host-to-device copies made, of ``transferred_bytes``.
         written_back_bytes: bytes copied device to host because they had been written.
@@ -50,6 +52,8 @@ class ComponentReport:
     streamed_bytes: int
     resident_bytes: int
     kept_bytes: int
+    budget_bytes: int | None
+    beside_bytes: int | None
     device_bound: int
     peak_device_bytes: int
     transfers: int
@@ -99,6 +103,9 @@ class OffloadReport:
         if any(component.disk_bytes for component in self.components):
             lines.extend(["", *_disk_lines(self.components, self.memory), ""])
         for component in self.components:
+            if component.beside_bytes is not None:
+                beside = format_bytes(component.beside_bytes)
+                lines.append(f"{component.name}: passes were seen to take {beside} of the device beside weights")
             lines.extend(f"{component.name}: {d.name}: {d.reason}" for d in component.decisions)
         return "\n".join(lines)
 
@@ -136,6 +143,8 @@ def _component(name: str, attachment: Attachment) -> ComponentReport:
         streamed_bytes=plan.streamed_bytes,
         resident_bytes=plan.resident_bytes,
         kept_bytes=plan.kept_bytes,
+        budget_bytes=engine.budget.limit,
+        beside_bytes=None if engine.budget.auto is None else engine.budget.auto.need_of(id(engine)),
         device_bound=plan.device_bound,
         peak_device_bytes=engine.link.peak,
         transfers=engine.link.copies,

@@ -20,9 +20,9 @@ from tests.mutants.changes import MUTANTS, Mutant
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Quick and broad first: most mutants die in the first file.
 SUITE = [
-    "test_figures", "test_budgets", "test_inputs", "test_broken_engines", "test_buffers", "test_ties_and_views",
-    "test_user_changes",
-    "test_entry_doors", "test_failures", "test_copies_and_state", "test_tensor_subclasses", "test_training",
+    "test_figures", "test_budgets", "test_auto_budget", "test_inputs", "test_broken_engines", "test_buffers",
+    "test_ties_and_views", "test_user_changes", "test_entry_doors", "test_failures",
+    "test_copies_and_state", "test_tensor_subclasses", "test_training",
     "test_claims_and_copies", "test_other_hooks", "test_pipelines",
 ]  # fmt: skip
 
