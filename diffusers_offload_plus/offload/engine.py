@@ -46,7 +46,7 @@ class OffloadEngine:
     Attributes:
         units: what the model is cut into, as of the last :meth:`build`.
         refresh: called when the model's structure has changed; set by whoever installs the hooks.
-        intact: says whether the hook of a module still fires; set likewise.
+        intact: says whether the hooks on the root, a module and all below it still fire; set likewise.
         fixed_bytes: device bytes of what never leaves the device while the model is offloaded.
     """
 
@@ -323,7 +323,7 @@ class OffloadEngine:
 
     def _begin(self, entry: nn.Module) -> None:
         self._sweep()
-        if not self._built or not self.structure.unchanged(entry, self.intact, self.root):
+        if not self._built or not self.structure.unchanged(entry, self.intact):
             self.refresh()
         self._recount_buffers(entry)
         with engine_mode():

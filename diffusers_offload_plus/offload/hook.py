@@ -16,7 +16,7 @@ nothing runs in between, a hooked module's ``compile`` is, as an attribute of th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,8 +41,10 @@ class GroupOffloadPlusHook(ModelHook):
         super().__init__()  # type: ignore[no-untyped-call]
         self.attachment = attachment
         self.installed: Any = None
+        self._registry: Any = None
         self._entered: Any = None
         self.compiled: Callable[..., Any] | None = None
+        self.settled: Callable[..., Any] | None = None  # what was compiled when the model was last looked at
         self._module = module
 
     @property
@@ -65,7 +67,7 @@ class GroupOffloadPlusHook(ModelHook):
     @property
     def _original(self) -> Callable[..., Any]:
         forward: Any = self.fn_ref.original_forward
-        return cast("Callable[..., Any]", forward)
+        return forward  # type: ignore[no-any-return]
 
     def deinitalize_hook(self, module: nn.Module) -> nn.Module:  # diffusers' spelling
         """Called when the hook is removed, by us or by diffusers."""
@@ -108,14 +110,22 @@ class GroupOffloadPlusHook(ModelHook):
             self.compiled = None
 
     def fires(self) -> bool:
-        """Whether calling the module still reaches this hook, whatever wrapped or replaced its forward since."""
-        if self.fn_ref.forward is not self._entered:
-            return False
-        return self._is_reachable()
+        """Whether calling the module still reaches this hook, whatever wrapped or replaced its forward since, and what
+        it calls was not compiled since."""
+        held, function = self._module.__dict__, self.fn_ref
+        return (
+            function.forward is self._entered
+            and self.compiled is self.settled
+            and self._registry.hooks.get(HOOK_NAME) is self
+            and held.get("_diffusers_hook") is self._registry
+            and (held.get("forward") is self.installed or self._is_reachable())
+        )
 
     def note_installed(self) -> None:
         """Remember how the registry reaches this hook, to notice when it no longer does."""
         self.installed = self._module.__dict__["forward"]
+        registry: Any = registry_of(self._module)
+        self._registry = registry
         self._entered = self.fn_ref.forward
 
     def reclaim(self) -> bool:
@@ -158,6 +168,7 @@ class Attachment:
         self.engine.intact = self._intact
         self.config = stock_config(policy.onload_device, policy.offload_device)
         self._hooked: dict[int, nn.Module] = {}
+        self._hooks_below: dict[int, list[GroupOffloadPlusHook | None]] = {}
 
     def prepare(self) -> None:
         """Find out that the model can be offloaded, and make room on disk, without changing anything."""
@@ -209,6 +220,7 @@ class Attachment:
         for module in modules:
             self._hook(module)
         self._hooked = {id(module): module for module in modules}
+        self._hooks_below.clear()
         self.engine.structure.settle()
         self.stale = False
         self._invalidate()
@@ -241,6 +253,7 @@ class Attachment:
             install_reducer(module, self.engine.park)
             module.__dict__.setdefault("compile", hook.compile)
         hook.take_compiled()
+        hook.settled = hook.compiled
 
     def _unhook(self, module: nn.Module) -> None:
         hook = self.hook_on(module)
@@ -263,11 +276,12 @@ class Attachment:
             else:
                 module.forward = kept
 
-    def _intact(self, module: nn.Module) -> bool:
-        if id(module) not in self._hooked:
-            return True
-        hook = self.hook_on(module)
-        return hook is not None and hook.fires()
+    def _intact(self, entry: nn.Module) -> bool:
+        hooks = self._hooks_below.get(id(entry))
+        if hooks is None:
+            hooked = (m for m in (self.root, *entry.modules()) if id(m) in self._hooked)
+            hooks = self._hooks_below[id(entry)] = list(map(self.hook_on, hooked))
+        return all(hook is not None and hook.fires() for hook in hooks)
 
     def _invalidate(self) -> None:
         registry = registry_of(self.root)

@@ -6,7 +6,7 @@ which keeps that memory.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,14 +15,14 @@ from torch.utils import _pytree as pytree
 __all__ = ["valid_output"]
 
 
-def valid_output(output: Any, managed: Container[int]) -> Any:
+def valid_output(output: Any, managed: Mapping[int, object]) -> Any:
     """``output`` with other tensors in place of those whose ``id`` is in ``managed``."""
-    if not _holds(output, managed):
+    if not managed or not _holds(output, managed):
         return output
     return pytree.tree_map(lambda value: _detached(value) if _is(value, managed) else value, output)
 
 
-def _holds(value: Any, managed: Container[int]) -> bool:
+def _holds(value: Any, managed: Mapping[int, object]) -> bool:
     # Cheaper than flattening: most outputs are a tensor or a tuple of tensors.
     if isinstance(value, (tuple, list)):
         return any(_holds(item, managed) for item in value)
@@ -31,7 +31,7 @@ def _holds(value: Any, managed: Container[int]) -> bool:
     return _is(value, managed)
 
 
-def _is(value: Any, managed: Container[int]) -> bool:
+def _is(value: Any, managed: Mapping[int, object]) -> bool:
     return isinstance(value, torch.Tensor) and id(value) in managed
 
 

@@ -9,8 +9,7 @@ what a budget has room to keep.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -26,7 +25,6 @@ from .window import Window
 __all__ = ["Frame", "Passes"]
 
 
-@dataclasses.dataclass(eq=False, slots=True)
 class Frame:
     """A hooked module that runs, and what it holds.
 
@@ -35,10 +33,13 @@ class Frame:
         served: groups it read without calling their owner, and how often that had run then.
     """
 
-    module: nn.Module
-    groups: Iterable[WeightGroup]
-    compare: bool
-    served: dict[WeightGroup, int] = dataclasses.field(default_factory=dict)
+    __slots__ = ("compare", "groups", "module", "served")
+
+    def __init__(self, module: nn.Module, groups: Sequence[WeightGroup], compare: bool) -> None:
+        self.module = module
+        self.groups = groups
+        self.compare = compare
+        self.served: dict[WeightGroup, int] = {}
 
 
 class Passes:
@@ -121,6 +122,8 @@ class Passes:
     def enter(self, frame: Frame, *, prefetch: bool = True) -> None:
         """A module begins to run: what it needs comes to the device."""
         self.frames.append(frame)
+        if not frame.groups and not self._lingering and not self.window.reaches:
+            return
         for group in frame.groups:
             group.users += 1
             group.runs += 1
@@ -138,11 +141,14 @@ class Passes:
 
     def exit(self, depth: int) -> None:
         """End all frames but the outermost ``depth``."""
-        if len(self.frames) <= depth:
+        frames = self.frames
+        while len(frames) > depth and not frames[-1].groups and not frames[-1].served:
+            frames.pop()
+        if len(frames) <= depth:
             return
         with engine_mode():
-            while len(self.frames) > depth:
-                frame = self.frames.pop()
+            while len(frames) > depth:
+                frame = frames.pop()
                 for group in frame.served:
                     self._release(group, frame, compare=True)
                 for group in frame.groups:

@@ -44,6 +44,11 @@ class Window:
         self.room = 0
 
     @property
+    def reaches(self) -> bool:
+        """Whether anything is brought ahead."""
+        return self._depth > 0
+
+    @property
     def order(self) -> tuple[int, ...]:
         """The order in which the present entry is expected to use its groups, by number."""
         return self._schedule.order

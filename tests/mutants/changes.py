@@ -41,7 +41,7 @@ MUTANTS = [
     Mutant("no lock", "engine.py", "        with self._lock:\n            self._owner = threading.get_ident()\n", "        with contextlib.nullcontext():\n            self._owner = threading.get_ident()\n"),
     Mutant("doors are not opened", "doors.py", "            install(module, watched, parkable, engine)\n", "            pass\n"),
     Mutant("a returned parameter goes back to the host", "engine.py", "            return valid_output(forward(*args, **kwargs), self._managed)\n", "            return forward(*args, **kwargs)\n"),
-    Mutant("structure changes are not noticed", "engine.py", "        if not self._built or not self.structure.unchanged(entry, self.intact, self.root):\n", "        if not self._built:\n"),
+    Mutant("structure changes are not noticed", "engine.py", "        if not self._built or not self.structure.unchanged(entry, self.intact):\n", "        if not self._built:\n"),
     Mutant("removed hooks are not put back", "hook.py", "        if self.stale:\n            self._refresh()\n", "        pass\n"),
     Mutant("only root parameters of wrappers are re-pointed", "tensors.py", "            setattr(tensor, name, getattr(value, name))\n", "            pass\n"),
     Mutant("inputs stay where they are", "inputs.py", "        if _elsewhere(value, device):\n", "        if False:\n"),
