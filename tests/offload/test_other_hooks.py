@@ -212,7 +212,7 @@ def denoised(model: nn.Module, device: torch.device) -> list[torch.Tensor]:
 
 
 @either_order
-@pytest.mark.parametrize("policy", ["block-2-stream", "leaf-stream"])
+@pytest.mark.parametrize("policy", ["block-2-stream", "leaf-stream", "tight", "half", "auto"])
 @pytest.mark.parametrize("name", CACHES)
 def test_caches(name: str, policy: str, first: str, device: torch.device) -> None:
     plain, model = CASE.build().to(device), CASE.build()
@@ -229,6 +229,8 @@ def test_caches(name: str, policy: str, first: str, device: torch.device) -> Non
     for one in (plain, model):
         one._reset_stateful_cache()
     assert_same(denoised(model, device), denoised(plain, device))
+    budget = attachment_of(model).engine.budget  # type: ignore[union-attr]
+    assert budget.limit is None or budget.auto or budget.peak <= budget.limit
     model.disable_cache()
     assert_same(denoised(model, device), without)
     assert attachment_of(model) is not None
