@@ -46,7 +46,7 @@ MUTANTS = [
     Mutant("only root parameters of wrappers are re-pointed", "tensors.py", "            setattr(tensor, name, getattr(value, name))\n", "            pass\n"),
     Mutant("inputs stay where they are", "inputs.py", "        if _elsewhere(value, device):\n", "        if False:\n"),
     Mutant("a copy keeps the hooks", "copying.py", 'if name not in _HOOKING', 'if name != "__reduce_ex__"'),
-    Mutant("pinned memory is kept after disable", "group.py", "        if memory is None or (memory.numel() and memory.is_pinned()):\n", "        if memory is None:\n"),
+    Mutant("pinned memory is kept after disable", "group.py", "        if self.home.tier != \"host\":\n", "        if self.home.tier == \"disk\":\n"),
     Mutant("prefetch never happens", "window.py", "        if not self._depth:\n            return self.ahead\n", "        return self.ahead\n"),
     Mutant("saved weights are kept", "saved.py", "        if group is None:\n", "        if True:\n"),
     Mutant("gradients stay on the device", "saved.py", "        landed = fresh.to(tensor.device)\n", "        return\n"),
