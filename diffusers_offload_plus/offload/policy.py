@@ -91,6 +91,13 @@ class OffloadPolicy:
         """Whether weights rest in pinned host memory."""
         return self.use_stream and not self.low_cpu_mem_usage
 
+    @property
+    def tier(self) -> str:
+        """Where weights rest that are not on disk, as reports call it."""
+        if not self.share_host_copy:
+            return "pinned host" if self.pins_host_memory else "host"
+        return "pinned shared host" if self.pins_host_memory and self.device.type == "cuda" else "shared host"
+
     @classmethod
     def from_arguments(
         cls,

@@ -130,7 +130,7 @@ def offload_report(target: Any) -> OffloadReport:
 def _component(name: str, attachment: Attachment) -> ComponentReport:
     engine, policy = attachment.engine, attachment.policy
     plan, disk, shared = engine.plan, engine.tiers.disk, engine.tiers.shared
-    private = [Decision(name=name, reason=reason) for reason in (() if shared is None else shared.decisions)]
+    private = [Decision(name="weights", reason=reason) for reason in (() if shared is None else shared.decisions)]
     served = (
         Decision(name=tensor, reason=f"read by {reader} without its owner being called: lent while that runs")
         for tensor, reader in engine.served.items()

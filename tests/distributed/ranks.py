@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
+import zlib
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from diffusers_offload_plus.offload.stores import shared_host
 from tests.disk.forked import CONTEXT, PATIENCE, Child
 
 
@@ -41,12 +44,13 @@ class Ranks:
     """`world` processes that run `program(rank, *arguments)`."""
 
     def __init__(self, world: int, directory: Path, program: Program, *arguments: Any) -> None:
+        group = (_tag(directory), str(directory / "store"), world)
         self._lines: list[Connection] = []
         self.children: list[Child] = []
         for number in range(world):
             ours, theirs = CONTEXT.Pipe()
             self._lines.append(ours)
-            self.children.append(Child(_run, number, world, str(directory / "store"), theirs, program, arguments))
+            self.children.append(Child(_run, number, group, theirs, program, arguments))
 
     def tell(self, number: int, what: Any) -> None:
         self._lines[number].send(what)
@@ -71,15 +75,24 @@ def run(world: int, directory: Path, program: Program, *arguments: Any) -> list[
     return Ranks(world, directory, program, *arguments).values()
 
 
+def names(directory: Path) -> list[str]:
+    """What ranks with this directory listen to."""
+    return re.findall(f"@({re.escape(_tag(directory))}.*)", Path("/proc/net/unix").read_text())
+
+
+def _tag(directory: Path) -> str:
+    return f"{os.getpid()}-{zlib.crc32(str(directory).encode())}."
+
+
 def _run(
     say: Callable[[Any], None],
     number: int,
-    world: int,
-    store: str,
+    group: tuple[str, str, int],
     line: Connection,
     program: Program,
     arguments: tuple[Any, ...],
 ) -> Any:
+    shared_host.NAME, store, world = group  # not to meet what other tests offload at the same time
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=number, world_size=world)

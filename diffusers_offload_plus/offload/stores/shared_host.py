@@ -29,7 +29,7 @@ __all__ = ["Register", "SharedPlacement", "SharedSlab"]
 
 logger = logging.getLogger("diffusers_offload_plus")
 
-FORMAT = 1
+NAME = "diffusers_offload_plus.1"  # the number changes with what is hashed, and with how memory is handed over
 Register = Callable[[SharedMemory], "torch.Tensor"]  # raises NotShared
 
 
@@ -175,7 +175,7 @@ class SharedPlacement:
 
     def _content(self) -> tuple[int, str]:
         """How many bytes there are, and a name for them: equal for equal tensors in equal groups."""
-        whole = xxhash.xxh3_128(f"{FORMAT} {self._register is not None}".encode())
+        whole = xxhash.xxh3_128(f"{self._register is not None}".encode())
         nbytes = 0
         for group in self._groups.values():
             tensors, layout = _in_host_memory(group.sources)
@@ -186,7 +186,7 @@ class SharedPlacement:
                 whole.update(shape.encode())
             for extent in layout.extents:
                 whole.update(bytes_at(extent.start, extent.nbytes))
-        return nbytes, f"diffusers_offload_plus.{os.geteuid()}.{whole.hexdigest()}"
+        return nbytes, f"{NAME}.{os.geteuid()}.{whole.hexdigest()}"
 
     def _share(self, sources: Sequence[torch.Tensor], offset: int) -> SharedSlab:
         memory = self._memory
