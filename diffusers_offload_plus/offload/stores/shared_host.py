@@ -198,7 +198,7 @@ class SharedPlacement:
             if self._fills:
                 memory.fill(offset + extent.offset, extent.start, extent.nbytes)
             elif not memory.view.equals(extent.start, offset + extent.offset, extent.nbytes):
-                raise NotShared("weights changed while they were being compared with those of other processes")
+                raise NotShared("the bytes that another process offers are not the same")
         check_mapped(sources)  # changed while it was read
         return SharedSlab(tensors, layout, memory, offset)
 
