@@ -324,7 +324,8 @@ def lock_limit(say: Any, limit: int) -> Any:
 
     register()
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (limit, limit))
-    os.setuid(65534)
+    if os.geteuid() == 0:
+        os.setuid(65534)  # who may lock as much as there is has no limit
     model = seeded(Stack)
     offload(model, torch.device("sim"))
     assert_right(model, twin_of(seeded(Stack), "sim"), torch.device("sim"))
@@ -332,7 +333,6 @@ def lock_limit(say: Any, limit: int) -> Any:
 
 
 def test_the_limit_on_locked_memory() -> None:
-    assert os.geteuid() == 0, "a process that may change its user"
     tier, why, found = run(lock_limit, 16384).expect()
     assert tier == "shared host"
     assert found == 16384

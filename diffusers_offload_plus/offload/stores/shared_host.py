@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
@@ -152,26 +153,32 @@ class SharedPlacement:
         nbytes, name = self._content()
         while self._memory is None:
             found = meet(name)
-            if isinstance(found, Handed):
-                memory = SharedMemory.receive(found.descriptor, nbytes)
-                try:
-                    found.wait(memory.reserved)
-                except ConnectionError:
-                    found.leave()
-                    continue  # somebody has to fill it anew
-                except BaseException:
-                    found.leave()
-                    raise
-                self._fills, self._part = False, found.keep(name, memory.descriptor)
-            else:
-                try:
-                    memory = SharedMemory.create(nbytes)
-                except BaseException:
-                    found.close()
-                    raise
-                self._fills, self._part = True, steward().offer(name, os.dup(memory.descriptor), found)
-            self._memory = memory
-            weakref.finalize(memory, self._part.release).atexit = False
+            joined = self._take(found, name, nbytes) if isinstance(found, Handed) else self._make(found, name, nbytes)
+            if joined is not None:
+                self._memory, self._part = joined
+                weakref.finalize(self._memory, self._part.release).atexit = False
+
+    def _make(self, listener: socket.socket, name: str, nbytes: int) -> tuple[SharedMemory, Part]:
+        try:
+            memory = SharedMemory.create(nbytes)
+        except BaseException:
+            listener.close()
+            raise
+        self._fills = True
+        return memory, steward().offer(name, os.dup(memory.descriptor), listener)
+
+    def _take(self, found: Handed, name: str, nbytes: int) -> tuple[SharedMemory, Part] | None:
+        try:
+            memory = SharedMemory.receive(found.descriptor, nbytes)
+            found.wait(memory.reserved)
+        except ConnectionError:
+            found.leave()
+            return None  # somebody has to fill memory anew
+        except BaseException:
+            found.leave()
+            raise
+        self._fills = False
+        return memory, found.keep(name, memory.descriptor)
 
     def _content(self) -> tuple[int, str]:
         """How many bytes there are, and a name for them: equal for equal tensors in equal groups."""
