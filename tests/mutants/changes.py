@@ -97,7 +97,7 @@ MUTANTS = [
     Mutant("shared memory is not reserved", "stores/shared_memory.py", "            os.posix_fallocate(self.descriptor, offset, nbytes)\n", "            pass\n"),
     Mutant("room in control groups is not looked at", "stores/shared_memory.py", "        if room is not None and room < nbytes + MARGIN:\n", "        if False:\n"),
     Mutant("shared memory can be cut short", "stores/shared_memory.py", "fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)", "fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)"),
-    Mutant("shared memory can be changed", "stores/shared_memory.py", "        fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)\n", "        return\n"),
+    Mutant("shared memory can be changed", "stores/shared_memory.py", "            fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)\n", "            return\n"),
     Mutant("a refused reservation is an error", "stores/shared_memory.py", "            raise NotShared(f\"{nbytes} bytes of shared memory cannot be reserved: {_explain(error)}\") from error\n", "            raise\n"),
     Mutant("all weights are held until all have moved", "stores/shared_host.py", "        self._groups.pop(key, None)\n        if not self._groups:\n", "        self._groups[key] = self._groups[key]._replace(nbytes=0) if key in self._groups else _Group([], 0, 0)\n        if not any(group.nbytes for group in self._groups.values()):\n"),
     Mutant("unchanged buffers are written", "stores/shared_host.py", "        if not torch.equal(target, host):\n", "        if True:\n"),

