@@ -116,6 +116,7 @@ def share(rank: Rank, where: str, depth: int) -> dict[str, Any]:
         "nbytes": nbytes,
         "taken": taken,
         "memory": memory_of(model),
+        "moved": report.transferred_bytes,
         "report": (report.tier, report.shared_bytes, report.host_bytes, report.private_bytes),
     }
 

@@ -32,6 +32,7 @@ def test_ranks_cost_one_model(where: str, world: int, tmp_path: Path) -> None:
     assert all(each["right"] for each in found)
     assert all(each["memory"] == found[0]["memory"] for each in found)
     assert all(each["report"] == ("shared host", nbytes, nbytes, 0) for each in found)
+    assert all(each["moved"] == (0 if where == "cpu" else 2 * nbytes) for each in found), "a CPU uses them in place"
     taken = sum(each["taken"] for each in found)
     print(f"{world} ranks on {where}: {taken / nbytes:.4f} of {nbytes} bytes")
     assert 0.98 * nbytes < taken <= 1.02 * nbytes
