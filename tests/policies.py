@@ -25,6 +25,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "leaf-stream": {"offload_type": "leaf_level", "use_stream": True},
     "leaf-record": {"offload_type": "leaf_level", "use_stream": True, "record_stream": True},
     "leaf-lean": {"offload_type": "leaf_level", "use_stream": True, "low_cpu_mem_usage": True},
+    "shared-leaf-stream": {"offload_type": "leaf_level", "use_stream": True, "share_host_copy": True},
     "tight": {"vram_budget": 0.0},
     "half": {"vram_budget": 0.5},
     "whole": {"vram_budget": 1.0},

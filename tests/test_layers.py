@@ -15,13 +15,14 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "diffusers_offload_plus"
 # From the ground up; a module may import only those named before it.
 ORDER = """
 errors
-offload.sizes offload.tables
+offload.sizes offload.tables offload.memory
 offload.stores.layout offload.stores.direct offload.stores.mapped_file offload.stores.home offload.stores.host
 offload.stores.disk
+offload.stores.shared_memory offload.stores.steward offload.stores.meeting offload.stores.shared_host
 offload.stores.checkpoint_files offload.stores.store_file offload.stores.directory offload.stores.matching
 offload.stores.disk_placement offload.stores.maintenance
 offload.auto_limit offload.policy offload.tensors offload.partition offload.inventory offload.step_model
-offload.residency offload.keeping offload.plan offload.memory
+offload.residency offload.keeping offload.plan
 offload.slots offload.device_budget offload.fitting
 offload.modes offload.reader offload.staging offload.transfer offload.tiers offload.group offload.schedule
 offload.window offload.passes

@@ -12,6 +12,7 @@ Measuring resets the device's own record of its peak (``torch.cuda.max_memory_al
 from __future__ import annotations
 
 import dataclasses
+import gc
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ class _Turn:
 
     Attributes:
         entry: by which door of which model; ``size``: elements of its inputs.
-        before: bytes beside weights when it began; ``most``: at most since.
+        before: bytes beside weights that have nothing to do with it; ``most``: at most since it began.
     """
 
     entry: tuple[int, int]
@@ -126,6 +127,7 @@ class AutoLimit:
         """Weights that had to go to keep the limit are gone: what is measured is measured from here."""
         turn = self._turns[-1]
         if turn.measured:
+            gc.collect()  # what is free already is not what the pass needs
             self.note(used)
             self.capacity = self._memory.capacity()
             turn.before = turn.most = self._memory.taken() - used
@@ -133,9 +135,10 @@ class AutoLimit:
 
     def note(self, used: int) -> None:
         """Weights, which have taken ``used`` bytes since the last note, take more or less from now on."""
-        beside = self._memory.peak() - used
+        most, now = self._memory.peak() - used, self._memory.taken() - used
         for turn in self._turns:
-            turn.most = max(turn.most, beside)
+            turn.most = max(turn.most, most)
+            turn.before = min(turn.before, now)  # garbage of before may go meanwhile
         self._memory.restart()
 
     def restart(self) -> None:

@@ -48,6 +48,7 @@ def enable_group_offload(
     keep: bool = False,
     protect: str | None = None,
     vram_budget: int | str | None = None,
+    share_host_copy: bool | None = None,
 ) -> None:
     """Keep the weights of ``target`` in host memory, or on disk, and bring them to the device group by group as they
     are used.
@@ -83,6 +84,9 @@ def enable_group_offload(
             room, in blocks, or in layers where blocks are too large. ``use_stream`` and ``offload_type`` need not be
             given. ``"auto"``: the memory that is free less what passes need beside weights, which is measured in the
             first pass of each component, and again when inputs are larger.
+        share_host_copy: whether processes of this machine that offload equal weights have one copy of them in host
+            memory together. If left out, they do where ``torch.distributed`` is initialised with several ranks on
+            this machine, and weights do not rest on disk. See docs/ranks.md.
 
     Raises:
         InvalidPolicyError: an argument cannot be used, or a budget cannot be kept.
@@ -109,6 +113,7 @@ def enable_group_offload(
         keep=keep,
         protect=protect,
         vram_budget=vram_budget,
+        share_host_copy=share_host_copy,
     )
     kept, excluded = split_excluded(target, components_of(target), exclude_modules)
     if len(kept) > 1:
@@ -124,7 +129,7 @@ def enable_group_offload(
         module.to(policy.onload_device)
     for attachment in prepared:
         _attach(attachment)
-    if policy.disk is not None:
+    if policy.disk is not None or policy.share_host_copy:
         give_memory_back()
 
 

@@ -87,11 +87,8 @@ class WeightGroup:
 
     @property
     def tier(self) -> str:
-        """Where its weights rest: "disk", "pinned host" or "host"."""
-        memory = self.home.in_memory
-        if memory is None:
-            return "disk"
-        return "pinned host" if memory.numel() and memory.is_pinned() else "host"
+        """Where its weights rest: "disk", "pinned host", "host", or either of these shared with other processes."""
+        return self.home.tier
 
     @property
     def in_place(self) -> bool:
@@ -204,8 +201,7 @@ class WeightGroup:
 
     def leave(self) -> None:
         """Move the weights of an offloaded group to ordinary host memory, with nothing of the group left on them."""
-        memory = self.home.in_memory
-        if memory is None or (memory.numel() and memory.is_pinned()):
+        if self.home.tier != "host":
             self.home = self._settle_in(HostPlacement(lambda nbytes: torch.empty(nbytes, dtype=torch.uint8)))
 
     # At rest

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import resource
 from pathlib import Path
 
-__all__ = ["ProcessMemory", "give_memory_back", "process_memory"]
+__all__ = ["ProcessMemory", "available_memory", "give_memory_back", "lockable_bytes", "process_memory"]
+
+_CAP_IPC_LOCK = 14  # of <linux/capability.h>
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,14 +45,60 @@ def give_memory_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _cgroup_peak() -> int | None:
+def available_memory() -> int | None:
+    """Bytes this process can take without swapping or hitting a limit of its control groups, page cache that can be
+    dropped counted as free; None where the system does not say."""
+    rooms: list[int] = []
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                rooms.append(int(line.split()[1]) * 1024)
+    for version, directory in _cgroups():
+        limit, used, cache, _ = _CGROUP_FILES[version]
+        for level in (directory, *directory.parents):
+            with contextlib.suppress(OSError, ValueError):  # a limit of "max" is none
+                droppable = dict(line.split() for line in (level / "memory.stat").read_text().splitlines())
+                free = int((level / limit).read_text()) - int((level / used).read_text())
+                rooms.append(max(0, free + int(droppable.get(cache, 0))))
+            if level in _CGROUP_ROOTS.values():
+                break
+    return min(rooms, default=None)
+
+
+def lockable_bytes() -> int | None:
+    """The most bytes of memory this process may lock (``ulimit -l``); None: as many as it likes."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name == "CapEff" and int(value, 16) >> _CAP_IPC_LOCK & 1:
+                return None
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+# Limit, use, and what of the use can be dropped; then the highest use there was.
+_CGROUP_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", "memory.max_usage_in_bytes"),
+    2: ("memory.max", "memory.current", "inactive_file", "memory.peak"),
+}
+_CGROUP_ROOTS = {1: Path("/sys/fs/cgroup/memory"), 2: Path("/sys/fs/cgroup")}
+
+
+def _cgroups() -> list[tuple[int, Path]]:
+    """The memory control groups of this process, each with the version of the interface."""
+    found: list[tuple[int, Path]] = []
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            for file in (
-                Path("/sys/fs/cgroup/memory" + path, "memory.max_usage_in_bytes") if controllers == "memory" else None,
-                Path("/sys/fs/cgroup" + path, "memory.peak") if not controllers else None,
-            ):
-                if file is not None and file.exists():
-                    return int(file.read_text())
+            if "memory" in controllers.split(","):
+                found.append((1, _CGROUP_ROOTS[1] / path.lstrip("/")))
+            elif not controllers:
+                found.append((2, _CGROUP_ROOTS[2] / path.lstrip("/")))
+    return found
+
+
+def _cgroup_peak() -> int | None:
+    for version, directory in _cgroups():
+        with contextlib.suppress(OSError, ValueError):
+            return int((directory / _CGROUP_FILES[version][3]).read_text())
     return None

@@ -82,6 +82,16 @@ class OffloadPlan:
         return sum(group.nbytes for group in self.groups if group.tier == tier)
 
     @property
+    def host_bytes(self) -> int:
+        """Bytes of the groups that rest in host memory of any kind."""
+        return sum(group.nbytes for group in self.groups if group.tier.endswith("host"))
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes of those that this process shares with others."""
+        return sum(group.nbytes for group in self.groups if "shared" in group.tier)
+
+    @property
     def device_bound(self) -> int:
         """Most bytes of weights on the device at any moment of an inference pass in which modules call their own
         submodules.

@@ -217,7 +217,7 @@ class _Pass:
             kept=tuple(outline.names[index] for index in sorted(self.kept)),
             room=self.room,
             depth=self.depth,
-            tier="pinned host" if policy.pins_host_memory else "host",
+            tier=policy.tier,
             seconds=self.seconds,
             bound=outline.fixed + kept_bytes + min(self.room, streamed_bytes),
             next_gain=self.seconds - later,

@@ -10,11 +10,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from ..errors import InvalidPolicyError
 from .auto_limit import tells_memory
 from .sizes import parse_bytes
 from .stores.directory import resolve_directory
+from .stores.shared_memory import can_share_memory
 
 __all__ = ["AUTO", "DiskTier", "OffloadPolicy", "OffloadType", "existing_device", "resolve_device", "supports_streams"]
 
@@ -65,6 +67,7 @@ class OffloadPolicy:
         vram_budget: device bytes of weights at most, shared by all models of one call; None: no limit; ``AUTO``: what
             passes leave.
         host_budget: host bytes of weights and staging at most, where no disk tier takes the rest.
+        share_host_copy: weights in host memory are shared with other processes that have equal ones.
     """
 
     onload_device: torch.device
@@ -80,6 +83,7 @@ class OffloadPolicy:
     disk: DiskTier | None = None
     vram_budget: int | Auto | None = None
     host_budget: int | None = None
+    share_host_copy: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -95,6 +99,13 @@ class OffloadPolicy:
     def pins_host_memory(self) -> bool:
         """Whether weights rest in pinned host memory."""
         return self.use_stream and not self.low_cpu_mem_usage
+
+    @property
+    def tier(self) -> str:
+        """Where weights rest that are not on disk, as reports call it."""
+        if not self.share_host_copy:
+            return "pinned host" if self.pins_host_memory else "host"
+        return "pinned shared host" if self.pins_host_memory and self.device.type == "cuda" else "shared host"
 
     @classmethod
     def from_arguments(
@@ -116,6 +127,7 @@ class OffloadPolicy:
         keep: bool = False,
         protect: str | None = None,
         vram_budget: int | str | None = None,
+        share_host_copy: bool | None = None,
         must_exist: bool = True,
     ) -> OffloadPolicy:
         """Validate the arguments of ``enable_group_offload`` and return the policy they describe.
@@ -171,6 +183,7 @@ class OffloadPolicy:
             disk=_disk_tier(offload_to_disk_path, host_budget, checkpoint, keep, protect),
             vram_budget=limit,
             host_budget=None if host_budget is None else parse_bytes("host_budget", host_budget),
+            share_host_copy=_shares(share_host_copy, on_disk=offload_to_disk_path is not None),
         )
 
 
@@ -226,6 +239,35 @@ def _disk_tier(
         where = os.path.realpath(os.path.expanduser(checkpoint))
     resolved = resolve_directory(directory, [where] if where else [])
     return DiskTier(directory=resolved, checkpoint=where, host_budget=budget, keep=keep, protect=protect == "copy")
+
+
+def _shares(wanted: object, *, on_disk: bool) -> bool:
+    if wanted not in (None, True, False):
+        raise InvalidPolicyError(
+            f"`share_host_copy` must be True, False or None, got {wanted!r}. Leave it out to share among the ranks of "
+            "a machine."
+        )
+    if wanted and on_disk:
+        raise InvalidPolicyError(
+            "`share_host_copy=True` concerns weights in host memory, and `offload_to_disk_path` puts them on disk, "
+            "where processes share them anyway. Leave one of them out."
+        )
+    if wanted and not can_share_memory():
+        raise InvalidPolicyError(
+            f"`share_host_copy=True` needs Linux with `memfd_create`, and this is {sys.platform}. Leave it out."
+        )
+    if wanted is None:
+        return not on_disk and can_share_memory() and _has_local_peers()
+    return bool(wanted)
+
+
+def _has_local_peers() -> bool:
+    # What torchrun and accelerate say about this machine; a launcher that says nothing may have put all ranks here.
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
+    world = dist.get_world_size()
+    local = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return world > 1 and (int(local) if local.isdecimal() else world) > 1
 
 
 def supports_streams(device: torch.device) -> bool:

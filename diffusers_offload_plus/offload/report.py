@@ -11,6 +11,7 @@ from .inventory import Decision, Residency
 from .memory import ProcessMemory, process_memory
 from .sizes import format_bytes
 from .stores.disk import DiskSlab
+from .stores.shared_host import SharedSlab
 from .tables import table
 from .targets import components_of
 
@@ -25,7 +26,9 @@ class ComponentReport:
         tier: where weights rest: ``pinned host``, ``host``, ``disk``, several of them, or ``in place`` on a CPU onload
             device without disk tier.
         host_bytes: bytes of groups that rest in host memory, and of staging buffers; ``disk_bytes``: on disk.
-        private_bytes: bytes of those on disk that have been written since, and so are in memory of the process.
+        shared_bytes: bytes of those in host memory that all processes of this machine with equal weights share.
+        private_bytes: bytes of those on disk or shared that have been written since, and so are in memory of this
+            process alone.
         groups: number of groups that stream.
         streamed_bytes: bytes a pass moves that uses each group once.
         resident_bytes: bytes that never leave the device: buffers, the root's own parameters.
@@ -61,6 +64,7 @@ class ComponentReport:
     written_back_bytes: int
     rehomed: int
     host_bytes: int
+    shared_bytes: int
     disk_bytes: int
     private_bytes: int
     disk_written_bytes: int
@@ -102,6 +106,10 @@ class OffloadReport:
         lines = table([head, *(_row(component) for component in self.components)], text_columns=4)
         if any(component.disk_bytes for component in self.components):
             lines.extend(["", *_disk_lines(self.components, self.memory), ""])
+        for c in self.components:
+            if c.shared_bytes:
+                own = f", {format_bytes(c.private_bytes)} of it written since and its own" if c.private_bytes else ""
+                lines.append(f"{c.name}: {format_bytes(c.shared_bytes)} in host memory, shared with other ranks{own}")
         for component in self.components:
             if component.beside_bytes is not None:
                 beside = format_bytes(component.beside_bytes)
@@ -128,7 +136,8 @@ def offload_report(target: Any) -> OffloadReport:
 
 def _component(name: str, attachment: Attachment) -> ComponentReport:
     engine, policy = attachment.engine, attachment.policy
-    plan, disk = engine.plan, engine.tiers.disk
+    plan, disk, shared = engine.plan, engine.tiers.disk, engine.tiers.shared
+    private = [Decision(name="weights", reason=reason) for reason in (() if shared is None else shared.decisions)]
     served = (
         Decision(name=tensor, reason=f"read by {reader} without its owner being called: lent while that runs")
         for tensor, reader in engine.served.items()
@@ -151,15 +160,16 @@ def _component(name: str, attachment: Attachment) -> ComponentReport:
         transferred_bytes=engine.link.bytes,
         written_back_bytes=sum(group.written_back for group in engine.groups),
         rehomed=sum(group.rehomed for group in engine.groups),
-        host_bytes=plan.bytes_on("host") + plan.bytes_on("pinned host") + engine.link.staging_bytes,
+        host_bytes=plan.host_bytes + engine.link.staging_bytes,
+        shared_bytes=plan.shared_bytes,
         disk_bytes=plan.bytes_on("disk"),
-        private_bytes=sum(g.home.private_bytes for g in engine.groups if isinstance(g.home, DiskSlab)),
+        private_bytes=sum(g.home.private_bytes for g in engine.groups if isinstance(g.home, (DiskSlab, SharedSlab))),
         disk_written_bytes=0 if disk is None else disk.written,
         disk_found_bytes=0 if disk is None else disk.found,
         disk_read_bytes=engine.link.disk_bytes,
         read_wait_seconds=engine.link.read_wait_seconds,
         staging_wait_seconds=engine.link.staging_wait_seconds,
-        decisions=(*plan.decisions, *served),
+        decisions=(*plan.decisions, *private, *served),
     )
 
 

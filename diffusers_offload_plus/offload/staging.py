@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import time
+import weakref
 from typing import Any
 
 import torch
 
-__all__ = ["Staging", "pinned"]
+__all__ = ["Staging", "pinned", "registered"]
 
 
 class Staging:
@@ -64,17 +66,26 @@ def pinned(nbytes: int, device: torch.device) -> torch.Tensor:
 def _cuda_registered(nbytes: int) -> torch.Tensor | None:
     # torch's pinned allocator rounds up to powers of two, up to twice the model; registering whole pages of our own
     # does not.
-    import mmap
-    import weakref
+    try:
+        return registered(mmap.mmap(-1, -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE))[:nbytes]
+    except OSError:
+        return None  # the caller falls back to torch's allocator
 
+
+def registered(pages: mmap.mmap) -> torch.Tensor:
+    """``pages``, locked in memory and known to the CUDA runtime until the result is gone: uint8, as long as they are.
+
+    Raises:
+        OSError: the runtime refuses: its error number, which is none of the system's.
+    """
     import numpy
 
-    pages = mmap.mmap(-1, -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE)
     array = numpy.frombuffer(pages, dtype=numpy.uint8)
     runtime: Any = torch.cuda.cudart()
     address, portable = array.ctypes.data, 1
-    if int(runtime.cudaHostRegister(address, array.nbytes, portable)) != 0:
-        return None  # over the memory-lock limit, say; the caller falls back to torch's allocator
+    result = int(runtime.cudaHostRegister(address, array.nbytes, portable))
+    if result != 0:
+        raise OSError(result, "cudaHostRegister failed")
 
     def unregister() -> None:
         with contextlib.suppress(RuntimeError):
@@ -82,4 +93,4 @@ def _cuda_registered(nbytes: int) -> torch.Tensor | None:
 
     # The array dies before the pages under it are unmapped; at interpreter exit the driver cleans up itself.
     weakref.finalize(array, unregister).atexit = False
-    return torch.from_numpy(array)[:nbytes]
+    return torch.from_numpy(array)

@@ -15,6 +15,7 @@ from .stores.checkpoint_files import snapshot_of
 from .stores.disk_placement import DiskPlacement
 from .stores.home import Placement
 from .stores.host import HostPlacement
+from .stores.shared_host import SharedPlacement
 from .tensors import plain_tensors
 from .transfer import Link
 
@@ -26,6 +27,7 @@ class Tiers:
 
     Attributes:
         disk: the placement on disk, if the policy has one.
+        shared: the placement in memory that processes share, likewise.
     """
 
     def __init__(self, root: nn.Module, policy: OffloadPolicy, link: Link, label: str) -> None:
@@ -35,6 +37,10 @@ class Tiers:
         self._on_disk: set[int] = set()
         self._prepared: set[tuple[object, ...]] = set()
         self.disk: DiskPlacement | None = None
+        self.shared: SharedPlacement | None = None
+        if policy.share_host_copy:
+            register = link.register_host if policy.pins_host_memory else None
+            self.shared = SharedPlacement(label, link.allocate_host, register)
         if policy.disk is not None:
             self.disk = DiskPlacement(
                 policy.disk.directory,
@@ -52,6 +58,9 @@ class Tiers:
         Raises:
             DiskTierError: there is no room, or a file cannot be written.
         """
+        if self.shared is not None:
+            have = {spec.key for spec in known}
+            self.shared.prepare([(spec.key, _sources(spec)) for spec in specs if spec.key not in have])
         if self.disk is None or self._policy.disk is None:
             return
         sizes = [packed_bytes(spec) for spec in specs]
@@ -72,11 +81,15 @@ class Tiers:
         self._prepared.clear()
         if self.disk is not None:
             self.disk.forget()
+        if self.shared is not None:
+            self.shared.forget()
 
     def placement_of(self, spec: GroupSpec) -> Placement | None:
         """What gives the group a home; None if it is to stay as it is, in the memory of the device that computes."""
         if id(spec) in self._on_disk:
             return self.disk
+        if self.shared is not None:
+            return self.shared
         return self._host if self._policy.device.type != "cpu" else None
 
 

@@ -18,12 +18,14 @@ from typing import Any
 import torch
 
 from .device_budget import DeviceBudget
+from .memory import lockable_bytes
 from .policy import OffloadPolicy
 from .reader import Reader, Reading
 from .slots import Slot, held_alone
-from .staging import Staging, pinned
+from .staging import Staging, pinned, registered
 from .stores.disk import DiskSlab
 from .stores.home import Home
+from .stores.shared_memory import NotShared, SharedMemory
 
 __all__ = ["Link", "Transfer"]
 
@@ -144,15 +146,35 @@ class Link:
             return torch.empty(nbytes, dtype=torch.uint8)
         return pinned(nbytes, self.device)
 
+    def register_host(self, memory: SharedMemory) -> torch.Tensor:
+        """``memory``, pinned for this device: uint8. It may be read through the result, never written.
+
+        Raises:
+            NotShared: the device runtime cannot pin it.
+        """
+        if self.device.type != "cuda":
+            raise NotShared(f"'{self.device.type}' devices have no way to pin memory that is there already")
+        try:
+            return registered(memory.map())
+        except OSError as error:
+            limit = lockable_bytes()
+            allowed = "" if limit is None else f" ({limit} bytes may be locked, see `ulimit -l`)"
+            raise NotShared(
+                f"{error.strerror} with error {error.errno} for {memory.nbytes} bytes{allowed}; copies are slower. "
+                "Raise the limit, or pass `share_host_copy=False`"
+            ) from error
+
     def uses_in_place(self, home: Home) -> bool:
         """Whether the device computes with ``home`` where it lies."""
-        return self.device.type == "cpu" and isinstance(home, DiskSlab) and home.is_aligned
+        return self.device.type == "cpu" and home.is_aligned
 
     def start(self, home: Home) -> Transfer:
         """Begin bringing the bytes of ``home`` to the device."""
         memory = home.in_memory
         if memory is None:
             return self._start_reading(home)
+        if self.uses_in_place(home):
+            return Transfer(torch.empty(0, dtype=torch.uint8))
         self._count(home, staged=self._staging is not None)
         if self._stream is None:
             slab = self._slot(memory.numel()).slab

@@ -17,8 +17,12 @@ from tests.policies import settings
 from tests.zoo.case import tensors_in
 from tests.zoo.models import MODELS
 
-CHOSEN = ("block", "block-2-stream", "leaf-stream", "leaf-lean", "disk-leaf-stream", "disk-block-stream-budget")
-"""The policies of scenarios: both levels, with and without streams, several blocks a group, two staging buffers."""
+CHOSEN = (
+    *("block", "block-2-stream", "leaf-stream", "leaf-lean", "shared-leaf-stream"),
+    *("disk-leaf-stream", "disk-block-stream-budget"),
+)
+"""The policies of scenarios: both levels, with and without streams, several blocks a group, two staging buffers, disk,
+memory shared with other processes."""
 
 BUDGETED = (*CHOSEN, "half", "whole", "auto")
 """Those, and budgets of device memory, under which weights stay on the device between passes."""

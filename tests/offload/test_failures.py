@@ -15,6 +15,7 @@ from torch import nn
 import diffusers_offload_plus as dop
 from diffusers_offload_plus.offload.stores.disk_placement import DiskPlacement
 from diffusers_offload_plus.offload.stores.host import HostPlacement
+from diffusers_offload_plus.offload.stores.shared_host import SharedPlacement
 from diffusers_offload_plus.offload.transfer import Link
 from tests.meter import Meter
 from tests.offload.models import (
@@ -224,7 +225,7 @@ def test_enabling_fails_midway(
     model.register_buffer("table", torch.arange(3))
     before, tensors, found = {k: v.clone() for k, v in held(model).items()}, held(model), attributes(model)
     done: list[object] = []
-    for placement in (HostPlacement, DiskPlacement):
+    for placement in (HostPlacement, SharedPlacement, DiskPlacement):
 
         def exhausted(self: Any, key: object, sources: Any, place: Any = placement.place) -> Any:
             done.append(key)

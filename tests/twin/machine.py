@@ -148,7 +148,9 @@ class Twins(RuleBasedStateMachine):
             settings["host_budget"] = max(1024, sum(t.nbytes for t in self.tensors(self.model)) // 2)
         dop.enable_group_offload(self.model, self.device, **settings)
         report = dop.offload_report(self.model).components[0]
-        tier = "disk and host" if "disk" in report.tier and "host" in report.tier else report.tier
+        tier = report.tier.removeprefix("shared ")
+        if "disk" in tier and "host" in tier:
+            tier = "disk and host"
         if CHOSEN[policy].get("low_cpu_mem_usage"):
             tier = "staged host"
         if "vram_budget" in settings:

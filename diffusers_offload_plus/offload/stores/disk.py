@@ -38,6 +38,7 @@ class DiskSlab:
     """
 
     in_memory: torch.Tensor | None = None
+    tier = "disk"
 
     def __init__(self, sources: Sequence[torch.Tensor], layout: SlabLayout, pieces: Sequence[Piece]) -> None:
         """Views for ``sources``, whose extents ``layout`` gives and whose bytes ``pieces`` hold, extent by extent."""

@@ -29,6 +29,14 @@ class Home(Protocol):
     def in_memory(self) -> torch.Tensor | None:
         """The packed bytes as a uint8 tensor in host memory, ready to travel as one copy; None if they are not."""
 
+    @property
+    def tier(self) -> str:
+        """Where the bytes rest, as reports call it."""
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether a CPU may compute with every tensor where it lies."""
+
     def offset_of(self, tensor: torch.Tensor) -> int | None:
         """Where in the packed bytes ``tensor`` (any view) begins, or None if its memory is not of this home."""
 

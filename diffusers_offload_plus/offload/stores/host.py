@@ -15,52 +15,52 @@ import torch
 from .layout import Extent, SlabLayout, lay_out, view_of
 from .mapped_file import check_mapped
 
-__all__ = ["HostPlacement", "HostSlab"]
+__all__ = ["Allocate", "HostPlacement", "HostSlab", "Slab"]
 
 Allocate = Callable[[int], torch.Tensor]
 
 
-class HostSlab:
-    """The packed host copy of some tensors.
+class Slab:
+    """Tensors packed into one piece of host memory.
 
     Attributes:
-        bytes: the slab as a one-dimensional uint8 tensor, ready to travel as one copy.
-        tensors: the host tensors, in the order given; each has the values, dtype, size and strides of its source.
+        bytes: the packed bytes as a one-dimensional uint8 tensor.
+        tensors: the host tensors, in the order given; each has the dtype, size and strides of its source.
     """
 
-    def __init__(self, sources: Sequence[torch.Tensor], allocate: Allocate) -> None:
-        """Copy ``sources`` (dense, on any one device) into a slab from ``allocate(nbytes)``.
+    is_aligned = True  # a CPU may compute with the tensors where they lie
 
-        Raises:
-            FileChangedError: they are mapped from a file that was changed in place.
-        """
-        check_mapped(sources)
-        self.layout: SlabLayout = lay_out(sources)
-        self.bytes = allocate(self.layout.nbytes)
-        whole = self.bytes.untyped_storage()
+    def __init__(self, sources: Sequence[torch.Tensor], layout: SlabLayout, packed: torch.Tensor) -> None:
+        """Tensors like ``sources`` over ``packed`` (uint8, the whole of its storage), where ``layout`` puts them."""
+        self.layout = layout
+        self.bytes = packed
+        whole = packed.untyped_storage()
         host = torch.device("cpu")
-        slices = [whole[extent.offset : extent.offset + extent.nbytes] for extent in self.layout.extents]
+        slices = [whole[extent.offset : extent.offset + extent.nbytes] for extent in layout.extents]
         self.tensors: list[torch.Tensor] = []
         self._offsets: dict[int, int] = {}
-        for source, index in zip(sources, self.layout.extent_of, strict=True):
+        for source, index in zip(sources, layout.extent_of, strict=True):
             if index is None:
                 self.tensors.append(torch.empty_strided(source.size(), source.stride(), dtype=source.dtype))
                 continue
-            extent = self.layout.extents[index]
-            home = view_of(slices[index], source.data_ptr() - extent.start, source, host)
-            _copy_bytes(source, home)
-            self.tensors.append(home)
+            extent = layout.extents[index]
+            self.tensors.append(view_of(slices[index], source.data_ptr() - extent.start, source, host))
             self._offsets[slices[index]._cdata] = extent.offset
 
     @property
     def nbytes(self) -> int:
-        """Bytes of host memory the slab holds, alignment included."""
+        """Bytes of host memory the slab takes, alignment included."""
         return self.layout.nbytes
 
     @property
     def in_memory(self) -> torch.Tensor:
-        """The slab itself."""
+        """The packed bytes, ready to travel as one copy."""
         return self.bytes
+
+    @property
+    def tier(self) -> str:
+        """Where they rest, as reports call it."""
+        return "pinned host" if self.nbytes and self.bytes.is_pinned() else "host"
 
     def offset_of(self, tensor: torch.Tensor) -> int | None:
         """Where in the slab the first byte of ``tensor`` lies, or ``None`` if its memory is not of this slab.
@@ -85,6 +85,23 @@ class HostSlab:
     def write(self, start: int, values: torch.Tensor) -> None:
         """Overwrite bytes of the slab."""
         self.bytes[start : start + values.numel()].copy_(values)
+
+
+class HostSlab(Slab):
+    """A packed copy of some tensors in host memory of its own."""
+
+    def __init__(self, sources: Sequence[torch.Tensor], allocate: Allocate) -> None:
+        """Copy ``sources`` (dense, on any one device) into a slab from ``allocate(nbytes)``.
+
+        Raises:
+            FileChangedError: they are mapped from a file that was changed in place.
+        """
+        check_mapped(sources)
+        layout = lay_out(sources)
+        super().__init__(sources, layout, allocate(layout.nbytes))
+        for source, home in zip(sources, self.tensors, strict=True):
+            if source.numel():
+                _copy_bytes(source, home)
 
 
 class HostPlacement:

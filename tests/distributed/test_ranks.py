@@ -1,0 +1,170 @@
+"""Ranks of one machine have one host copy of equal weights, whatever each of them does, and however it ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.distributed import programs
+from tests.distributed.ranks import Ranks, names, run
+
+ACCELERATOR = pytest.mark.parametrize("where", ["cpu", "sim"])
+DEPTH = 20  # 320 MiB
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(tmp_path: Path) -> Iterator[None]:
+    yield
+    deadline = time.monotonic() + 20
+    while names(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@ACCELERATOR
+def test_ranks_cost_one_model(where: str, world: int, tmp_path: Path) -> None:
+    found = run(world, tmp_path, programs.share, where, DEPTH)
+    nbytes = found[0]["nbytes"]
+    assert all(each["right"] for each in found)
+    assert all(each["memory"] == found[0]["memory"] for each in found)
+    assert all(each["report"] == ("shared host", nbytes, nbytes, 0) for each in found)
+    assert all(each["moved"] == (0 if where == "cpu" else 2 * nbytes) for each in found), "a CPU uses them in place"
+    taken = sum(each["taken"] for each in found)
+    print(f"{world} ranks on {where}: {taken / nbytes:.4f} of {nbytes} bytes")
+    assert 0.98 * nbytes < taken <= 1.02 * nbytes
+
+
+@ACCELERATOR
+def test_the_rank_that_made_the_memory_is_killed(where: str, tmp_path: Path) -> None:
+    ranks = Ranks(3, tmp_path, programs.one_goes, where)
+    assert ranks.hear(0) == "ready"
+    ranks.tell(1, "offload")
+    assert ranks.hear(1) == "ready"
+    assert names(tmp_path)
+    ranks.kill(0)
+    ranks.tell(2, "come")
+    ranks.tell(2, "offload")
+    assert ranks.hear(2) == "ready"
+    for number in (1, 2):
+        ranks.tell(number, "run again")
+    memories = [ranks.children[number].outcome().expect() for number in (1, 2)]
+    assert memories[0] == memories[1]
+    assert 0 not in memories[0]
+
+
+def test_the_rank_that_fills_the_memory_is_killed(tmp_path: Path) -> None:
+    ranks = Ranks(3, tmp_path, programs.killed_while_filling)
+    assert ranks.hear(0) == "stuck"
+    for number in (1, 2):
+        ranks.tell(number, "offload")
+        assert ranks.hear(number) == "waiting"
+    ranks.kill(0)
+    for number in (1, 2):
+        assert ranks.hear(number) == "shared"
+    for number in (1, 2):
+        ranks.tell(number, "end")
+    memories = [ranks.children[number].outcome().expect() for number in (1, 2)]
+    assert memories[0] == memories[1]
+    assert 0 not in memories[0]
+
+
+def test_nobody_waits_for_ever(tmp_path: Path) -> None:
+    ranks = Ranks(2, tmp_path, programs.stuck_while_filling)
+    assert ranks.hear(0) == "stuck"
+    ranks.tell(1, "offload")
+    assert ranks.hear(1) == "done"
+    memory, why = ranks.children[1].outcome().expect()
+    assert memory == {0}
+    assert "made no progress" in why
+    ranks.tell(0, "go on")
+    assert ranks.hear(0) == "done"
+    memory, why = ranks.children[0].outcome().expect()
+    assert 0 not in memory
+    assert why == ""
+
+
+@ACCELERATOR
+def test_one_rank_offloads_alone(where: str, tmp_path: Path) -> None:
+    memory, nothing = run(2, tmp_path, programs.alone, where)
+    assert 0 not in memory
+    assert nothing is None
+
+
+@ACCELERATOR
+def test_ranks_with_other_weights(where: str, tmp_path: Path) -> None:
+    memories = run(4, tmp_path, programs.different, where)
+    assert memories[0] == memories[2]
+    assert memories[1] == memories[3]
+    assert not memories[0] & memories[1]
+    assert all(len(memory) == 1 and 0 not in memory for memory in memories)
+
+
+@pytest.mark.parametrize("how", ["in place", "data", "onloaded"])
+@ACCELERATOR
+def test_what_one_rank_writes_is_its_own(where: str, how: str, tmp_path: Path) -> None:
+    untouched, changed = run(2, tmp_path, programs.written, where, how)
+    assert untouched == 0
+    assert changed > 0
+
+
+@ACCELERATOR
+def test_ranks_that_train(where: str, tmp_path: Path) -> None:
+    first, second = run(2, tmp_path, programs.trained, where)
+    assert first != second
+
+
+@ACCELERATOR
+def test_weights_replaced_after_sharing(where: str, tmp_path: Path) -> None:
+    found = run(3, tmp_path, programs.replaced, where)
+    rests, blocks = zip(*found, strict=True)
+    assert len(set(map(frozenset, rests))) == 1
+    assert blocks[0] == blocks[1] != blocks[2]
+    assert all(0 not in memory for memory in (*rests, *blocks))
+
+
+@ACCELERATOR
+def test_disabled_on_one_rank(where: str, tmp_path: Path) -> None:
+    (first, _), *others = found = run(3, tmp_path, programs.disabled, where)
+    assert first == {0}
+    assert len({frozenset(memory) for memory, _ in others}) == 1
+    assert all(0 not in memory for memory, _ in others)
+    assert [left for _, left in found] == [0, 0, 0]
+
+
+@ACCELERATOR
+def test_a_limit_on_files(where: str, tmp_path: Path) -> None:
+    """It holds for memory without a name too."""
+    (first, why), (second, nothing) = run(2, tmp_path, programs.limited, where, 100_000)
+    assert first == {0}
+    assert "ulimit -f" in why
+    assert 0 not in second
+    assert "not shared" not in nothing
+
+
+@pytest.mark.parametrize("groups", [0, 3])
+@ACCELERATOR
+def test_memory_runs_out(where: str, groups: int, tmp_path: Path) -> None:
+    """What has been moved stays where it is, the rest gets memory of the rank's own; nobody else has to wait."""
+    for memories, why in run(2, tmp_path, programs.full, where, groups):
+        assert memories == 1 + bool(groups)
+        assert "No space left on device" in why
+
+
+def test_memory_while_weights_move(tmp_path: Path) -> None:
+    """Never more than the model and a group, and a rank that finds the memory there ends with nothing of its own."""
+    block = 4 * programs.Wide.WIDTH**2
+    for nbytes, peak, after in run(2, tmp_path, programs.peak, 8):
+        assert peak <= nbytes + 1.5 * block
+        assert after < block / 2
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+@ACCELERATOR
+def test_context_parallelism(where: str, order: str, tmp_path: Path) -> None:
+    memories = run(2, tmp_path, programs.context_parallel, where, order)
+    assert memories[0] == memories[1]
+    assert len(memories[0]) == 1
