@@ -113,8 +113,6 @@ class Passes:
     def _staying(self, finished: bool) -> set[WeightGroup]:
         if self._budget.limit is None or self.compare or not finished:
             return set()
-        for group in self.window.advance():  # the last group has left room for one more of the next pass
-            self._active[group] = None
         return {*self.window.ahead, *(group for group in self._active if group.kept)}
 
     # Frames
