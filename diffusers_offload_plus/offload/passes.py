@@ -52,6 +52,7 @@ class Passes:
     def __init__(self, link: Link, member: Member, depth: int) -> None:
         self._budget = link.budget
         self._member = member
+        self._waits = link.waits
         self.window = Window(link, member, depth)
         self.frames: list[Frame] = []
         self.compare = False
@@ -64,6 +65,7 @@ class Passes:
     def replace(self, groups: Sequence[WeightGroup], units: Sequence[Unit]) -> None:
         """These are the groups and units from now on; none is on the device."""
         self.window.replace(groups)
+        self._waits.reset()
         self._resting.clear()
         needed: dict[int, list[WeightGroup]] = {}
         self._keeps_until_later = set()
@@ -93,6 +95,7 @@ class Passes:
             if self.compare:
                 self.evict_all()
             self.window.begin(id(entry))
+            self._waits.begin(learned=bool(self.window.order))
 
     def sweep(self, finished: bool = False) -> None:
         """End the pass: frames that an interruption left behind end here as well."""
@@ -108,6 +111,7 @@ class Passes:
                 else:
                     group.offload(compare=self.compare)
             self._active.clear()
+        self._waits.end(finished)
         self.window.end(finished)
 
     def _staying(self, finished: bool) -> set[WeightGroup]:
