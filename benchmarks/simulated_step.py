@@ -140,11 +140,11 @@ def page() -> str:
     travelling = LAYERS * WIDTH**2 * 4 / BANDWIDTH
     about = f"""
         `python -m benchmarks.simulated_step --output docs/benchmarks/simulated_step.md`, {datetime.date.today()},
-        torch {version("torch")}, diffusers {version("diffusers")}. **These are simulated times, not measurements.** They are
-        the virtual time of the simulated accelerator of the tests, in which kernels and copies take what is set here,
-        the host takes no time but where it waits for the device, memory is always at hand, and copies and kernels do
-        not slow one another down. They compare schedules, on any machine alike, and say nothing about the speed of a
-        real device."""
+        torch {version("torch")}, diffusers {version("diffusers")}. **These are simulated times, not measurements.**
+        They are the virtual time of the simulated accelerator of the tests, in which kernels and copies take what is
+        set here, the host takes no time but where it waits for the device, memory is always at hand, and copies and
+        kernels do not slow one another down. They compare schedules, on any machine alike, and say nothing about the
+        speed of a real device."""
     setting = f"""
         A model of {BLOCKS} blocks of {LAYERS} layers. A block travels in {travelling * 1e3:.2f} ms, each copy
         {LATENCY * 1e6:.0f} µs more; it computes in that time x the first column. The budget is given as a part of the
