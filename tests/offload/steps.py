@@ -82,13 +82,14 @@ class SlowRun:
                     arrived.discard(computing)
                     busy_until, computing, progress = None, computing + 1, True
                     if computing % count:
-                        issued = self._issue(issued, computing, held)
+                        issued = self._issue(max(issued, computing - 1, *held), computing, held)
                     else:
                         settling = issued
                     if computing % count == 0:
                         ahead = tuple(use - computing for use in held)
                         left = None if link_until is None else link_until - now
-                        state = ahead, copying - computing, left, tuple(sorted(use - computing for use in arrived))
+                        link = copying - computing, left, max(settling, computing - 1) - computing
+                        state = ahead, link, tuple(sorted(use - computing for use in arrived))
                         step = computing // count
                         if state in seen:
                             past, moment = seen[state]

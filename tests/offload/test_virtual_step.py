@@ -70,8 +70,9 @@ def predicted(model: Any, case: Case) -> Any:
 def test_a_step_takes_what_the_model_predicts_and_waits_are_what_it_takes_beyond_computing(
     device: torch.device, case: Case
 ) -> None:
-    from tests.simulated import stats
+    from tests.simulated import reset_stats, stats
 
+    reset_stats()
     set_speed(case.speed)
     model = timed(case.groups)
     dop.enable_group_offload(model, device, vram_budget=case.limit)

@@ -236,6 +236,13 @@ def test_elapsed_time_is_that_of_cuda() -> None:
         torch.sim.Event().elapsed_time(end)
 
 
+def test_time_begins_at_a_whole_second() -> None:
+    host_busy_for(0.1)
+    with timing():
+        assert host_seconds().is_integer()
+        assert (Clock().host, Clock().of(torch.sim.current_stream())) == (0, 0)
+
+
 def test_speeds_are_put_back() -> None:
     host = torch.ones(N).pin_memory()
 

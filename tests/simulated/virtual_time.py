@@ -18,8 +18,11 @@ Example::
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Literal
+
+import torch
 
 from .device import extension
 
@@ -62,7 +65,11 @@ def host_busy_for(seconds: float) -> None:
 
 @contextlib.contextmanager
 def timing() -> Iterator[None]:
-    """Speeds set within the block are forgotten at its end."""
+    """Speeds set within the block are forgotten at its end. The device is idle when it begins, and its time a whole
+    second: what went before, at speeds that are no powers of two, then has no part in any rounding."""
+    for index in range(extension().DEVICE_COUNT):
+        torch.accelerator.synchronize(index)
+    host_busy_for(math.ceil(host_seconds()) - host_seconds())
     links = {number: extension().link_speed(number) for number in _LINKS.values()}
     compute = extension().compute_speed()
     try:
