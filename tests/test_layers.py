@@ -24,11 +24,11 @@ offload.stores.disk_placement offload.stores.maintenance
 offload.auto_limit offload.policy offload.tensors offload.partition offload.inventory offload.step_model
 offload.residency offload.keeping offload.plan
 offload.slots offload.device_budget offload.fitting
-offload.modes offload.reader offload.staging offload.transfer offload.tiers offload.group offload.schedule
-offload.window offload.passes
+offload.modes offload.reader offload.staging offload.waits offload.transfer offload.tiers offload.group
+offload.schedule offload.window offload.passes
 offload.inputs offload.outputs offload.residents offload.loans offload.structure offload.doors offload.saved
 offload.engine offload.copying offload.diffusers_door offload.hook offload.targets offload.preflight
-offload.onloading offload.report offload.enabling offload.planning offload.extending offload.loading
+offload.stalls offload.onloading offload.report offload.enabling offload.planning offload.extending offload.loading
 offload.blueprint
 """.split()  # noqa: SIM905
 

@@ -12,7 +12,6 @@ Measuring resets the device's own record of its peak (``torch.cuda.max_memory_al
 from __future__ import annotations
 
 import dataclasses
-import gc
 from typing import Any
 
 import torch
@@ -61,7 +60,7 @@ class _Turn:
 
     Attributes:
         entry: by which door of which model; ``size``: elements of its inputs.
-        before: bytes beside weights that have nothing to do with it; ``most``: at most since it began.
+        before: bytes beside weights when it began; ``most`` and ``lowest``: since.
     """
 
     entry: tuple[int, int]
@@ -70,6 +69,7 @@ class _Turn:
     measured: bool
     before: int = 0
     most: int = 0
+    lowest: int = 0
 
 
 @dataclasses.dataclass(slots=True)
@@ -95,6 +95,7 @@ class AutoLimit:
         self._needs: dict[tuple[int, int], _Need] = {}
         self._turns: list[_Turn] = []
         self._last: dict[int, int] = {}
+        self._unsure: set[tuple[int, int]] = set()
 
     @property
     def measures(self) -> bool:
@@ -127,10 +128,9 @@ class AutoLimit:
         """Weights that had to go to keep the limit are gone: what is measured is measured from here."""
         turn = self._turns[-1]
         if turn.measured:
-            gc.collect()  # what is free already is not what the pass needs
             self.note(used)
             self.capacity = self._memory.capacity()
-            turn.before = turn.most = self._memory.taken() - used
+            turn.before = turn.most = turn.lowest = self._memory.taken() - used
             self._memory.restart()
 
     def note(self, used: int) -> None:
@@ -138,7 +138,7 @@ class AutoLimit:
         most, now = self._memory.peak() - used, self._memory.taken() - used
         for turn in self._turns:
             turn.most = max(turn.most, most)
-            turn.before = min(turn.before, now)  # garbage of before may go meanwhile
+            turn.lowest = min(turn.lowest, now)
         self._memory.restart()
 
     def restart(self) -> None:
@@ -158,14 +158,20 @@ class AutoLimit:
             self._needs.pop(turn.entry, None)
         elif turn.measured:
             assert turn.size is not None
-            self._needs[turn.entry] = _Need(turn.size, turn.most - turn.before)
-            self.passes_measured += 1
+            if turn.lowest < turn.before and turn.entry not in self._unsure:
+                # Something of before was freed meanwhile, and may have hidden what the pass took: once more.
+                self._unsure.add(turn.entry)
+            else:
+                self._unsure.discard(turn.entry)
+                self._needs[turn.entry] = _Need(turn.size, turn.most - turn.lowest)
+                self.passes_measured += 1
         return self._turns[-1].limit if self._turns else None
 
     def forget(self, member: int) -> None:
         """A model is done."""
         self._needs = {entry: need for entry, need in self._needs.items() if entry[0] != member}
         self._last.pop(member, None)
+        self._unsure = {entry for entry in self._unsure if entry[0] != member}
 
     def need_of(self, member: int) -> int | None:
         """Bytes beside weights that passes of a model were seen to take at most; None if none was measured."""

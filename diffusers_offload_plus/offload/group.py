@@ -247,7 +247,7 @@ class WeightGroup:
     def _lend(self) -> None:
         assert self._transfer is not None
         if self.in_place:
-            self._transfer.wait()
+            self._transfer.wait(self)
             self.state = State.ONLOADED
             return
         storage = self._transfer.slab.untyped_storage()
@@ -255,7 +255,7 @@ class WeightGroup:
         for entry in self.spec.entries:
             host = _snapshot(entry.tensor)
             loans.append((_Loan(entry, host, None), map_plain(host, lambda t: self._view(storage, t))))
-        self._transfer.wait()
+        self._transfer.wait(self)
         self._storage = storage._cdata
         for loan, device in loans:
             repoint(loan.entry.tensor, device)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .inventory import GroupSpec, Inventory, Residency
 from .partition import Unit
-from .residency import choose_kept, smallest_budget
+from .residency import Frontier, smallest_budget
 from .step_model import GroupCost, LinkSpeed
 from .stores.layout import ALIGNMENT
 from .tensors import plain_tensors
 
 __all__ = [
     "ASSUMED_SPEED",
+    "Keeper",
     "assumed_costs",
     "fixed_bytes",
     "floor_bytes",
     "keep_within",
+    "least",
     "nested_groups",
     "packed_bytes",
 ]
@@ -77,14 +79,47 @@ def keep_within(sizes: Sequence[int], nests: Sequence[frozenset[int]], budget: i
 
     Where not even streaming fits, nothing stays, and the room is all there is: what runs then raises by itself.
     """
-    if sum(sizes) <= budget:
-        return frozenset(range(len(sizes))), 0
-    costs = assumed_costs(sizes)
-    if not costs or budget < smallest_budget(costs, nests):
-        return frozenset(), budget
-    choice = choose_kept(costs, budget, ASSUMED_SPEED, nests=nests)
-    kept = _filled(sizes, choice.kept, budget - choice.device_bytes)
-    return kept, budget - sum(sizes[index] for index in kept)
+    return Keeper(sizes, nests).within(budget)
+
+
+class Keeper:
+    """The choice of :func:`keep_within` for several budgets, searched once."""
+
+    def __init__(self, sizes: Sequence[int], nests: Sequence[frozenset[int]]) -> None:
+        self._sizes = sizes
+        self._nests = nests
+        self.costs = assumed_costs(sizes)
+        self._frontier: Frontier | None = None
+
+    def within(self, budget: int) -> tuple[frozenset[int], int]:
+        """See :func:`keep_within`."""
+        sizes = self._sizes
+        if sum(sizes) <= budget:
+            return frozenset(range(len(sizes))), 0
+        if not sizes or budget < smallest_budget(self.costs, self._nests):
+            return frozenset(), budget
+        if self._frontier is None:
+            self._frontier = Frontier(self.costs, ASSUMED_SPEED, self._nests)
+        choice = self._frontier.best(budget)
+        kept = _filled(sizes, choice.kept, budget - choice.device_bytes)
+        return kept, budget - sum(sizes[index] for index in kept)
+
+    def least_keeping(self, index: int, above: int) -> int:
+        """A budget of more than ``above`` bytes within which group ``index`` stays on the device. One byte less and it
+        would stream, though in some smaller one it may stay as well."""
+        return least(lambda budget: index in self.within(budget)[0], above, max(sum(self._sizes), above + 1))
+
+
+def least(holds: Callable[[int], bool], below: int, above: int) -> int:
+    """By halving, a number for which ``holds`` is true, and not for the one before it or that one is ``below``; it is
+    true for ``above``."""
+    while above - below > 1:
+        middle = (below + above) // 2
+        if holds(middle):
+            above = middle
+        else:
+            below = middle
+    return above
 
 
 def _filled(sizes: Sequence[int], kept: frozenset[int], left: int) -> frozenset[int]:

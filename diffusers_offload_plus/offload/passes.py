@@ -53,6 +53,7 @@ class Passes:
     def __init__(self, link: Link, member: Member, depth: int) -> None:
         self._budget = link.budget
         self._member = member
+        self._waits = link.waits
         self.window = Window(link, member, depth)
         self.frames: list[Frame] = []
         self.compare = False
@@ -65,6 +66,7 @@ class Passes:
     def replace(self, groups: Sequence[WeightGroup], units: Sequence[Unit]) -> None:
         """These are the groups and units from now on; none is on the device."""
         self.window.replace(groups)
+        self._waits.reset()
         self._resting.clear()
         needed: dict[int, list[WeightGroup]] = {}
         self._keeps_until_later = set()
@@ -93,6 +95,7 @@ class Passes:
             if self.compare:
                 self.evict_all()
             self.window.begin(id(entry))
+            self._waits.begin(learned=bool(self.window.order))
 
     def sweep(self, finished: bool = False) -> None:
         """End the pass: frames that an interruption left behind end here as well."""
@@ -108,13 +111,12 @@ class Passes:
                 else:
                     group.offload(compare=self.compare)
             self._active.clear()
+        self._waits.end(finished)
         self.window.end(finished)
 
     def _staying(self, finished: bool) -> set[WeightGroup]:
         if self._budget.limit is None or self.compare or not finished:
             return set()
-        for group in self.window.advance():  # the last group has left room for one more of the next pass
-            self._active[group] = None
         return {*self.window.ahead, *(group for group in self._active if group.kept)}
 
     # Frames

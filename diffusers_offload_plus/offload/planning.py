@@ -237,7 +237,7 @@ def _pass(outline: Outline, budget: int, link: LinkSpeed, computing: float) -> _
     stream = Stream(_costs(outline.sizes, computing), kept, link)
     depth = min(FARTHEST, stream.depth_within(room)) if outline.policy.use_stream else 0
     # Without groups to stream there is nothing to spread the computing over.
-    seconds = stream.seconds(room, depth=depth) if stream.places else computing
+    seconds = stream.seconds(room, depth=depth, settles=True) if stream.places else computing
     return _Pass(outline=outline, kept=kept, room=room, depth=depth, seconds=seconds)
 
 

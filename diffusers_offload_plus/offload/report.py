@@ -6,16 +6,20 @@ import dataclasses
 from typing import Any
 
 from ..errors import NotOffloadedError
+from .engine import OffloadEngine
 from .hook import Attachment, attachment_of
 from .inventory import Decision, Residency
 from .memory import ProcessMemory, process_memory
 from .sizes import format_bytes
+from .stalls import Stall, stalls_of
 from .stores.disk import DiskSlab
 from .stores.shared_host import SharedSlab
 from .tables import table
 from .targets import components_of
 
 __all__ = ["ComponentReport", "OffloadReport", "offload_report"]
+
+SHOWN = 8  # stalls in print
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,8 @@ class ComponentReport:
         disk_read_bytes: bytes asked for from disk; the system may have had them in its cache.
         read_wait_seconds: how long the calling thread waited for disk.
         staging_wait_seconds: how long was waited for a staging buffer.
+        stalls: groups that made computing wait, those that cost most first; see docs/stalls.md.
+        measured_passes: how many passes they were measured in.
         decisions: tensors treated differently from the plain rule, and why.
     """
 
@@ -72,6 +78,8 @@ class ComponentReport:
     disk_read_bytes: int
     read_wait_seconds: float
     staging_wait_seconds: float
+    stalls: tuple[Stall, ...]
+    measured_passes: int
     decisions: tuple[Decision, ...]
 
 
@@ -110,6 +118,8 @@ class OffloadReport:
             if c.shared_bytes:
                 own = f", {format_bytes(c.private_bytes)} of it written since and its own" if c.private_bytes else ""
                 lines.append(f"{c.name}: {format_bytes(c.shared_bytes)} in host memory, shared with other ranks{own}")
+        if any(component.stalls for component in self.components):
+            lines.extend(["", *_stall_lines(self.components), ""])
         for component in self.components:
             if component.beside_bytes is not None:
                 beside = format_bytes(component.beside_bytes)
@@ -124,19 +134,22 @@ def offload_report(target: Any) -> OffloadReport:
     Raises:
         NotOffloadedError: nothing of it is offloaded by this package.
     """
-    found = [
-        _component(name, attachment)
+    found = {
+        name: attachment
         for name, module in components_of(target).items()
         if (attachment := attachment_of(module)) is not None
-    ]
+    }
     if not found:
         raise NotOffloadedError(f"{type(target).__name__} is not offloaded by diffusers_offload_plus.")
-    return OffloadReport(tuple(found), process_memory())
+    engines = list(dict.fromkeys(attachment.engine for attachment in found.values()))
+    components = tuple(_component(name, attachment, engines) for name, attachment in found.items())
+    return OffloadReport(components, process_memory())
 
 
-def _component(name: str, attachment: Attachment) -> ComponentReport:
+def _component(name: str, attachment: Attachment, engines: list[OffloadEngine]) -> ComponentReport:
     engine, policy = attachment.engine, attachment.policy
     plan, disk, shared = engine.plan, engine.tiers.disk, engine.tiers.shared
+    stalls = stalls_of(engine, engines)
     private = [Decision(name="weights", reason=reason) for reason in (() if shared is None else shared.decisions)]
     served = (
         Decision(name=tensor, reason=f"read by {reader} without its owner being called: lent while that runs")
@@ -169,6 +182,8 @@ def _component(name: str, attachment: Attachment) -> ComponentReport:
         disk_read_bytes=engine.link.disk_bytes,
         read_wait_seconds=engine.link.read_wait_seconds,
         staging_wait_seconds=engine.link.staging_wait_seconds,
+        stalls=stalls.found,
+        measured_passes=stalls.passes,
         decisions=(*plan.decisions, *private, *served),
     )
 
@@ -198,3 +213,18 @@ def _disk_lines(components: tuple[ComponentReport, ...], memory: ProcessMemory) 
     parts = {"anonymous": memory.anonymous, "file-backed": memory.file_backed, "peak of cgroup": memory.cgroup_peak}
     known = ", ".join(f"{name} {format_bytes(value)}" for name, value in parts.items() if value is not None)
     return [*table(rows, text_columns=1), f"memory of the process: {known or 'not known'}"]
+
+
+def _stall_lines(components: tuple[ComponentReport, ...]) -> list[str]:
+    found = [(c.name, stall) for c in components for stall in c.stalls]
+    found.sort(key=lambda named: -named[1].seconds)
+    rows = [("component", "group", "late on", "bytes", "waited a pass", "worst", "passes", "remedy")]
+    for name, s in found[:SHOWN]:
+        times = (f"{s.seconds * 1e3:.2f} ms", f"{s.worst * 1e3:.2f} ms", str(s.passes))
+        rows.append((name, s.group, s.link, format_bytes(s.nbytes), *times, s.remedy))
+    lines = ["groups that made computing wait:", *table(rows, text_columns=3, remarks=True)]
+    rest = found[SHOWN:]
+    if rest:
+        seconds = sum(stall.seconds for _, stall in rest)
+        lines.append(f"and {len(rest)} more, {seconds * 1e3:.2f} ms a pass together")
+    return lines

@@ -9,6 +9,14 @@ the compute time of the kept groups between it and the next streamed one::
     y[k] = max(y[k - 1], x[gate[k]] + offset[k]) + copy[k]
     x[k] = max(x[k - 1] + after[k - 1], y[k]) + compute[k]
 
+Weights that are on the device between two steps may be written there by anybody, so the engine lets computing wait,
+when a step ends, for all copies that are under way by then. If it ``settles`` so, the first streamed group of a step
+and the kept ones before it, which take ``head`` seconds, come after the last of these copies, number ``settled``::
+
+    x[0] = max(x[-1] + after[-1], y[settled] + head) + compute[0]
+
+Without that, more room is never slower, which the search for what to keep builds on; so it searches without.
+
 [Note: the steady step]
 Only maxima and sums occur, so the mean step time tends to the largest mean weight of a cycle in the graph of these
 recurrences (weight over steps passed), whatever the first step was, and there is a schedule that repeats after
@@ -84,6 +92,7 @@ class _Gates(NamedTuple):
 
     place: list[int]
     offset: list[float]
+    settled: int  # the last copy that is under way when a step ends, if that is waited for; else -1
 
 
 class _Run(NamedTuple):
@@ -106,7 +115,8 @@ class Stream:
         self.compute_seconds = sum(group.compute_seconds for group in groups)
         self.streamed_bytes = sum(self.sizes)
         self.after: list[float] = []
-        self.tail = 0.0
+        self.tail = self.head = 0.0
+        self.kept_last = True
         if self.places:
             self._add_kept(groups)
 
@@ -115,7 +125,9 @@ class Stream:
         stops = [*self.places[1:], len(groups)]
         self.after = [sum(seconds[place + 1 : stop]) for place, stop in zip(self.places, stops, strict=True)]
         self.tail = self.after[-1]  # to the end of the step
-        self.after[-1] += sum(seconds[: self.places[0]])
+        self.head = sum(seconds[: self.places[0]])
+        self.after[-1] += self.head
+        self.kept_last = self.places[-1] < len(groups) - 1
 
     @property
     def bound(self) -> float:
@@ -124,25 +136,30 @@ class Stream:
 
     def depth_within(self, room: int) -> int:
         """Groups ahead of the one computing that ``room`` bytes let the link get; a smaller depth would slow it."""
-        gates = self._gates(room, None, True)
+        gates = self._gates(room, None, True, False)
         count = len(self.places)
         depths = (count + k - gate - (not self.after[gate % count]) for k, gate in enumerate(gates.place))
         return max(depths, default=0)
 
-    def seconds(self, room: int, *, depth: int | None = None, wrap: bool = True) -> float:
+    def seconds(self, room: int, *, depth: int | None = None, wrap: bool = True, settles: bool = False) -> float:
         """Seconds of a steady step; see :func:`simulate_step`."""
-        return self._steady(self._gates(room, depth, wrap)).seconds if self.places else self.compute_seconds
+        return self._steady(self._gates(room, depth, wrap, settles)).seconds if self.places else self.compute_seconds
 
-    def step(self, group_count: int, room: int, *, depth: int | None = None, wrap: bool = True) -> StepTime:
+    def step(
+        self, group_count: int, room: int, *, depth: int | None = None, wrap: bool = True, settles: bool = False
+    ) -> StepTime:
         """A steady step of ``group_count`` groups; see :func:`simulate_step`."""
         stalls = [0.0] * group_count
         seconds, peak = self.compute_seconds, 0
         if self.places:
-            run = self._steady(self._gates(room, depth, wrap))
+            gates = self._gates(room, depth, wrap, settles)
+            run = self._steady(gates)
             seconds, peak = run.seconds, self._peak(run)
+            settling = run.ends[len(self.places) - 1] + self.tail
             for k, place in enumerate(self.places):
-                ready = run.ends[len(self.places) + k - 1] + self.after[k - 1]
+                ready = settling if k <= gates.settled else run.ends[len(self.places) + k - 1] + self.after[k - 1]
                 stalls[place] = max(0.0, run.copy_ends[k] - ready)
+                settling = max(settling, run.copy_ends[k])
         return StepTime(
             seconds=seconds,
             stalls=tuple(stalls),
@@ -152,11 +169,11 @@ class Stream:
             peak_bytes=peak,
         )
 
-    def _gates(self, room: int, depth: int | None, wrap: bool) -> _Gates:
+    def _gates(self, room: int, depth: int | None, wrap: bool, settles: bool) -> _Gates:
         count, sizes = len(self.sizes), self.sizes
         if room < max(sizes, default=0):
             raise ValueError(f"A room of {room} bytes cannot hold the largest streamed group, {max(sizes)} bytes.")
-        places, offsets = [], []
+        places, offsets, settled = [], [], -1
         # A group is never on the device twice, so its own last use bounds how far ahead its copy can be.
         first, held = 1, self.streamed_bytes - (sizes[0] if sizes else 0)
         for k in range(count):
@@ -165,14 +182,18 @@ class Stream:
                 held -= sizes[first % count]
                 first += 1
             gate, seconds = first - 1, 0.0
+            under_way = gate < count - 1 + self.kept_last
             if depth is not None and depth < count:
                 started = count + k - depth - 1
-                gate, seconds = max((gate, seconds), (started, self.after[started % count]))
+                if (started, self.after[started % count]) > (gate, seconds):
+                    gate, seconds, under_way = started, self.after[started % count], started < count - 1
+            if settles and wrap and under_way:
+                settled = k
             if not wrap:
                 gate, seconds = max((gate, seconds), (count - 1, self.tail))
             places.append(gate)
             offsets.append(seconds)
-        return _Gates(places, offsets)
+        return _Gates(places, offsets, settled)
 
     def _steady(self, gates: _Gates) -> _Run:
         """See [Note: the steady step]."""
@@ -219,21 +240,24 @@ class Stream:
         count = len(self.places)
         copy_starts, copy_ends, waited, gated = [], [], [], []
         end, idle = ends[count - 1], self.after[-1]
-        place = count
-        for gate, offset, copy, compute, after in zip(
-            gates.place, gates.offset, self.copy, self.compute, self.after, strict=True
-        ):
-            opens = ends[gate] + offset
-            gated.append(opens > link_free)
-            if opens > link_free:
-                link_free = opens
-            copy_starts.append(link_free)
-            link_free += copy
-            copy_ends.append(link_free)
+        place, copied, settled = count, 0, gates.settled
+        for compute, after in zip(self.compute, self.after, strict=True):
+            while copied <= place - count or copied <= settled:
+                opens = ends[gates.place[copied]] + gates.offset[copied]
+                gated.append(opens > link_free)
+                if opens > link_free:
+                    link_free = opens
+                copy_starts.append(link_free)
+                link_free += self.copy[copied]
+                copy_ends.append(link_free)
+                copied += 1
             end += idle
-            waited.append(link_free > end)
-            if link_free > end:
-                end = link_free
+            arrived = copy_ends[place - count]
+            if place == count and settled >= 0:
+                arrived = copy_ends[settled] + self.head
+            waited.append(arrived > end)
+            if arrived > end:
+                end = arrived
             end += compute
             ends[place] = end
             place += 1
@@ -278,6 +302,9 @@ class Stream:
                 weight += self.compute[k]
                 if waited[k]:
                     is_copy, before = True, k
+                    if k == 0 and gates.settled >= 0:
+                        weight += self.head
+                        before = gates.settled
                 else:
                     weight += self.after[k - 1]
                     before = k - 1
@@ -311,6 +338,7 @@ def simulate_step(
     *,
     depth: int | None = None,
     wrap: bool = True,
+    settles: bool = False,
 ) -> StepTime:
     """One steady step over ``groups``, in order of use.
 
@@ -322,11 +350,13 @@ def simulate_step(
         depth: most streamed groups copied ahead of the one computing; None: as many as the room holds. With 0 a copy
             starts when the group's turn has come.
         wrap: groups of the next step are copied ahead as well.
+        settles: when a step ends, computing waits for the copies that are under way, as the engine does; see
+            [Note: the recurrences].
 
     Raises:
         ValueError: a streamed group is larger than the room.
     """
-    return Stream(groups, kept, link).step(len(groups), room, depth=depth, wrap=wrap)
+    return Stream(groups, kept, link).step(len(groups), room, depth=depth, wrap=wrap, settles=settles)
 
 
 def stock_step(groups: Sequence[GroupCost], link: LinkSpeed) -> StepTime:

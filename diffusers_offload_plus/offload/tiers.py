@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from .inventory import GroupSpec
-from .keeping import packed_bytes
+from .keeping import least, packed_bytes
 from .plan import groups_in_memory, staging_bytes
-from .policy import OffloadPolicy
+from .policy import LEAST_BUDGET, OffloadPolicy
 from .stores.checkpoint_files import snapshot_of
 from .stores.disk_placement import DiskPlacement
 from .stores.home import Placement
@@ -36,6 +36,8 @@ class Tiers:
         self._host = HostPlacement(link.allocate_host)
         self._on_disk: set[int] = set()
         self._prepared: set[tuple[object, ...]] = set()
+        self._sizes: list[int] = []
+        self._places: dict[tuple[object, ...], int] = {}
         self.disk: DiskPlacement | None = None
         self.shared: SharedPlacement | None = None
         if policy.share_host_copy:
@@ -63,18 +65,28 @@ class Tiers:
             self.shared.prepare([(spec.key, _sources(spec)) for spec in specs if spec.key not in have])
         if self.disk is None or self._policy.disk is None:
             return
-        sizes = [packed_bytes(spec) for spec in specs]
+        self._sizes = sizes = [packed_bytes(spec) for spec in specs]
+        self._places = {spec.key: place for place, spec in enumerate(specs)}
         self._link.staging_limit = staging_bytes(sizes, self._policy.disk.host_budget) or None
-        in_memory = groups_in_memory(
-            sizes,
-            self._policy.disk.host_budget,
-            staged=self._policy.use_stream and self._policy.low_cpu_mem_usage,
-        )
+        in_memory = self._in_memory(self._policy.disk.host_budget)
         self._on_disk = {id(spec) for index, spec in enumerate(specs) if index not in in_memory}
         done = self._prepared | {spec.key for spec in known}
         fresh = [spec for spec in specs if id(spec) in self._on_disk and spec.key not in done]
         self.disk.prepare([(spec.key, _sources(spec)) for spec in fresh])
         self._prepared.update(spec.key for spec in fresh)
+
+    def _in_memory(self, host_budget: int | None) -> frozenset[int]:
+        staged = self._policy.use_stream and self._policy.low_cpu_mem_usage
+        return groups_in_memory(self._sizes, host_budget, staged=staged)
+
+    def host_budget_holding(self, spec: GroupSpec) -> int:
+        """A host budget, larger than the present one, with which the group of ``spec``, now on disk, rests in memory.
+        One byte less and it would not."""
+        assert self._policy.disk is not None
+        place = self._places[spec.key]
+        whole = sum(self._sizes) + 2 * max(self._sizes)
+        present = self._policy.disk.host_budget or LEAST_BUDGET - 1
+        return least(lambda budget: place in self._in_memory(budget), present, max(whole, present + 1))
 
     def forget(self) -> None:
         """What was prepared and has no home yet may be changed by others before the next attempt."""

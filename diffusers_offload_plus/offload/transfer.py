@@ -12,20 +12,21 @@ Memory that was used before by another group waits for that use alone; see [Note
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 
 from .device_budget import DeviceBudget
 from .memory import lockable_bytes
-from .policy import OffloadPolicy
+from .policy import OffloadPolicy, supports_streams
 from .reader import Reader, Reading
 from .slots import Slot, held_alone
 from .staging import Staging, pinned, registered
 from .stores.disk import DiskSlab
 from .stores.home import Home
 from .stores.shared_memory import NotShared, SharedMemory
+from .waits import LateOn, Waits
 
 __all__ = ["Link", "Transfer"]
 
@@ -38,18 +39,22 @@ class Transfer:
             read after :meth:`wait`.
     """
 
-    __slots__ = ("_event", "_reading", "_side_owned", "_stream", "foreign", "slab")
+    __slots__ = ("_blocked", "_event", "_link", "_reading", "_side_owned", "_stream", "_waits", "foreign", "slab")
 
     def __init__(
         self,
         slab: torch.Tensor,
+        waits: Waits,
         *,
         event: Any = None,
         stream: Any = None,
         side_owned: bool = False,
         reading: Reading | None = None,
+        blocked: tuple[LateOn, Any, Any] | None = None,
     ) -> None:
         self.slab = slab
+        self._waits = waits
+        self._blocked = blocked  # computing waited while it was made, on this link from this mark to that
         self._event = event
         self._stream = stream
         self._side_owned = side_owned
@@ -61,23 +66,44 @@ class Transfer:
         """Whether a thread is still reading it from disk."""
         return self._reading is not None and not self._reading.done
 
-    def wait(self) -> None:
+    def wait(self, group: Hashable = None) -> None:
         """Order the current stream after the copy. Idempotent; blocks the calling thread only while disk is read.
+
+        Args:
+            group: whose weights they are, for the record of who made computing wait; None: nobody computes.
 
         Raises:
             DiskTierError: reading failed.
         """
+        waits, link = self._waits, LateOn.DISK if self.under_way else LateOn.LINK
+        start = waits.mark() if self._is_noted(group) else None
         if self._reading is not None:
             self._event = self._reading.finish()
             self._reading = None
         if self._event is None:
+            self._note_blocked(group, link, start)
             return
         current = torch.accelerator.current_stream(self.slab.device)
         current.wait_event(self._event)
+        if start is None:
+            waits.give_back(self._event)
+        else:
+            waits.note(group, link, start, self._event)
         self._event = None
         if self._side_owned or current != self._stream:
             self.slab.record_stream(current)
             self.foreign = True
+
+    def _is_noted(self, group: Hashable) -> bool:
+        pending = self._event is not None or self.under_way or (self._reading is not None and self._stream is not None)
+        return pending and group is not None and self._waits.watching
+
+    def _note_blocked(self, group: Hashable, link: LateOn, start: Any) -> None:
+        if start is not None:
+            self._waits.note(group, link, start, self._waits.mark())
+        elif self._blocked is not None and group is not None and self._waits.watching:
+            self._waits.note(group, *self._blocked)
+        self._blocked = None
 
     def cancel(self) -> None:
         """Make it safe to free a slab nobody will read."""
@@ -101,6 +127,7 @@ class Link:
         streaming: device bytes of groups that come and go.
         strays: groups whose memory somebody still held when they were taken off the device.
         staging_limit: most bytes a staging buffer may take; groups that are larger pass it in several copies.
+        waits: how long computing waited for what has been copied.
         reading_host: a copy started since the last :meth:`drain` may still be reading host memory.
     """
 
@@ -114,6 +141,7 @@ class Link:
         self._staging = Staging(self.device) if policy.use_stream and policy.low_cpu_mem_usage else None
         self._read_buffers = Staging(self.device, pin=self._stream is not None)
         self._reader = Reader()
+        self.waits = Waits(self.device, has_events=supports_streams(self.device))
         self.staging_limit: int | None = None
         self.copies = 0
         self.bytes = 0
@@ -174,12 +202,13 @@ class Link:
         if memory is None:
             return self._start_reading(home)
         if self.uses_in_place(home):
-            return Transfer(torch.empty(0, dtype=torch.uint8))
+            return Transfer(torch.empty(0, dtype=torch.uint8), self.waits)
         self._count(home, staged=self._staging is not None)
         if self._stream is None:
             slab = self._slot(memory.numel()).slab
+            start = self._mark()
             slab.copy_(memory, non_blocking=self._non_blocking)
-            return Transfer(slab)
+            return self._blocking(slab, LateOn.LINK, start)
         self.reading_host = True
         compute = torch.accelerator.current_stream(self.device)
         if not self._record_stream:
@@ -190,12 +219,12 @@ class Link:
                 slab = torch.empty(memory.numel(), dtype=torch.uint8, device=self.device)
             if self._staging is None:
                 slab.copy_(memory, non_blocking=True)
-                event = self._stream.record_event()
+                event = self._stream.record_event(self.waits.event())
             else:
                 event = self._through(
                     self._staging, slab, lambda part, start: part.copy_(memory[start : start + len(part)])
                 )
-        return Transfer(slab, event=event, stream=compute, side_owned=self._record_stream)
+        return Transfer(slab, self.waits, event=event, stream=compute, side_owned=self._record_stream)
 
     def let_go(self, home: Home, transfer: Transfer) -> None:
         """The device is done with ``home`` for now, and nobody reads what ``transfer`` brought."""
@@ -225,22 +254,34 @@ class Link:
         """End the reader thread."""
         self.drain()
         self._reader.close()
+        self.waits.reset()
+
+    def _mark(self) -> Any:
+        return self.waits.mark() if self.waits.watching else None
+
+    def _blocking(self, slab: torch.Tensor, link: LateOn, start: Any) -> Transfer:
+        """A transfer that was made on the computing stream itself, from the mark ``start`` to now."""
+        blocked = None if start is None else (link, start, self.waits.mark())
+        return Transfer(slab, self.waits, blocked=blocked)
 
     def _start_reading(self, home: Home) -> Transfer:
         self.disk_bytes += home.nbytes
         if isinstance(home, DiskSlab) and self.uses_in_place(home):
-            return Transfer(torch.empty(0, dtype=torch.uint8), reading=self._reader.submit(home.populate, _what(home)))
+            reading = self._reader.submit(home.populate, _what(home))
+            return Transfer(torch.empty(0, dtype=torch.uint8), self.waits, reading=reading)
         slab, free = self._slot(home.nbytes)
         self._count(home, staged=self.device.type != "cpu")
         if self.device.type == "cpu":
-            return Transfer(slab, reading=self._reader.submit(functools.partial(home.read_into, slab), _what(home)))
+            reading = self._reader.submit(functools.partial(home.read_into, slab), _what(home))
+            return Transfer(slab, self.waits, reading=reading)
         if self._stream is None:
+            start = self._mark()
             self._through(self._read_buffers, slab, home.read_into)
-            return Transfer(slab)
+            return self._blocking(slab, LateOn.DISK, start)
         self.reading_host = True
         compute = torch.accelerator.current_stream(self.device)
         work = functools.partial(self._read_and_copy, home, slab, free or compute.record_event())
-        return Transfer(slab, stream=compute, reading=self._reader.submit(work, _what(home)))
+        return Transfer(slab, self.waits, stream=compute, reading=self._reader.submit(work, _what(home)))
 
     def _slot(self, nbytes: int) -> Slot:
         """Device memory for a slab: a free slot, or fresh memory that the present stream may use at once."""
@@ -271,7 +312,8 @@ class Link:
             if self._stream is not None:
                 event = self._stream.record_event()
                 staging.release(event)
-        return event
+        # The buffers keep the event of their last copy; that of the whole is handed round.
+        return event and self._stream.record_event(self.waits.event())
 
 
 def _what(home: Home) -> str:

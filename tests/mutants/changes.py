@@ -126,14 +126,8 @@ MUTANTS = [
     Mutant(
         "auto: what is freed during a pass hides what that needs",
         "auto_limit.py",
-        "turn.before = min(turn.before, now)",
+        "turn.lowest = min(turn.lowest, now)",
         "pass",
-    ),
-    Mutant(
-        "auto: garbage counts as need",
-        "auto_limit.py",
-        "            gc.collect()",
-        "            pass",
     ),
     Mutant(
         "auto: the limit of the pass inside stays",
@@ -170,5 +164,5 @@ MUTANTS = [
     Mutant("the limit on locked memory is not named", "transfer.py", "            limit = lockable_bytes()\n", "            limit = None\n"),
     Mutant("registered memory stays registered", "staging.py", "    weakref.finalize(array, unregister).atexit = False\n", ""),
     Mutant("weights keep their shared home after disable", "group.py", "        if self.home.tier != \"host\":\n", "        if self.home.tier not in (\"host\", \"shared host\"):\n"),
-    Mutant("shared weights are copied to compute on the CPU", "transfer.py", "        if self.uses_in_place(home):\n            return Transfer(torch.empty(0, dtype=torch.uint8))\n", ""),
+    Mutant("shared weights are copied to compute on the CPU", "transfer.py", "        if self.uses_in_place(home):\n            return Transfer(torch.empty(0, dtype=torch.uint8), self.waits)\n", ""),
 ]  # fmt: skip

@@ -54,6 +54,7 @@ class SlowRun:
     link: LinkSpeed
     depth: int | None
     wrap: bool
+    settles: bool = False
     peak: int = 0
 
     def seconds(self) -> Fraction:
@@ -68,6 +69,7 @@ class SlowRun:
         held: list[int] = []  # uses whose bytes are on the device
         arrived: set[int] = set()
         seen: dict[object, tuple[int, Fraction]] = {}
+        issued = settling = copying - 1  # last use whose copy was asked for; the one a step's end waits for
         while True:
             progress = True
             while progress:
@@ -79,16 +81,22 @@ class SlowRun:
                     held = [use for use in held if use != computing]
                     arrived.discard(computing)
                     busy_until, computing, progress = None, computing + 1, True
+                    if computing % count:
+                        issued = self._issue(max(issued, computing - 1, *held), computing, held)
+                    else:
+                        settling = issued
                     if computing % count == 0:
                         ahead = tuple(use - computing for use in held)
                         left = None if link_until is None else link_until - now
-                        state = ahead, copying - computing, left, tuple(sorted(use - computing for use in arrived))
+                        link = copying - computing, left, max(settling, computing - 1) - computing
+                        state = ahead, link, tuple(sorted(use - computing for use in arrived))
                         step = computing // count
                         if state in seen:
                             past, moment = seen[state]
                             return (now - moment) / (step - past)
                         seen[state] = step, now
-                if busy_until is None and (computing % count in self.kept or computing in arrived):
+                settled = not self.settles or computing % count or copying > settling
+                if busy_until is None and settled and (computing % count in self.kept or computing in arrived):
                     busy_until = now + Fraction(self.groups[computing % count].compute_seconds)
                     progress = True
                 if link_until is None and self._may_copy(copying, computing, busy_until is not None, held):
@@ -99,6 +107,15 @@ class SlowRun:
                     link_until += Fraction(nbytes) / Fraction(self.link.bytes_per_second)
                     progress = True
             now = min(moment for moment in (busy_until, link_until) if moment is not None)
+
+    def _issue(self, issued: int, computing: int, held: list[int]) -> int:
+        # As a module is entered, copies are asked for as far as there is room; they may have to wait for the link.
+        under_way = (use for use in range(computing, issued + 1) if use % len(self.groups) not in self.kept)
+        asked = sorted({*held, *under_way})
+        while self._may_copy(following := self._next_streamed(issued), computing, True, asked):
+            asked.append(following)
+            issued = following
+        return issued
 
     def _next_streamed(self, use: int) -> int:
         use += 1

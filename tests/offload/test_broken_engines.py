@@ -69,7 +69,7 @@ def test_the_engine_as_it_is_has_none(settings: dict[str, Any], device: torch.de
 
 
 def test_no_wait_before_a_read(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer.Transfer, "wait", lambda self: None)
+    monkeypatch.setattr(transfer.Transfer, "wait", lambda self, group=None: None)
     assert races(device) > 0
 
 
@@ -85,7 +85,7 @@ def test_no_wait_before_an_overwrite(device: torch.device, monkeypatch: pytest.M
 
 
 def test_freed_too_early(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    def forgetful(self: transfer.Transfer) -> None:
+    def forgetful(self: transfer.Transfer, group: object = None) -> None:
         if self._event is not None:
             torch.accelerator.current_stream(self.slab.device).wait_event(self._event)
             self._event = None  # and no record_stream

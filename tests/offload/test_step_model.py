@@ -24,6 +24,7 @@ class Case:
     link: LinkSpeed
     depth: int | None
     wrap: bool
+    settles: bool
 
 
 @st.composite
@@ -38,12 +39,14 @@ def cases(draw: st.DrawFn) -> Case:
         link=draw(links()),
         depth=draw(st.none() | st.integers(0, 4)),
         wrap=draw(st.booleans()),
+        settles=draw(st.booleans()),
     )
 
 
 def simulate(case: Case, **changes: object):
     case = dataclasses.replace(case, **changes)
-    return simulate_step(case.groups, case.kept, case.room, case.link, depth=case.depth, wrap=case.wrap)
+    settings = dict(depth=case.depth, wrap=case.wrap, settles=case.settles)
+    return simulate_step(case.groups, case.kept, case.room, case.link, **settings)
 
 
 def test_compute_bound() -> None:
@@ -102,6 +105,18 @@ def test_a_group_larger_than_the_room() -> None:
         simulate_step(costs((5, 1), (3, 1)), NONE, 4, SLOW)
 
 
+def test_what_is_under_way_when_a_step_ends_is_waited_for() -> None:
+    # The copy of the second group begins when that has left, beside the last group, and takes longer than it: the
+    # first could have computed meanwhile.
+    groups = costs((9, 4), (5, 2), (9, 4))
+    assert simulate_step(groups, frozenset({0, 2}), 5, SLOW).seconds == pytest.approx(10)
+    step = simulate_step(groups, frozenset({0, 2}), 5, SLOW, settles=True)
+    assert step.seconds == pytest.approx(11)
+    assert step.stalls == pytest.approx([0, 1, 0])
+    # With nothing after it, it is not under way when the step ends.
+    assert simulate_step(groups[:2], frozenset({0}), 5, SLOW, settles=True).seconds == pytest.approx(7)
+
+
 def test_stock_by_hand() -> None:
     # 6 waited for, then each copy overlaps one compute: max(3, 4) + max(2, 5) + 1.
     step = stock_step(costs((6, 3), (4, 2), (5, 1)), SLOW)
@@ -128,7 +143,7 @@ def test_stock_in_closed_form(groups: list[GroupCost], link: LinkSpeed) -> None:
 @settings(deadline=None, max_examples=200)
 @given(cases())
 def test_as_events_played_one_by_one(case: Case) -> None:
-    slow = SlowRun(case.groups, case.kept, case.room, case.link, case.depth, case.wrap)
+    slow = SlowRun(case.groups, case.kept, case.room, case.link, case.depth, case.wrap, case.settles)
     assert simulate(case).seconds == pytest.approx(float(slow.seconds()), **close)
     assert slow.peak <= case.room
 
@@ -148,6 +163,7 @@ def test_what_always_holds(case: Case) -> None:
 @settings(deadline=None, max_examples=150)
 @given(cases(), st.integers(0, 20), st.floats(1, 3))
 def test_more_of_anything_is_never_slower(case: Case, more: int, factor: float) -> None:
+    case = dataclasses.replace(case, settles=False)
     seconds = simulate(case).seconds * (1 + 1e-9) + 1e-9
     faster = LinkSpeed(case.link.bytes_per_second * factor, case.link.seconds_per_copy)
     assert simulate(case, link=faster).seconds <= seconds

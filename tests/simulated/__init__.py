@@ -19,6 +19,7 @@ from .device import (
     stats,
     trim,
 )
+from .virtual_time import compute_for, host_busy_for, host_seconds, set_compute, set_link, timing
 
 __all__ = [
     "DEVICE",
@@ -26,12 +27,18 @@ __all__ = [
     "DeviceUsage",
     "Stats",
     "capacity",
+    "compute_for",
     "copy_log",
+    "host_busy_for",
+    "host_seconds",
     "logged_copies",
     "register",
     "reset_stats",
+    "set_compute",
     "set_copy_log",
+    "set_link",
     "stats",
+    "timing",
     "trim",
 ]
 

@@ -146,13 +146,11 @@ class Stream(torch.Stream):
         return super().__new__(cls, device=torch.device("sim", _index(device)), priority=priority)
 
 
-class Event(torch.Event):
-    """An event of a simulated device."""
+class Event:
+    """An event of a simulated device. What is made is a plain ``torch.Event``, as only those compare their times."""
 
-    def __new__(cls, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> Event:
-        return super().__new__(
-            cls, device="sim", enable_timing=enable_timing, blocking=blocking, interprocess=interprocess
-        )
+    def __new__(cls, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> torch.Event:
+        return torch.Event(device="sim", enable_timing=enable_timing, blocking=blocking, interprocess=interprocess)
 
 
 class StreamContext:

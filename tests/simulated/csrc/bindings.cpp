@@ -78,6 +78,38 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
     Lock lock;
     ledger().capacity[device] = nbytes;
   });
+  module.def("link_speed", [](int link) {
+    Lock lock;
+    const LinkSpeed& speed = speeds().links.at(link);
+    return py::make_tuple(speed.bytes_per_second, speed.latency);
+  });
+  module.def("set_link_speed", [](int link, double bytes_per_second, double latency) {
+    Lock lock;
+    speeds().links.at(link) = {bytes_per_second, latency};
+  });
+  module.def("compute_speed", [] {
+    Lock lock;
+    return py::make_tuple(speeds().launch, speeds().per_byte);
+  });
+  module.def("set_compute_speed", [](double launch, double per_byte) {
+    Lock lock;
+    speeds().launch = launch;
+    speeds().per_byte = per_byte;
+  });
+  module.def("compute_for", [](double seconds) {
+    Lock lock;
+    const Lane lane = current_lane(current_device());
+    scheduler().launch(lane);
+    scheduler().take(lane, seconds);
+  });
+  module.def("host_seconds", [] {
+    Lock lock;
+    return scheduler().host_seconds();
+  });
+  module.def("take_host_seconds", [](double seconds) {
+    Lock lock;
+    scheduler().host_take(seconds);
+  });
   module.def("default_generator", &default_generator);
   module.def("check_device", [](int device) { check_device(device); });
   module.def("set_device", [](int device) { set_current_device(device); });

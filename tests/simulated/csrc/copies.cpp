@@ -75,6 +75,7 @@ struct Copy {
 
   void run_now() const {
     note(scheduler().launch(lane));
+    take_time();
     copy_bytes(source, destination);
   }
 
@@ -99,6 +100,7 @@ struct Copy {
       }
       copy_bytes(from, to);
     });
+    take_time();
     note(queued);
   }
 
@@ -108,6 +110,7 @@ struct Copy {
     prepare_destination();
     Internal internal;
     auto queued = scheduler().enqueue(lane, [from = source.clone(), to = bare(destination)] { copy_bytes(from, to); });
+    take_time();
     memory().access(range_of(destination), queued, Mode::Write, describe(kind));
   }
 
@@ -120,6 +123,15 @@ struct Copy {
   }
 
  private:
+  void take_time() const {
+    const int64_t nbytes = source.numel() * source.element_size();
+    if (kind == CopyKind::DeviceToDevice) {
+      scheduler().take_kernel(lane, 2 * nbytes);
+    } else {
+      scheduler().take_link(lane, kind == CopyKind::HostToDevice ? kHostToDevice : kDeviceToHost, nbytes);
+    }
+  }
+
   // Between now and the copy nobody may count on the old bytes or on the new ones.
   void prepare_destination() const {
     const Range written = range_of(destination);

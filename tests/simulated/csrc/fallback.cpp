@@ -119,11 +119,15 @@ class Fallback {
     Lock lock;
     lane_ = current_lane(device_);
     epoch_ = scheduler().launch(lane_);
+    int64_t nbytes = 0;
     for (const Operand& operand : operands_) {
       if (is_sim(operand.tensor)) {
-        memory().access(range_of(operand.tensor), epoch_, operand.mode, name_);
+        const Range range = range_of(operand.tensor);
+        nbytes += range.size();
+        memory().access(range, epoch_, operand.mode, name_);
       }
     }
+    scheduler().take_kernel(lane_, nbytes);
     if (synchronizing.count(op_.schema().name()) != 0) {
       ++ledger().host_syncs;
       scheduler().host_wait(lane_);

@@ -113,6 +113,7 @@ at::Scalar local_scalar_dense(const at::Tensor& self) {
     Lock lock;
     const Lane lane = current_lane(self.device().index());
     memory().access(range_of(self), scheduler().launch(lane), Mode::Read, "aten::_local_scalar_dense");
+    scheduler().take_link(lane, kDeviceToHost, self.element_size());
     ++ledger().host_syncs;
     scheduler().host_wait(lane);
   }

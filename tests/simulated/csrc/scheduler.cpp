@@ -23,7 +23,7 @@ Scheduler::Scheduler() {
 }
 
 Lane Scheduler::new_lane(c10::DeviceIndex device) {
-  lanes_.push_back({device, {}, {}});
+  lanes_.push_back({device, {}, {}, 0});
   return static_cast<Lane>(lanes_.size()) - 1;
 }
 
@@ -45,7 +45,26 @@ Epoch Scheduler::enqueue(Lane lane, std::function<void()> operation) {
 EventMark Scheduler::record(Lane lane) {
   auto& clock = lanes_[lane].clock;
   clock.join(host_);
-  return {lane, clock};
+  return {lane, clock, begin(lane)};
+}
+
+double Scheduler::begin(Lane lane) const {
+  return std::max(lanes_[lane].seconds, host_seconds_);
+}
+
+void Scheduler::take(Lane lane, double seconds) {
+  lanes_[lane].seconds = begin(lane) + seconds;
+}
+
+void Scheduler::take_kernel(Lane lane, int64_t nbytes) {
+  take(lane, speeds().launch + speeds().per_byte * nbytes);
+}
+
+void Scheduler::take_link(Lane lane, Link link, int64_t nbytes) {
+  const LinkSpeed& speed = speeds().links[link];
+  double& free = link_free_[lanes_[lane].device][link];
+  free = std::max(begin(lane), free) + speed.latency + nbytes / speed.bytes_per_second;
+  lanes_[lane].seconds = free;
 }
 
 void Scheduler::wait(Lane lane, const EventMark& mark) {
@@ -57,6 +76,7 @@ void Scheduler::wait(Lane lane, const EventMark& mark) {
     enqueue(lane, [this, awaited] { drain(awaited); });
   }
   lanes_[lane].clock.join(mark.clock);
+  lanes_[lane].seconds = std::max(lanes_[lane].seconds, mark.seconds);
 }
 
 bool Scheduler::ran(Epoch epoch) const {
@@ -82,6 +102,7 @@ void Scheduler::drain_all() {
 void Scheduler::host_wait(const EventMark& mark) {
   drain(mark.epoch());
   host_.join(mark.clock);
+  host_seconds_ = std::max(host_seconds_, mark.seconds);
 }
 
 void Scheduler::host_wait_device(c10::DeviceIndex device) {

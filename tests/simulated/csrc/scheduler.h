@@ -1,8 +1,10 @@
 // Streams and events.
 //
-// Two things are kept apart. *Order* is what the program asked for: a vector clock per lane, one for the host, and a copy
+// Three things are kept apart. *Order* is what the program asked for: a vector clock per lane, one for the host, and a copy
 // of the clock in every event. *Execution* is what happened so far: kernels run when issued, deferred copies as late as
 // something forces them. Races are judged by order alone, so they are found even where execution happened to be kind.
+// *Time* is virtual: when each operation would end on a device of the speeds in speeds.h, worked out as it is issued, so
+// it depends on the program alone.
 #pragma once
 
 #include <deque>
@@ -12,12 +14,14 @@
 
 #include "clock.h"
 #include "ledger.h"
+#include "speeds.h"
 
 namespace simulated {
 
 struct EventMark {
   Lane lane = 0;
   VectorClock clock;
+  double seconds = 0;
 
   Epoch epoch() const {
     return {lane, clock[lane]};
@@ -47,6 +51,12 @@ class Scheduler {
   // Issues an operation that runs when something forces it.
   Epoch enqueue(Lane lane, std::function<void()> operation);
 
+  // How long the operation issued last on `lane` takes. It begins when the host has issued it and those before it are over;
+  // a copy over a link, when those issued before it on any stream have left the link besides.
+  void take(Lane lane, double seconds);
+  void take_kernel(Lane lane, int64_t nbytes);
+  void take_link(Lane lane, Link link, int64_t nbytes);
+
   EventMark record(Lane lane);
   void wait(Lane lane, const EventMark& mark);
   void wait(Lane lane, Lane other) {
@@ -67,8 +77,15 @@ class Scheduler {
     host_wait(record(lane));
   }
   void host_wait_device(c10::DeviceIndex device);
-  // Polling makes progress, one operation a poll; an answer of yes orders the host after the mark.
+  // Polling makes progress, one operation a poll; an answer of yes orders the host after the mark. It takes no time.
   bool host_poll(const EventMark& mark);
+  // The host is busy with something of its own.
+  void host_take(double seconds) {
+    host_seconds_ += seconds;
+  }
+  double host_seconds() const {
+    return host_seconds_;
+  }
 
  private:
   struct Operation {
@@ -79,10 +96,15 @@ class Scheduler {
     c10::DeviceIndex device;
     VectorClock clock;
     std::deque<Operation> queue;
+    double seconds = 0; // when what was issued so far is over
   };
+
+  double begin(Lane lane) const;
 
   std::deque<LaneState> lanes_;
   VectorClock host_;
+  double host_seconds_ = 0;
+  std::array<std::array<double, kLinks>, kDevices> link_free_{};
 };
 
 Scheduler& scheduler();
