@@ -202,7 +202,6 @@ class Frontier:
 
     def _seeds(self) -> Iterator[frozenset[int]]:
         everything = range(len(self._groups))
-        yield frozenset(everything)
         orders = [list(everything)]
         classes = sorted(set(self._sizes))
         if 1 < len(classes) <= 4:

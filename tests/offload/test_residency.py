@@ -109,6 +109,13 @@ def test_never_slower_than_stock_on_real_shapes(name: str, gigabytes: int) -> No
     assert choose_kept(groups, stock.peak_bytes, link).step.seconds <= stock.seconds * (1 + 1e-9)
 
 
+def test_never_slower_than_stock_if_first_and_last_are_large() -> None:
+    # Stock never has these two on the device at once, so its room holds two of any neighbours but them.
+    groups = costs((100, 5), *[(10, 10)] * 12, (100, 5))
+    stock = stock_step(groups, SLOW)
+    assert choose_kept(groups, stock.peak_bytes, SLOW).step.seconds <= stock.seconds
+
+
 def test_too_small_a_budget_is_named() -> None:
     groups, nests = costs((5, 1), (3, 1), (4, 1)), [frozenset({1, 2})]
     assert smallest_budget(groups) == 5
@@ -170,6 +177,18 @@ def test_the_search_by_brute_force(case: tuple[list[GroupCost], Nests], link: Li
         patch.setattr(residency, "EXHAUSTIVE", 0)
         frontier = Frontier(groups, link, nests, always_ahead=ahead)
     assert worst_gap(frontier, brute_force(groups, link, nests, ahead)) <= 0.02
+
+
+@pytest.mark.parametrize(
+    ("groups", "link"),
+    [
+        (costs(*[(6, 1)] * 5, *[(10, 1)] * 3), LinkSpeed(2.0)),
+        (costs(*[(3, 2)] * 4, *[(6, 4)] * 4), LinkSpeed(0.5)),
+    ],
+)
+def test_the_search_passes_through_what_is_not_the_best(groups: list[GroupCost], link: LinkSpeed) -> None:
+    """Two groups have to change at once, and what lies between is slower than both."""
+    assert worst_gap(Frontier(groups, link), brute_force(groups, link, [], True)) <= 0.02
 
 
 @pytest.mark.parametrize("seed", range(10))
