@@ -5,10 +5,11 @@ Everything worth having (sets of kept groups, each with some rooms) is searched 
 budget then takes the fastest of what fits in it, so a larger one has all that a smaller one has to choose from.
 
 [Note: the search]
-It starts from sets that are spread evenly over the step in compute time, so that kept groups compute while others
-travel, and goes on by adding, removing and exchanging single groups of the best sets found so far. A set is only
-simulated if the bound of its step time, which takes no simulation, promises more than what is known to take no more
-memory. The effort is bounded by a number that depends on the count of groups alone.
+It starts from sets that are spread evenly over the step: kept groups in compute time, so that they compute while
+others travel, or what is left to copy in proportion to it. It goes on by adding, removing and exchanging single groups
+of the best sets found so far. A set is only simulated if the bound of its step time, which takes no simulation,
+promises more than what is known to take no more memory. The effort is bounded by a number that depends on the count of
+groups alone.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ __all__ = ["Choice", "Frontier", "choose_kept", "next_gain", "smallest_budget"]
 WORTH = 0.005  # a promise of less than this share of the step time is not looked into
 NEAR = 0.1  # what is slower than the best by less than this share may lead to better
 FEW = 12  # above so many groups, smaller rooms than that of the set at hand are not tried for its neighbours
+LEVEL, LEVELS = 0.97, 128  # shares of the copying to leave: each so many times the one before, and how many
 EXHAUSTIVE = 7  # up to so many groups every set is tried
 WINDOWS = (1, 2, 3, 4, 6, 8)  # rooms are tried that hold any so many streamed groups in a row
 
@@ -206,6 +208,7 @@ class Frontier:
         classes = sorted(set(self._sizes))
         if 1 < len(classes) <= 4:
             orders += [[i for i in everything if self._sizes[i] == nbytes] for nbytes in classes]
+        levels = LEVELS if len(set(self._groups)) > 1 else 0  # equal groups are level if they are spread
         # Coarse before fine, so that effort that runs out is missing everywhere alike.
         for start, stride in ((0, 8), (4, 8), (2, 4), (1, 2)):
             for order in orders:
@@ -214,6 +217,20 @@ class Frontier:
                     kept = self._spread(order, count)
                     yield kept
                     yield kept | rest
+            for power in range(start, levels, stride):
+                yield self._levelled(LEVEL**power)
+
+    def _levelled(self, share: float) -> frozenset[int]:
+        """Keep so much that about ``share`` of the copying is left, evenly over the step's computing."""
+        rate = share * sum(self._copy) / self._compute_seconds if self._compute_seconds else 0.0
+        kept, due = set(), 0.0
+        for index, group in enumerate(self._groups):
+            due += group.compute_seconds * rate
+            if due < self._copy[index] / 2:
+                kept.add(index)
+            else:
+                due -= self._copy[index]
+        return frozenset(kept)
 
     def _spread(self, order: Sequence[int], count: int) -> frozenset[int]:
         """``count`` of the groups in ``order``, spread evenly in compute time."""

@@ -231,6 +231,22 @@ def test_takes_no_time(count: int, seconds: float) -> None:
     assert time.process_time() - start < 4 * seconds
 
 
+@pytest.mark.parametrize("gigabytes", [6, 25])
+def test_little_is_left_to_a_search_of_twenty_times_the_effort(gigabytes: int) -> None:
+    groups, link = SHAPES["flux"], LinkSpeed(gigabytes * 1e9)
+    usual = Frontier(groups, link)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(residency, "_effort", lambda count: 700_000)
+        longer = Frontier(groups, link)
+    smallest, total = smallest_budget(groups), sum(group.nbytes for group in groups)
+    gaps = []
+    for part in range(40):
+        budget = smallest + (total - smallest) * part // 40
+        gaps.append(usual.best(budget).step.seconds / longer.best(budget).step.seconds - 1)
+    assert sum(gaps) / len(gaps) <= 0.01
+    assert max(gaps) <= 0.06
+
+
 def test_same_choice_each_time() -> None:
     groups, link = real_groups(random.Random(2), 30)
     budget = sum(group.nbytes for group in groups) // 3
