@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import disk, hooks, lint
+from benchmarks import budgets, disk, hooks, lint, simulated_step
 
 
 def main() -> int:
     disk.main(sys.argv[1:])
     lint.main([])
     hooks.main([])
+    simulated_step.main([])
+    budgets.main([])
     return 0
 
 
