@@ -24,7 +24,7 @@ CHOSEN = (
 """The policies of scenarios: both levels, with and without streams, several blocks a group, two staging buffers, disk,
 memory shared with other processes."""
 
-BUDGETED = (*CHOSEN, "half", "whole", "auto")
+BUDGETED = (*CHOSEN, "half", "auto")
 """Those, and budgets of device memory, under which weights stay on the device between passes."""
 
 WIDTH = 32
