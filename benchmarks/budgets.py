@@ -99,6 +99,11 @@ def build(shape: Shape, kind: str) -> nn.Module:
     return int8_weight_only(model) if kind == "int8" else model
 
 
+def device_module() -> Any:
+    """What torch says of the simulated accelerator."""
+    return torch.get_device_module("sim")
+
+
 def inputs(shape: Shape, model: nn.Module) -> dict[str, Any]:
     """What the model is called with, drawn beforehand: drawing looks at weights, which brings them to the host."""
     found: dict[str, Any] = {}
@@ -117,8 +122,8 @@ def measured(shape: Shape, kind: str, system: str, enable: Enable) -> Point:
     model = build(shape, kind)
     given = inputs(shape, model)
     gc.collect()
-    before = torch.sim.memory_allocated()  # type: ignore[attr-defined]
-    torch.sim.reset_peak_memory_stats()  # type: ignore[attr-defined]
+    before = device_module().memory_allocated()
+    device_module().reset_peak_memory_stats()
     enable(model)
     begin, end = (torch.Event("sim", enable_timing=True) for _ in range(2))
     with torch.no_grad():
@@ -129,7 +134,7 @@ def measured(shape: Shape, kind: str, system: str, enable: Enable) -> Point:
             model(**given)
         end.record()
     end.synchronize()
-    peak = torch.sim.max_memory_allocated() - before  # type: ignore[attr-defined]
+    peak = device_module().max_memory_allocated() - before
     dop.disable_group_offload(model, missing_ok=True)  # caches of some models hold parts of them for good
     return Point(system, begin.elapsed_time(end) / 1e3 / STEPS, peak * SCALE**2)
 

@@ -20,7 +20,7 @@ from .doors import computes_on, open_doors, uninstall
 from .group import State, WeightGroup
 from .inputs import elements_of, to_device
 from .inventory import Entry, Residency, take_inventory
-from .keeping import fixed_bytes, floor_bytes, keep_within, nested_groups
+from .keeping import Keeper, fixed_bytes, nested_groups
 from .loans import Loans
 from .modes import engine_mode
 from .outputs import valid_output
@@ -44,7 +44,8 @@ class OffloadEngine:
         budget: device memory it shares with other engines; one without a limit if left out.
 
     Attributes:
-        units: what the model is cut into, as of the last :meth:`build`.
+        units: what the model is cut into, as of the last :meth:`build`; ``groups``: of its weights, and ``streamed``
+            those that do not stay on the device for good.
         refresh: called when the model's structure has changed; set by whoever installs the hooks.
         intact: says whether the hooks on the root, a module and all below it still fire; set likewise.
         fixed_bytes: device bytes of what never leaves the device while the model is offloaded.
@@ -62,6 +63,7 @@ class OffloadEngine:
         self.tiers = Tiers(root, policy, self.link, label)
         self.units: list[Unit] = []
         self.groups: list[WeightGroup] = []
+        self.streamed: list[WeightGroup] = []
         self.carried = Carried(self.link)
         self.refresh: Callable[[], None] = lambda: None
         self.intact: Callable[[nn.Module], bool] = lambda module: True
@@ -73,9 +75,7 @@ class OffloadEngine:
         self.passes = Passes(self.link, self, policy.prefetch_depth)
         self._loans = Loans(self.link)
         self._kept_for: int | None = None  # the limit
-        self._streamed: list[WeightGroup] = []
-        self._nests: list[frozenset[int]] = []
-        self._floor: tuple[tuple[int, ...], int] | None = None
+        self._keeper: tuple[tuple[int, ...], Keeper] | None = None  # and the sizes it is for
         self._built = False  # all of it: groups, doors, residents
         self._managed: dict[int, Entry] = {}
         self._carried_parameters: list[torch.Tensor] = []
@@ -139,6 +139,8 @@ class OffloadEngine:
             self.tiers.forget()
             raise
         self.groups = groups
+        self.streamed = [group for group in groups if group.spec.residency is Residency.STREAMED]
+        self._keeper = None
         self.units = inventory.units
         self._inventory = dataclasses.replace(inventory, carried=[])  # buffers replaced since must not be kept alive
         carried = inventory.carried if self.moves else []
@@ -159,22 +161,23 @@ class OffloadEngine:
     @property
     def floor_bytes(self) -> int:
         """Device bytes without which its groups cannot be used."""
-        sizes = tuple(group.nbytes for group in self._streamed)
-        if self._floor is None or self._floor[0] != sizes:
-            self._floor = (sizes, floor_bytes(sizes, self._nests))
-        return self._floor[1]
+        return self.keeper.floor
+
+    @property
+    def keeper(self) -> Keeper:
+        """What chooses among :attr:`streamed`, in the sizes they have now."""
+        sizes = tuple(group.nbytes for group in self.streamed)
+        if self._keeper is None or self._keeper[0] != sizes:
+            nests = nested_groups(self.units, [group.spec for group in self.streamed])
+            self._keeper = (sizes, Keeper(sizes, nests))
+        return self._keeper[1]
 
     def _choose_kept(self) -> None:
         if self.budget.limit is None:
             return
-        streamed = self._streamed = [g for g in self.groups if g.spec.residency is Residency.STREAMED]
-        self._nests = nested_groups(self.units, [group.spec for group in streamed])
-        self._floor = None
-        kept, self.passes.window.room = keep_within(
-            [group.nbytes for group in streamed], self._nests, self.budget.for_groups()
-        )
+        kept, self.passes.window.room = self.keeper.within(self.budget.for_groups())
         with engine_mode():
-            for index, group in enumerate(streamed):
+            for index, group in enumerate(self.streamed):
                 if group.kept != (index in kept):
                     self.passes.bring_home(group)
                 group.kept = index in kept
@@ -205,7 +208,7 @@ class OffloadEngine:
                         group.leave()
                     except DiskTierError as error:
                         failed = failed or error
-            self.groups = []
+            self.groups = self.streamed = []
             self.link.close()
         if failed is not None:
             raise failed

@@ -66,8 +66,9 @@ class GroupOffloadPlusHook(ModelHook):
 
     @property
     def _original(self) -> Callable[..., Any]:
-        forward: Any = self.fn_ref.original_forward
-        return forward  # type: ignore[no-any-return]
+        function: Any = self.fn_ref
+        forward: Callable[..., Any] = function.original_forward
+        return forward
 
     def deinitalize_hook(self, module: nn.Module) -> nn.Module:  # diffusers' spelling
         """Called when the hook is removed, by us or by diffusers."""
@@ -124,8 +125,7 @@ class GroupOffloadPlusHook(ModelHook):
     def note_installed(self) -> None:
         """Remember how the registry reaches this hook, to notice when it no longer does."""
         self.installed = self._module.__dict__["forward"]
-        registry: Any = registry_of(self._module)
-        self._registry = registry
+        self._registry = registry_of(self._module)
         self._entered = self.fn_ref.forward
 
     def reclaim(self) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from .inventory import GroupSpec, Inventory, Residency
 from .partition import Unit
@@ -17,7 +20,6 @@ __all__ = [
     "assumed_costs",
     "fixed_bytes",
     "floor_bytes",
-    "keep_within",
     "least",
     "nested_groups",
     "packed_bytes",
@@ -25,6 +27,7 @@ __all__ = [
 
 ASSUMED_SPEED = LinkSpeed(bytes_per_second=20e9, seconds_per_copy=10e-6)
 ASSUMED_COMPUTE = 0.25  # of the time a group takes to travel
+FEW, STEPS = 64, 128
 
 
 def packed_bytes(spec: GroupSpec) -> int:
@@ -74,40 +77,50 @@ def floor_bytes(sizes: Sequence[int], nests: Sequence[frozenset[int]]) -> int:
     return min(sum(sizes), max(sizes) + smallest_budget(assumed_costs(sizes), nests))
 
 
-def keep_within(sizes: Sequence[int], nests: Sequence[frozenset[int]], budget: int) -> tuple[frozenset[int], int]:
-    """Which of the groups of these sizes stay on the device, and the room that the others stream through, in bytes.
-
-    Where not even streaming fits, nothing stays, and the room is all there is: what runs then raises by itself.
-    """
-    return Keeper(sizes, nests).within(budget)
-
-
 class Keeper:
-    """The choice of :func:`keep_within` for several budgets, searched once."""
+    """What to keep of groups of some sizes, for any budget; searched once, when it is first asked for."""
 
     def __init__(self, sizes: Sequence[int], nests: Sequence[frozenset[int]]) -> None:
         self._sizes = sizes
         self._nests = nests
-        self.costs = assumed_costs(sizes)
+        self._costs = assumed_costs(sizes)
         self._frontier: Frontier | None = None
+        self._found: dict[int, tuple[frozenset[int], int]] = {}
+
+    @functools.cached_property
+    def floor(self) -> int:
+        """See :func:`floor_bytes`."""
+        return floor_bytes(self._sizes, self._nests)
 
     def within(self, budget: int) -> tuple[frozenset[int], int]:
-        """See :func:`keep_within`."""
+        """Which of the groups stay on the device within ``budget`` bytes, and the room that the others stream through.
+
+        Where not even streaming fits, nothing stays, and the room is all there is: what runs then raises by itself.
+        """
+        if budget not in self._found:
+            self._found[budget] = self._search(budget)
+        return self._found[budget]
+
+    def _search(self, budget: int) -> tuple[frozenset[int], int]:
         sizes = self._sizes
         if sum(sizes) <= budget:
             return frozenset(range(len(sizes))), 0
-        if not sizes or budget < smallest_budget(self.costs, self._nests):
+        if not sizes or budget < smallest_budget(self._costs, self._nests):
             return frozenset(), budget
         if self._frontier is None:
-            self._frontier = Frontier(self.costs, ASSUMED_SPEED, self._nests)
+            self._frontier = Frontier(self._costs, ASSUMED_SPEED, self._nests)
         choice = self._frontier.best(budget)
         kept = _filled(sizes, choice.kept, budget - choice.device_bytes)
         return kept, budget - sum(sizes[index] for index in kept)
 
     def least_keeping(self, index: int, above: int) -> int:
         """A budget of more than ``above`` bytes within which group ``index`` stays on the device. One byte less and it
-        would stream, though in some smaller one it may stay as well."""
-        return least(lambda budget: index in self.within(budget)[0], above, max(sum(self._sizes), above + 1))
+        would stream, though in some smaller one it may stay as well; where there are many groups, one step less, of
+        which the whole has :data:`STEPS`."""
+        total = sum(self._sizes)
+        step = 1 if len(self._sizes) <= FEW else -(-total // STEPS)
+        most = max(1, -(-(total - above) // step))
+        return above + step * least(lambda steps: index in self.within(above + step * steps)[0], 0, most)
 
 
 def least(holds: Callable[[int], bool], below: int, above: int) -> int:
@@ -124,18 +137,28 @@ def least(holds: Callable[[int], bool], below: int, above: int) -> int:
 
 def _filled(sizes: Sequence[int], kept: frozenset[int], left: int) -> frozenset[int]:
     """``kept`` and, while ``left`` bytes allow, more of the groups that no step time speaks for: what stays need not
-    travel. Each comes from as far as can be from those already kept."""
+    travel. Each comes from as far as can be from those already kept, around the end of the step, too: after the last
+    group comes the first. Of those equally far the largest is taken."""
+    count = len(sizes)
+    nbytes, places = np.asarray(sizes, dtype=np.int64), np.arange(count)
+    farness = np.full(count, count)
+    worth = int(nbytes.max()) + 1
+
+    def take(index: int) -> None:
+        apart = np.abs(places - index)
+        np.minimum(farness, np.minimum(apart, count - apart), out=farness)
+
     chosen = set(kept)
-    while fitting := [index for index in range(len(sizes)) if index not in chosen and sizes[index] <= left]:
-        far = max(fitting, key=lambda index: (_distance(index, chosen, len(sizes)), sizes[index], -index))
+    for index in chosen:
+        take(index)
+    while True:
+        fits = (farness > 0) & (nbytes <= left)
+        if not fits.any():
+            return frozenset(chosen)
+        far = int(np.argmax(np.where(fits, farness * worth + nbytes, -1)))
         chosen.add(far)
         left -= sizes[far]
-    return frozenset(chosen)
-
-
-def _distance(index: int, chosen: set[int], count: int) -> int:
-    # Around the end of the step, too: after the last group comes the first.
-    return min((min((index - other) % count, (other - index) % count) for other in chosen), default=count)
+        take(far)
 
 
 def _ancestry(name: str) -> list[str]:

@@ -16,6 +16,7 @@ from .stores.disk import DiskSlab
 from .stores.shared_host import SharedSlab
 from .tables import table
 from .targets import components_of
+from .transfer import lockable
 
 __all__ = ["ComponentReport", "OffloadReport", "offload_report"]
 
@@ -151,6 +152,14 @@ def _component(name: str, attachment: Attachment, engines: list[OffloadEngine]) 
     plan, disk, shared = engine.plan, engine.tiers.disk, engine.tiers.shared
     stalls = stalls_of(engine, engines)
     private = [Decision(name="weights", reason=reason) for reason in (() if shared is None else shared.decisions)]
+    if engine.link.unpinned:
+        private.append(
+            Decision(
+                name="weights",
+                reason=f"{engine.link.unpinned} bytes could not be pinned{lockable()}; copies from pageable memory "
+                "are slower. Raise the limit, or free host memory and enable again",
+            )
+        )
     served = (
         Decision(name=tensor, reason=f"read by {reader} without its owner being called: lent while that runs")
         for tensor, reader in engine.served.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import mmap
 import time
 import weakref
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 
 __all__ = ["Staging", "pinned", "registered"]
+
+logger = logging.getLogger("diffusers_offload_plus")
 
 
 class Staging:
@@ -55,12 +58,18 @@ class Staging:
 
 
 def pinned(nbytes: int, device: torch.device) -> torch.Tensor:
-    """Uninitialised page-locked host memory, for copies to and from ``device``: uint8, shape ``(nbytes,)``."""
+    """Uninitialised page-locked host memory, for copies to and from ``device``: uint8, shape ``(nbytes,)``. Pageable
+    memory where the system does not allow that much to be locked, which is logged."""
     if device.type == "cuda":
         registered = _cuda_registered(nbytes)
         if registered is not None:
             return registered
-    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+    try:
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        logger.warning("%d bytes of host memory cannot be pinned (%s): copies from there are slower.", nbytes, reason)
+        return torch.empty(nbytes, dtype=torch.uint8)
 
 
 def _cuda_registered(nbytes: int) -> torch.Tensor | None:

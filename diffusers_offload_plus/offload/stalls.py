@@ -9,9 +9,7 @@ from .device_budget import least_limit
 from .engine import OffloadEngine
 from .group import WeightGroup
 from .inventory import Residency
-from .keeping import Keeper, nested_groups
 from .policy import OffloadType, supports_streams
-from .residency import smallest_budget
 from .sizes import format_bytes
 from .waits import LateOn
 
@@ -88,10 +86,6 @@ class _Remedies:
         self._alone = len(sharing) == 1
         self._sharing = [other for other in sharing if other.budget is engine.budget]
         self._learned = learned
-        self._groups = _moving(engine)
-        self._place = {group: place for place, group in enumerate(self._groups)}
-        self._nests = nested_groups(engine.units, [group.spec for group in self._groups])
-        self._keeper = Keeper([group.nbytes for group in self._groups], self._nests)
 
     def of(self, group: WeightGroup, link: LateOn) -> str:
         policy = self._policy
@@ -126,13 +120,11 @@ class _Remedies:
         return f"a faster disk; {change}{share} holds it in memory"
 
     def _of_memory(self, group: WeightGroup) -> str:
-        sizes = [g.nbytes for g in self._groups]
+        engine, keeper = self._engine, self._engine.keeper
         fixed = sum(engine.fixed_bytes for engine in self._sharing)
-        present = self._engine.budget.limit
-        # A cut that is refused keeps nothing: this much is asked for beyond what runs at once.
-        floor = min(sum(sizes), max(sizes) + smallest_budget(self._keeper.costs, self._nests))
-        above = floor - 1 if present is None else self._engine.budget.for_groups()
-        needed = least_limit(fixed + self._keeper.least_keeping(self._place[group], above))
+        present = engine.budget.limit
+        above = keeper.floor - 1 if present is None else engine.budget.for_groups()
+        needed = least_limit(fixed + keeper.least_keeping(engine.streamed.index(group), above))
         if present is None:
             change = _argument("vram_budget", needed)
         else:
@@ -147,15 +139,11 @@ class _Remedies:
         assert budget.limit is not None
         if len(self._sharing) == 1:
             return "looking at its weights between passes brings it to the host; without that it stays on the device"
-        whole = sum(engine.fixed_bytes + sum(g.nbytes for g in _moving(engine)) for engine in self._sharing)
+        whole = sum(engine.fixed_bytes + sum(g.nbytes for g in engine.streamed) for engine in self._sharing)
         more = least_limit(whole) - budget.limit
         if more <= 0:
             return "none needed: there is room for all components at once"
         return f"{_more('vram_budget', more)} leaves room for it beside the other components, which displaced it"
-
-
-def _moving(engine: OffloadEngine) -> list[WeightGroup]:
-    return [group for group in engine.groups if group.spec.residency is Residency.STREAMED]
 
 
 def _more(argument: str, nbytes: int) -> str:

@@ -28,7 +28,7 @@ from .stores.home import Home
 from .stores.shared_memory import NotShared, SharedMemory
 from .waits import LateOn, Waits
 
-__all__ = ["Link", "Transfer"]
+__all__ = ["Link", "Transfer", "lockable"]
 
 
 class Transfer:
@@ -39,7 +39,7 @@ class Transfer:
             read after :meth:`wait`.
     """
 
-    __slots__ = ("_blocked", "_event", "_link", "_reading", "_side_owned", "_stream", "_waits", "foreign", "slab")
+    __slots__ = ("_blocked", "_event", "_reading", "_side_owned", "_stream", "_waits", "foreign", "slab")
 
     def __init__(
         self,
@@ -127,6 +127,7 @@ class Link:
         streaming: device bytes of groups that come and go.
         strays: groups whose memory somebody still held when they were taken off the device.
         staging_limit: most bytes a staging buffer may take; groups that are larger pass it in several copies.
+        unpinned: bytes of host memory that were to be pinned and could not be.
         waits: how long computing waited for what has been copied.
         reading_host: a copy started since the last :meth:`drain` may still be reading host memory.
     """
@@ -143,6 +144,7 @@ class Link:
         self._reader = Reader()
         self.waits = Waits(self.device, has_events=supports_streams(self.device))
         self.staging_limit: int | None = None
+        self.unpinned = 0
         self.copies = 0
         self.bytes = 0
         self.disk_bytes = 0
@@ -172,7 +174,9 @@ class Link:
         """Uninitialised host memory for one slab: uint8, shape ``(nbytes,)``, pinned if the policy pins."""
         if not self._pins or nbytes == 0:
             return torch.empty(nbytes, dtype=torch.uint8)
-        return pinned(nbytes, self.device)
+        memory = pinned(nbytes, self.device)
+        self.unpinned += 0 if memory.is_pinned() else nbytes
+        return memory
 
     def register_host(self, memory: SharedMemory) -> torch.Tensor:
         """``memory``, pinned for this device: uint8. It may be read through the result, never written.
@@ -185,10 +189,8 @@ class Link:
         try:
             return registered(memory.map())
         except OSError as error:
-            limit = lockable_bytes()
-            allowed = "" if limit is None else f" ({limit} bytes may be locked, see `ulimit -l`)"
             raise NotShared(
-                f"{error.strerror} with error {error.errno} for {memory.nbytes} bytes{allowed}; copies are slower. "
+                f"{error.strerror} with error {error.errno} for {memory.nbytes} bytes{lockable()}; copies are slower. "
                 "Raise the limit, or pass `share_host_copy=False`"
             ) from error
 
@@ -314,6 +316,12 @@ class Link:
                 staging.release(event)
         # The buffers keep the event of their last copy; that of the whole is handed round.
         return event and self._stream.record_event(self.waits.event())
+
+
+def lockable() -> str:
+    """In brackets, how much memory may be locked; nothing where there is no limit."""
+    limit = lockable_bytes()
+    return "" if limit is None else f" ({limit} bytes may be locked, see `ulimit -l`)"
 
 
 def _what(home: Home) -> str:

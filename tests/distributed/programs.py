@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -84,7 +85,8 @@ def proportional(where: str) -> int:
         trim()
     give_memory_back()
     text = Path("/proc/self/smaps_rollup").read_text()
-    return int(re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)[1]) * 1024  # type: ignore[index]
+    (found,) = re.findall(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)
+    return int(found) * 1024
 
 
 def share(rank: Rank, where: str, depth: int) -> dict[str, Any]:
@@ -154,7 +156,7 @@ def killed_while_filling(rank: Rank) -> Any:
 
         calls: list[int] = []
 
-        Handed.wait = waits  # type: ignore[method-assign]
+        mock.patch.object(Handed, "wait", waits).start()
     else:
         fill, calls = SharedMemory.fill, []
 
@@ -165,7 +167,7 @@ def killed_while_filling(rank: Rank) -> Any:
                 time.sleep(1000)
             fill(*arguments)
 
-        SharedMemory.fill = stuck  # type: ignore[method-assign]
+        mock.patch.object(SharedMemory, "fill", stuck).start()
     offload(model, "cpu")
     assert_right(model, twin, "cpu")
     rank.say("shared")
@@ -190,7 +192,7 @@ def stuck_while_filling(rank: Rank) -> Any:
             fill(*arguments)
 
         calls: list[int] = []
-        SharedMemory.fill = slow  # type: ignore[method-assign]
+        mock.patch.object(SharedMemory, "fill", slow).start()
     offload(model, "cpu")
     assert_right(model, twin, "cpu")
     rank.say("done")

@@ -161,7 +161,7 @@ MUTANTS = [
     Mutant("a refused reservation is an error", "stores/shared_memory.py", "            raise NotShared(f\"{nbytes} bytes of shared memory cannot be reserved: {_explain(error)}\") from error\n", "            raise\n"),
     Mutant("all weights are held until all have moved", "stores/shared_host.py", "        self._groups.pop(key, None)\n        if not self._groups:\n", "        self._groups[key] = self._groups[key]._replace(nbytes=0) if key in self._groups else _Group([], 0, 0)\n        if not any(group.nbytes for group in self._groups.values()):\n"),
     Mutant("unchanged buffers are written", "stores/shared_host.py", "        if not torch.equal(target, host):\n", "        if True:\n"),
-    Mutant("the limit on locked memory is not named", "transfer.py", "            limit = lockable_bytes()\n", "            limit = None\n"),
+    Mutant("the limit on locked memory is not named", "transfer.py", "    limit = lockable_bytes()\n", "    limit = None\n"),
     Mutant("registered memory stays registered", "staging.py", "    weakref.finalize(array, unregister).atexit = False\n", ""),
     Mutant("weights keep their shared home after disable", "group.py", "        if self.home.tier != \"host\":\n", "        if self.home.tier not in (\"host\", \"shared host\"):\n"),
     Mutant("shared weights are copied to compute on the CPU", "transfer.py", "        if self.uses_in_place(home):\n            return Transfer(torch.empty(0, dtype=torch.uint8), self.waits)\n", ""),

@@ -94,20 +94,17 @@ def test_a_step_takes_what_the_model_predicts_and_waits_are_what_it_takes_beyond
     assert stats().races == 0, stats().race_log
 
 
-def test_bound_by_computing_a_step_costs_computing_alone(device: torch.device, meter: Meter) -> None:
-    model = timed([(1, 2.0)] * 8)
-    dop.enable_group_offload(model, device, vram_budget=limit_of(3))
-    assert engine_of(model).plan.streamed_bytes == 7 * UNIT
+@pytest.mark.parametrize(
+    ("group", "room", "streamed", "seconds"), [((1, 2.0), 3, 7, 16), ((2, 1.0), 6, 14, 14)], ids=["computing", "link"]
+)
+def test_a_step_costs_what_bounds_it_alone(
+    group: tuple[int, float], room: int, streamed: int, seconds: int, device: torch.device, meter: Meter
+) -> None:
+    model = timed([group] * 8)
+    dop.enable_group_offload(model, device, vram_budget=limit_of(room))
+    assert engine_of(model).plan.streamed_bytes == streamed * UNIT
     run(model, WARM)
-    assert seconds_of(model, PERIOD) == 16
-
-
-def test_bound_by_the_link_a_step_costs_copying_alone(device: torch.device, meter: Meter) -> None:
-    model = timed([(2, 1.0)] * 8)
-    dop.enable_group_offload(model, device, vram_budget=limit_of(6))
-    assert engine_of(model).plan.streamed_bytes == 14 * UNIT
-    run(model, WARM)
-    assert seconds_of(model, PERIOD) == 14
+    assert seconds_of(model, PERIOD) == seconds
 
 
 def test_in_a_longer_loop_the_host_waits_for_nothing_while_all_of_it_is_measured(
