@@ -7,6 +7,8 @@ import shutil
 import tempfile
 from typing import Any
 
+import pytest
+
 from diffusers_offload_plus.offload.device_budget import least_limit
 from diffusers_offload_plus.offload.fitting import outline_of
 from diffusers_offload_plus.offload.policy import OffloadPolicy
@@ -39,6 +41,19 @@ POLICIES: dict[str, dict[str, Any]] = {
         "host_budget": 100_000,
     },
 }
+
+
+def soaked(*policies: str) -> list[Any]:
+    """These as parameters of tests that only `make soak` runs."""
+    return [pytest.param(policy, marks=pytest.mark.soak) for policy in policies]
+
+
+_LIKE_OTHERS = ("block-stream", "block-lean", "leaf-record", "disk")
+EVERY = [
+    *(name for name in POLICIES if name not in _LIKE_OTHERS),
+    *soaked(*_LIKE_OTHERS),
+]
+"""All of them; those that combine what others have are left to `make soak`."""
 
 
 def settings(policy: str, target: Any, device: Any) -> dict[str, Any]:

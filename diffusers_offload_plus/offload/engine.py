@@ -20,7 +20,7 @@ from .doors import computes_on, open_doors, uninstall
 from .group import State, WeightGroup
 from .inputs import elements_of, to_device
 from .inventory import Entry, Residency, take_inventory
-from .keeping import Keeper, fixed_bytes, nested_groups
+from .keeping import Keeper, fixed_bytes, keeper_of, nested_groups
 from .loans import Loans
 from .modes import engine_mode
 from .outputs import valid_output
@@ -169,7 +169,7 @@ class OffloadEngine:
         sizes = tuple(group.nbytes for group in self.streamed)
         if self._keeper is None or self._keeper[0] != sizes:
             nests = nested_groups(self.units, [group.spec for group in self.streamed])
-            self._keeper = (sizes, Keeper(sizes, nests))
+            self._keeper = (sizes, keeper_of(sizes, tuple(nests)))
         return self._keeper[1]
 
     def _choose_kept(self) -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "assumed_costs",
     "fixed_bytes",
     "floor_bytes",
+    "keeper_of",
     "least",
     "nested_groups",
     "packed_bytes",
@@ -75,6 +76,15 @@ def floor_bytes(sizes: Sequence[int], nests: Sequence[frozenset[int]]) -> int:
     if not sizes:
         return 0
     return min(sum(sizes), max(sizes) + smallest_budget(assumed_costs(sizes), nests))
+
+
+@functools.lru_cache(maxsize=16)
+def keeper_of(sizes: tuple[int, ...], nests: tuple[frozenset[int], ...]) -> Keeper:
+    """The keeper for groups of these sizes, of which ``nests`` are on the device at once.
+
+    Remembered, for models are looked at anew all the time (LoRA, another dtype and back), and some have twins.
+    """
+    return Keeper(sizes, nests)
 
 
 class Keeper:

@@ -19,7 +19,7 @@ from ..errors import InvalidPolicyError
 from .auto_limit import DeviceMemory
 from .device_budget import room_for_groups
 from .fitting import Outline, check_host, fit_outlines, outlines_of
-from .keeping import ASSUMED_SPEED, Keeper
+from .keeping import ASSUMED_SPEED, keeper_of
 from .policy import OffloadPolicy, existing_device, supports_streams
 from .preflight import check_model
 from .sizes import format_bytes, parse_bytes
@@ -233,7 +233,7 @@ def _passes(
 
 
 def _pass(outline: Outline, budget: int, link: LinkSpeed, computing: float) -> _Pass:
-    kept, room = Keeper(outline.sizes, outline.nests).within(budget)
+    kept, room = keeper_of(outline.sizes, outline.nests).within(budget)
     stream = Stream(_costs(outline.sizes, computing), kept, link)
     depth = min(FARTHEST, stream.depth_within(room)) if outline.policy.use_stream else 0
     # Without groups to stream there is nothing to spread the computing over.

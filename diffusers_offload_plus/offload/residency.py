@@ -115,6 +115,8 @@ class Frontier:
         # Groups further apart are not exchanged.
         self._reach = len(groups) if len(groups) <= 20 else 3
         self._search()
+        self._seen.clear()
+        self._tried.clear()
 
     def best(self, budget: int) -> Choice:
         """The fastest choice in ``budget`` bytes of device memory; of equals the one with fewer bytes.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import time
 import zlib
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -78,6 +79,14 @@ def run(world: int, directory: Path, program: Program, *arguments: Any) -> list[
 def names(directory: Path) -> list[str]:
     """What ranks with this directory listen to."""
     return re.findall(f"@({re.escape(_tag(directory))}.*)", Path("/proc/net/unix").read_text())
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until it holds; fail if that takes too long."""
+    deadline = time.monotonic() + 20
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition()
 
 
 def _tag(directory: Path) -> str:

@@ -11,7 +11,7 @@ import resource
 import socket
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,6 +30,7 @@ from diffusers_offload_plus.offload.stores.shared_memory import NotShared, Share
 from tests.disk.forked import run
 from tests.disk.store import assert_right, assert_state, twin_of
 from tests.distributed.programs import decisions, memory_of
+from tests.distributed.ranks import eventually
 from tests.offload.models import Stack, seeded
 
 CPU = torch.device("cpu")
@@ -49,13 +50,6 @@ def slabs(model: Any) -> list[SharedSlab]:
     attachment = attachment_of(model)
     assert attachment is not None
     return [group.home for group in attachment.engine.groups if isinstance(group.home, SharedSlab)]
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert condition()
 
 
 # Who shares

@@ -13,18 +13,18 @@ from torch import nn
 from torch.nn import functional as F
 
 import diffusers_offload_plus as dop
-from tests.policies import settings
+from tests.policies import settings, soaked
 from tests.zoo.case import tensors_in
 from tests.zoo.models import MODELS
 
 CHOSEN = (
-    *("block", "block-2-stream", "leaf-stream", "leaf-lean", "shared-leaf-stream"),
-    *("disk-leaf-stream", "disk-block-stream-budget"),
+    *("block", "block-2-stream", "leaf-stream", "disk-block-stream-budget"),
+    *soaked("leaf-lean", "shared-leaf-stream", "disk-leaf-stream"),
 )
-"""The policies of scenarios: both levels, with and without streams, several blocks a group, two staging buffers, disk,
-memory shared with other processes."""
+"""The policies of scenarios: both levels, with and without streams, several blocks a group, disk; with `make soak` two
+staging buffers and memory shared with other processes as well, which the twin test has always."""
 
-BUDGETED = (*CHOSEN, "half", "auto")
+BUDGETED = (*CHOSEN, "half", *soaked("auto"))
 """Those, and budgets of device memory, under which weights stay on the device between passes."""
 
 WIDTH = 32

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusers_offload_plus.offload.keeping import FEW, STEPS, Keeper, _filled
+import diffusers_offload_plus as dop
+from diffusers_offload_plus.offload.keeping import FEW, STEPS, Keeper, _filled, keeper_of
+from diffusers_offload_plus.offload.residency import Frontier
+from tests.offload.models import Stack, noise, seeded
+from tests.policies import settings
 
 sizes = st.lists(st.integers(0, 6).map(lambda n: n * 10**9), min_size=1, max_size=12)
 
@@ -51,3 +57,16 @@ def test_of_few_groups_the_budget_is_named_to_the_byte() -> None:
         budget = keeper.least_keeping(index, present)
         assert index in keeper.within(budget)[0]
         assert budget - 1 == present or index not in keeper.within(budget - 1)[0]
+
+
+def test_models_alike_are_searched_once(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    searches = []
+    search = Frontier._search
+    monkeypatch.setattr(Frontier, "_search", lambda self: [searches.append(self), search(self)])
+    keeper_of.cache_clear()
+    for seed in (0, 1):
+        model = seeded(Stack, seed)
+        dop.enable_group_offload(model, device, **settings("half", model, device))
+        model(noise(device))
+        dop.disable_group_offload(model)
+    assert len(searches) == 1

@@ -11,7 +11,7 @@ from torch import nn
 
 import diffusers_offload_plus as dop
 from tests.meter import Meter
-from tests.policies import POLICIES, settings
+from tests.policies import EVERY, settings
 from tests.zoo.case import ModelCase
 from tests.zoo.models import MODELS
 
@@ -31,7 +31,7 @@ def expected(name: str, call: str, device: torch.device) -> list[torch.Tensor]:
     return outputs
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", EVERY)
 @pytest.mark.parametrize("name", CASES)
 def test_every_door_gives_the_unoffloaded_output(name: str, policy: str, device: torch.device, meter: Meter) -> None:
     case: ModelCase = CASES[name]

@@ -19,7 +19,7 @@ from diffusers_offload_plus.offload.hook import attachment_of
 from diffusers_offload_plus.offload.tensors import is_wrapper, map_plain, plain_tensors, repoint, same_bits
 from tests.meter import Meter, meter_for
 from tests.offload.models import assert_plain, assert_same, attributes
-from tests.policies import POLICIES, settings
+from tests.policies import EVERY, settings
 from tests.zoo.denoisers import flux
 from tests.zoo.models import MODELS
 from tests.zoo.quantized import QUANTISERS, quantised_parameters
@@ -61,7 +61,7 @@ def inner(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     return dict(plain_tensors(tensor))
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", EVERY)
 @every_kind
 @pytest.mark.parametrize("name", ["flux", "t5"])
 def test_every_kind_under_every_policy(name: str, kind: str, policy: str, device: torch.device, meter: Meter) -> None:

@@ -9,7 +9,8 @@ with a collective.
 
 [Note: the name lives on]
 Whoever was handed the memory stays connected. When the process that listens is gone, one of the others listens in
-its place, so a process that comes later still finds the memory.
+its place, so a process that comes later still finds the memory. One that comes in the instant between makes memory
+of its own: it costs room, and is as right.
 
 Only processes of the same user that see one another's process ids trust one another: another user or another
 container could give memory and change it later.

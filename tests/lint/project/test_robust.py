@@ -13,7 +13,7 @@ from .sources import paths, sources
 
 # Sources are made of lines, and a failing one reads well as it is; shrinking it takes minutes.
 SETTINGS = settings(
-    max_examples=25,
+    max_examples=15,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=(Phase.explicit, Phase.reuse, Phase.generate),

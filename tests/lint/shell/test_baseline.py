@@ -130,7 +130,7 @@ def test_a_file_that_is_no_baseline(text: str | None, message: str, tmp_path: Pa
     assert str(path) in str(raised.value)
 
 
-@hypothesis_settings(deadline=None)
+@hypothesis_settings(deadline=None, max_examples=40)
 @given(st.lists(st.sampled_from(["bad", "wrong()", "good", "def f(): bad", "class Bad: ..."]), max_size=8))
 def test_a_baseline_holds_all_findings_and_survives_writing(
     tmp_path_factory: pytest.TempPathFactory, lines: list[str]

@@ -98,7 +98,7 @@ LINES = st.sampled_from(["bad", "worse", "wrong()", "bad; wrong()", "class Bad: 
 CODES = ("MOD901", "MOD902", "MOD911")
 
 
-@hypothesis_settings(deadline=None)
+@hypothesis_settings(deadline=None, max_examples=40)
 @given(st.lists(LINES, min_size=1, max_size=8), st.data())
 def test_a_comment_removes_exactly_the_findings_it_names(
     tmp_path_factory: pytest.TempPathFactory, lines: list[str], data: st.DataObject
