@@ -60,6 +60,7 @@ class WeightGroup:
         users: how many running modules need the group; it stays onloaded while there are any.
         runs: how often a module that owns its weights has run.
         kept: it is to stay on the device between passes, as far as there is room.
+        in_place: the device computes with its weights where they rest.
         written_back: bytes that had to travel device to host because somebody wrote them.
     """
 
@@ -91,11 +92,6 @@ class WeightGroup:
         return self.home.tier
 
     @property
-    def in_place(self) -> bool:
-        """Whether the device computes with its weights where they rest."""
-        return self._link.uses_in_place(self.home)
-
-    @property
     def device_bytes(self) -> int:
         """Bytes the group holds on the device now."""
         return 0 if self._transfer is None else self._transfer.slab.numel()
@@ -124,7 +120,7 @@ class WeightGroup:
             if not room(0 if self.in_place else home.nbytes):
                 return False
             self._transfer = self._link.start(home)
-            self._copied = self._versions()
+            self._copied = [] if self.in_place else self._versions()
             self._take(self.device_bytes)
             self.state = State.PREFETCHED
             self.onloads += 1
@@ -139,7 +135,7 @@ class WeightGroup:
                 self.state = State.ONLOADED
                 return
             self.offload(compare=True)  # others re-pointed a parameter since the last pass
-        if self._transfer is not None and self._copied != self._versions():
+        if self._transfer is not None and not self.in_place and self._copied != self._versions():
             self.discard()  # written between prefetch and use: what is under way holds the old values
         self.prefetch(room)
         try:
@@ -218,10 +214,22 @@ class WeightGroup:
         homes = iter(home.tensors)
         for entry in self.spec.entries:
             repoint(entry.tensor, map_plain(entry.tensor.detach(), lambda _: next(homes)))
+        plain = not any(is_wrapper(entry.tensor) for entry in self.spec.entries)
+        self._addresses = self._where() if plain else None
+        self.in_place = self._link.uses_in_place(home)
         return home
 
+    def _where(self) -> list[int] | None:
+        try:
+            return [entry.tensor.data_ptr() for entry in self.spec.entries]
+        except RuntimeError:  # a wrapper, which has no address, was put in place of a plain tensor
+            return None
+
     def _current_home(self) -> Home:
-        # Where others re-pointed a parameter of an offloaded group, what it points at is given a home.
+        # Where others re-pointed a parameter of an offloaded group, what it points at is given a home. Nearly always
+        # none was: memory of a home is nobody else's, so the addresses alone prove it.
+        if self._addresses is not None and self._addresses == self._where():
+            return self.home
         if not all(self._at_home(t) for entry in self.spec.entries for _, t in plain_tensors(entry.tensor)):
             self._link.drain()
             self.home = self._settle_in(self._placement)
