@@ -45,7 +45,9 @@ def run(mutant: Mutant, timeout: float) -> tuple[str, float]:
             return f"STALE: its text occurs {text.count(mutant.old)} times in {mutant.file}", 0.0
         file.write_text(text.replace(mutant.old, mutant.new))
         files = [path for name in SUITE if (path := tree / "tests" / "offload" / f"{name}.py").exists()]
-        folders = [tree / "tests" / name for name in ("distributed", "disk", "store")]
+        of_ranks = mutant.file.startswith(("stores/shared", "stores/meeting", "stores/steward"))
+        folders = [tree / "tests" / name for name in ("disk", "store")]
+        folders.insert(0 if of_ranks else 2, tree / "tests" / "distributed")
         on_disk = mutant.file.startswith("stores/") or mutant.file in ("reader.py", "staging.py", "plan.py")
         files = [*folders, *files] if on_disk else [*files, *folders]
         command = [
