@@ -48,12 +48,9 @@ def soaked(*policies: str) -> list[Any]:
     return [pytest.param(policy, marks=pytest.mark.soak) for policy in policies]
 
 
-_LIKE_OTHERS = ("block-stream", "block-lean", "leaf-record", "disk")
-EVERY = [
-    *(name for name in POLICIES if name not in _LIKE_OTHERS),
-    *soaked(*_LIKE_OTHERS),
-]
-"""All of them; those that combine what others have are left to `make soak`."""
+_ALWAYS = ("block", "block-record", "leaf-stream", "leaf-lean", "half", "auto", "disk-leaf-stream")
+EVERY = [*_ALWAYS, *soaked(*(name for name in POLICIES if name not in _ALWAYS))]
+"""All of them; those that combine what the others have are left to `make soak`."""
 
 
 def settings(policy: str, target: Any, device: Any) -> dict[str, Any]:

@@ -12,14 +12,22 @@ from torch import nn
 import diffusers_offload_plus as dop
 from diffusers_offload_plus.offload.diffusers_door import HOOK_NAME, registry_of, stock_hooks
 from diffusers_offload_plus.offload.hook import GroupOffloadPlusHook, attachment_of
-from tests.offload.models import CHOSEN, assert_plain
-from tests.policies import settings
+from tests.offload.models import assert_plain
+from tests.policies import settings, soaked
 from tests.zoo.models import MODELS
 from tests.zoo.pipelines import PIPELINES, PROMPT, models_of, seeded
 from tests.zoo.quantized import QUANTISERS
 
 pytestmark = pytest.mark.usefixtures("meter")
-every_policy = pytest.mark.parametrize("policy", [*CHOSEN, "half"])
+every_policy = pytest.mark.parametrize(
+    "policy",
+    [
+        "block-2-stream",
+        "leaf-stream",
+        "half",
+        *soaked("block", "leaf-lean", "disk-block-stream-budget", "disk-leaf-stream"),
+    ],
+)
 
 State = dict[str, torch.Tensor]
 Step = Callable[[Any], object]

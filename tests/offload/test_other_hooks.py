@@ -32,7 +32,7 @@ from diffusers_offload_plus.offload.diffusers_door import HOOK_NAME, registry_of
 from diffusers_offload_plus.offload.hook import GroupOffloadPlusHook, attachment_of
 from tests.meter import Meter
 from tests.offload.models import BUDGETED, Stack, assert_plain, assert_same, noise, seeded
-from tests.policies import settings
+from tests.policies import settings, soaked
 from tests.zoo.models import MODELS
 from tests.zoo.pipelines import PIPELINES, PROMPT, flux_parts, models_of, quiet
 
@@ -212,7 +212,7 @@ def denoised(model: nn.Module, device: torch.device) -> list[torch.Tensor]:
 
 
 @either_order
-@pytest.mark.parametrize("policy", ["leaf-stream", "tight", "half", "auto"])
+@pytest.mark.parametrize("policy", ["leaf-stream", "half", "auto", *soaked("block-2-stream", "tight")])
 @pytest.mark.parametrize("name", CACHES)
 def test_caches(name: str, policy: str, first: str, device: torch.device) -> None:
     plain, model = CASE.build().to(device), CASE.build()

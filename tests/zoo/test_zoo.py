@@ -62,6 +62,7 @@ def test_calls_run_in_bfloat16(name: str) -> None:
         assert all(output.isfinite().all() for output in case.run(model, call)), call
 
 
+@pytest.mark.soak
 @every_model
 def test_weights_matter(name: str) -> None:
     """Each parameter changes some output, but for those the case excuses, and none is excused in vain."""
