@@ -19,7 +19,7 @@ from typing import Protocol
 from ..errors import BudgetExceededError
 from .auto_limit import AutoLimit
 from .sizes import format_bytes
-from .slots import SlotPool
+from .slots import Slot, SlotPool
 
 __all__ = ["DeviceBudget", "Member", "least_limit", "room_for_groups", "scratch_bytes"]
 
@@ -92,8 +92,20 @@ class DeviceBudget:
 
     @property
     def pools(self) -> bool:
-        """Whether memory is kept for reuse between two transfers."""
+        """Whether the device's memory is kept for reuse between two transfers."""
         return self.limit is not None
+
+    def give(self, slot: Slot) -> None:
+        """Keep memory for the next transfer. Without a limit only the latest, and only to the end of the pass: so much
+        was needed a moment ago."""
+        if self.limit is None:
+            self.slots.trim(self.slots.nbytes)
+        self.slots.give(slot)
+
+    def rest(self) -> None:
+        """A pass is over: without a limit no memory is kept."""
+        if self.limit is None:
+            self.slots.trim(self.slots.nbytes)
 
     @property
     def scratch(self) -> int:

@@ -111,6 +111,7 @@ class Passes:
                 else:
                     group.offload(compare=self.compare)
             self._active.clear()
+        self._budget.rest()
         self._waits.end(finished)
         self.window.end(finished)
 

@@ -232,13 +232,13 @@ class Link:
         """The device is done with ``home`` for now, and nobody reads what ``transfer`` brought."""
         if isinstance(home, DiskSlab) and self.uses_in_place(home):
             home.release()
-        if not transfer.slab.numel() or not self.budget.pools:
+        if not transfer.slab.numel() or not (self.budget.pools or self.device.type == "cpu"):
             return
         if not held_alone(transfer.slab):
             self.strays += 1
         elif not transfer.foreign:
             stream = self._stream and torch.accelerator.current_stream(self.device)
-            self.budget.slots.give(Slot(transfer.slab, stream and stream.record_event()))
+            self.budget.give(Slot(transfer.slab, stream and stream.record_event()))
 
     @property
     def read_wait_seconds(self) -> float:

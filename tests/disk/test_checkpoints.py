@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import diffusers_offload_plus as dop
+from diffusers_offload_plus.offload.hook import attachment_of
 from tests.disk.store import (
     assert_right,
     assert_state,
@@ -52,6 +54,29 @@ def test_headers_of_every_length(layout: str, where: torch.device, tmp_path: Pat
     assert file.read_bytes() == before
     dop.disable_group_offload(model)
     assert_usable(model, twin, where, tmp_path / "elsewhere")
+
+
+def test_aligned_copies_take_turns_in_one_piece_of_memory(tmp_path: Path) -> None:
+    """Fresh memory for each costs more than the copy: the system has to clear it first."""
+    cpu = torch.device("cpu")
+    model = seeded(Stack)
+    twin = twin_of(model, cpu)
+    file = save_checkpoint(model, tmp_path / "model.safetensors", start=8)
+    offload(model, cpu, tmp_path / "store", checkpoint=str(file))
+    attachment = attachment_of(model)
+    assert attachment is not None
+    engine = attachment.engine
+    assert_right(model, twin, cpu)
+    before = engine.budget.slots.reused
+    held: list[int] = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda *_: held.append(engine.budget.slots.nbytes))
+    assert_right(model, twin, cpu)
+    sizes = [group.nbytes for group in engine.streamed]
+    assert engine.budget.slots.reused - before >= sum(a == b for a, b in itertools.pairwise(sizes)) > 0
+    assert max(held) <= max(sizes)
+    assert engine.budget.slots.nbytes == 0, "a pass leaves nothing"
+    dop.disable_group_offload(model)
 
 
 def test_shards_in_a_directory(where: torch.device, tmp_path: Path) -> None:
