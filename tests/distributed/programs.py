@@ -79,14 +79,16 @@ def decisions(model: nn.Module) -> str:
 
 
 def proportional(where: str) -> int:
-    """Bytes of this process, what it shares divided by how many share it."""
+    """Bytes of this process, what it shares divided by how many share it. Files it has mapped are left out: how many
+    share those changes with whatever else runs on the machine."""
     gc.collect()
     if where == "sim":
         trim()
     give_memory_back()
     text = Path("/proc/self/smaps_rollup").read_text()
-    (found,) = re.findall(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)
-    return int(found) * 1024
+    found = re.findall(r"^Pss_(?:Anon|Shmem):\s+(\d+) kB", text, re.MULTILINE)
+    assert len(found) == 2
+    return sum(map(int, found)) * 1024
 
 
 def share(rank: Rank, where: str, depth: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import diffusers_offload_plus as dop
+from diffusers_offload_plus.offload.hook import attachment_of
 from diffusers_offload_plus.offload.tensors import same_bits
 from tests.meter import Meter
 from tests.offload.models import (
@@ -272,6 +273,19 @@ def test_weights_changed_between_forward_and_backward(
     model.zero_grad()
     mean_square(model(noise(device))).backward()  # and then all is well again
     del loss, caught
+    dop.disable_group_offload(model)
+
+
+def test_training_leaves_nothing_on_the_device(device: torch.device) -> None:
+    """An optimiser that holds the parameters would find some on the device and their gradients on the host."""
+    model = seeded(Stack)
+    dop.enable_group_offload(model, device, **settings("half", model, device))
+    engine = attachment_of(model).engine  # type: ignore[union-attr]
+    with torch.no_grad():
+        model(noise(device))
+    assert engine.passes.keeps
+    mean_square(model.blocks[0](noise(device))).backward()  # the others are not touched
+    assert not engine.passes.keeps
     dop.disable_group_offload(model)
 
 
