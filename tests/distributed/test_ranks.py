@@ -11,7 +11,7 @@ from tests.distributed import programs
 from tests.distributed.ranks import Ranks, eventually, names, run
 
 ACCELERATOR = pytest.mark.parametrize("where", ["cpu", "sim"])
-DEPTH = 40  # 640 MiB: what else a process takes meanwhile is little beside it
+DEPTH = 20  # 320 MiB
 
 
 @pytest.fixture(autouse=True)
