@@ -214,22 +214,11 @@ class WeightGroup:
         homes = iter(home.tensors)
         for entry in self.spec.entries:
             repoint(entry.tensor, map_plain(entry.tensor.detach(), lambda _: next(homes)))
-        plain = not any(is_wrapper(entry.tensor) for entry in self.spec.entries)
-        self._addresses = self._where() if plain else None
         self.in_place = self._link.uses_in_place(home)
         return home
 
-    def _where(self) -> list[int] | None:
-        try:
-            return [entry.tensor.data_ptr() for entry in self.spec.entries]
-        except RuntimeError:  # a wrapper, which has no address, was put in place of a plain tensor
-            return None
-
     def _current_home(self) -> Home:
-        # Where others re-pointed a parameter of an offloaded group, what it points at is given a home. Nearly always
-        # none was: memory of a home is nobody else's, so the addresses alone prove it.
-        if self._addresses is not None and self._addresses == self._where():
-            return self.home
+        # Where others re-pointed a parameter of an offloaded group, what it points at is given a home.
         if not all(self._at_home(t) for entry in self.spec.entries for _, t in plain_tensors(entry.tensor)):
             self._link.drain()
             self.home = self._settle_in(self._placement)

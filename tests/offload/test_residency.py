@@ -69,7 +69,7 @@ def test_never_over_budget(case: tuple[list[GroupCost], Nests], link: LinkSpeed,
     assert choice.step.seconds == pytest.approx(free.seconds, **close), "the depth slows it"
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=40)
 @given(nested(10), links(), st.booleans())
 def test_more_memory_is_never_slower(case: tuple[list[GroupCost], Nests], link: LinkSpeed, ahead: bool) -> None:
     groups, nests = case
@@ -81,7 +81,7 @@ def test_more_memory_is_never_slower(case: tuple[list[GroupCost], Nests], link: 
     assert seconds[-1] == pytest.approx(sum(group.compute_seconds for group in groups), **close)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=40)
 @given(nested(7), links(), st.booleans())
 def test_a_faster_link_is_never_slower(case: tuple[list[GroupCost], Nests], link: LinkSpeed, ahead: bool) -> None:
     groups, nests = case
@@ -93,7 +93,7 @@ def test_a_faster_link_is_never_slower(case: tuple[list[GroupCost], Nests], link
     assert fast.step.seconds <= slow.step.seconds * (1 + 2 * residency.WORTH) + 1e-9
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=40)
 @given(group_lists(12), links(), st.booleans(), st.integers(0, 30))
 def test_never_slower_than_stock(groups: list[GroupCost], link: LinkSpeed, ahead: bool, more: int) -> None:
     stock = stock_step(groups, link)
@@ -161,7 +161,7 @@ def test_spread_follows_compute_time() -> None:
     assert kept == frozenset({0, 8})
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=40)
 @given(nested(7), links(), st.booleans())
 def test_few_groups_by_brute_force(case: tuple[list[GroupCost], Nests], link: LinkSpeed, ahead: bool) -> None:
     groups, nests = case
@@ -169,7 +169,7 @@ def test_few_groups_by_brute_force(case: tuple[list[GroupCost], Nests], link: Li
     assert worst_gap(frontier, brute_force(groups, link, nests, ahead)) <= 0.02
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=40)
 @given(nested(8), links(), st.booleans())
 def test_the_search_by_brute_force(case: tuple[list[GroupCost], Nests], link: LinkSpeed, ahead: bool) -> None:
     groups, nests = case

@@ -420,3 +420,13 @@ def test_diffusers_model_to_bfloat16(policy: str, device: torch.device) -> None:
         for _ in range(2):
             assert_same(case.run(pair.model, "forward", device), case.run(pair.plain, "forward", device))
     pair.finish()
+
+
+def test_the_same_memory_by_another_storage(policy: str, device: torch.device) -> None:
+    """Addresses do not tell whose memory it is: what numpy holds of a weight is as good as new memory."""
+    pair = Pair(seeded(Stack), device, policy)
+    pair.agree(lambda m: m(noise(device)))
+    weight = pair.model.blocks[1].up.weight
+    weight.data = torch.from_numpy(weight.detach().cpu().numpy())
+    pair.agree(lambda m: m(noise(device)))
+    pair.finish(tidy=False)

@@ -118,7 +118,7 @@ STATEMENTS = st.sampled_from(
 
 
 @hypothesis_settings(
-    max_examples=6,
+    max_examples=10,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
