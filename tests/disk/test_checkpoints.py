@@ -79,6 +79,26 @@ def test_aligned_copies_take_turns_in_one_piece_of_memory(tmp_path: Path) -> Non
     dop.disable_group_offload(model)
 
 
+@pytest.mark.parametrize("start", [8, 4])
+def test_weights_that_the_loader_left_in_the_file_are_used_where_they_are(start: int, tmp_path: Path) -> None:
+    """However they lie there: un-offloaded, the model computes with those very addresses, modulo a page."""
+    cpu = torch.device("cpu")
+    model = seeded(Stack)
+    file = save_checkpoint(model, tmp_path / "model.safetensors", start=start)
+    state = load_file(file)
+    assert {value.data_ptr() % 16 for value in state.values()} == {start}, "safetensors maps files no more"
+    model.load_state_dict(state, assign=True)
+    x, row = noise(cpu), noise(cpu, 1, 32)
+    with torch.no_grad():
+        want = model(x), model(row)
+        offload(model, cpu, tmp_path / "store", checkpoint=str(file))
+        for _ in range(2):
+            assert_same((model(x), model(row)), want)
+    (component,) = dop.offload_report(model).components
+    assert component.disk_written_bytes == component.transferred_bytes == 0
+    dop.disable_group_offload(model)
+
+
 def test_shards_in_a_directory(where: torch.device, tmp_path: Path) -> None:
     model = seeded(Stack)
     twin = twin_of(model, where)

@@ -197,6 +197,37 @@ def test_mapped_pages_are_asked_for_at_once_if_they_are_not_there(
     assert len(asked) == 1, "now they are there"
 
 
+def test_pages_are_asked_for_where_the_system_does_not_tell(file: MappedFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It calls every page of such files present."""
+    file.populate(0, 2 << 20)
+    asked: list[int] = []
+    monkeypatch.setattr(file, "_advise", lambda *_: asked.append(1) or 0)
+    file.populate(0, 2 << 20)
+    assert not asked
+    monkeypatch.setattr(file, "_residency_is_told", False)
+    file.populate(0, 2 << 20)
+    assert asked
+
+
+@pytest.mark.parametrize(("mode", "mine", "told"), [(0o644, True, True), (0o444, False, False), (0o666, False, True)])
+def test_of_whose_files_the_system_tells_what_is_in_memory(mode: int, mine: bool, told: bool, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    path = tmp_path / "file"
+    path.write_bytes(bytes(PAGE))
+    path.chmod(mode)
+    os.chown(path, 65534 if mine else 0, 0)
+    descriptor = os.open(path, os.O_RDONLY)
+    os.setegid(65534)
+    os.seteuid(65534)
+    try:
+        assert direct.residency_is_told(descriptor) is told
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.close(descriptor)
+
+
 def test_descriptors_are_given_back(file: MappedFile) -> None:
     count = len(os.listdir("/proc/self/fd"))
     for _ in range(5):

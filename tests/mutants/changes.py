@@ -54,7 +54,7 @@ MUTANTS = [
     Mutant("bytes on disk are not compared", "stores/matching.py", "if offset + nbytes <= file.size and file.equals(address, offset, nbytes):", "if offset + nbytes <= file.size:"),
     Mutant("what was written to a mapped weight is not read", "stores/mapped_file.py", "        return bool((swapped | (present & ~of_file)).any())\n", "        return False\n"),
     Mutant("a file changed in place is not noticed", "stores/mapped_file.py", "        if found != self._stamp:\n", "        if False:\n"),
-    Mutant("badly aligned weights are used in place", "stores/disk.py", "        return self.offset % COMPUTE_ALIGNMENT == 0\n", "        return True\n"),
+    Mutant("badly aligned weights are used in place", "stores/disk.py", "        return self.offset % COMPUTE_ALIGNMENT == 0 or self.offset % VECTOR == address % VECTOR\n", "        return True\n"),
     Mutant("weights are let go before they are on disk", "stores/store_file.py", "            _write_all(descriptor, view_bytes(content.bytes), offset)\n", "            pass\n"),
     Mutant("kept files are published before they are whole", "stores/directory.py", "                write_file(descriptor, str(final), plan, contents)\n", "                os.replace(temporary, final)\n                temporary = str(final)\n                write_file(descriptor, str(final), plan, contents)\n"),
     Mutant("the budget of host memory is ignored", "plan.py", "        if held + nbytes <= room and (held + nbytes) * total <= room * passed:\n", "        if True:\n"),

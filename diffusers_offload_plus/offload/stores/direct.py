@@ -27,12 +27,13 @@ import threading
 
 import torch
 
-__all__ = ["DirectReads"]
+__all__ = ["DirectReads", "in_memory", "residency_is_told"]
 
 PAGE = mmap.PAGESIZE
 SMALLEST = 1 << 20  # bytes; below, the time of a request to the disk is longer than the copy that is spared
 CHUNK = 32 << 20  # bytes asked for at once: the disk sees many requests, and what is moved is still in the caches
 THROUGH_CACHE = 4  # every so many times; see [Note: when to read past the cache]
+_LOWEST_BIT = bytes(byte & 1 for byte in range(256))  # the one bit that has a meaning, of each page's byte
 _REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP, errno.EISDIR, errno.ENOSYS)
 
 
@@ -118,14 +119,21 @@ class DirectReads:
 def in_memory(address: int, nbytes: int) -> float:
     """The share of the mapped range whose pages the system has in memory; 1 where that cannot be told.
 
-    It is not told of files that the process may neither write nor owns.
+    It is not told of files of which :func:`residency_is_told` says so.
     """
     start = address // PAGE * PAGE
     count = -(-(address + nbytes - start) // PAGE)
-    pages = torch.empty(count, dtype=torch.uint8)
-    if _mincore()(start, address + nbytes - start, pages.data_ptr()) != 0:
+    pages = (ctypes.c_char * count)()  # asked for in each pass for each range, and much cheaper than a tensor
+    if _mincore()(start, address + nbytes - start, pages) != 0:
         return 1.0
-    return float(pages.bitwise_and_(1).sum()) / count
+    return pages.raw.translate(_LOWEST_BIT).count(1) / count
+
+
+def residency_is_told(descriptor: int) -> bool:
+    """Whether the system tells this process which pages of the file are in memory: it does so to those that may write
+    the file, and to its owner."""
+    status = os.fstat(descriptor)
+    return status.st_uid == os.geteuid() or os.access(f"/proc/self/fd/{descriptor}", os.W_OK, effective_ids=True)
 
 
 def _count_fork() -> None:

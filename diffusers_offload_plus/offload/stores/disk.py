@@ -8,11 +8,13 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from .layout import Extent, SlabLayout, view_of
-from .mapped_file import MappedFile
+from .mapped_file import PAGE, MappedFile
 
 __all__ = ["DiskSlab", "Piece"]
 
-COMPUTE_ALIGNMENT = 16  # bytes; CPU kernels give other last bits on weights that are aligned less
+# CPU kernels give other last bits on weights that are aligned to fewer bytes than the first; none tells apart two
+# addresses that agree modulo the second.
+COMPUTE_ALIGNMENT, VECTOR = 16, 64
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -23,10 +25,10 @@ class Piece:
     offset: int
     nbytes: int
 
-    @property
-    def is_aligned(self) -> bool:
-        """Whether computing straight from the mapping gives the bits that computing from memory gives."""
-        return self.offset % COMPUTE_ALIGNMENT == 0
+    def computes_like(self, address: int) -> bool:
+        """Whether computing straight from the mapping gives the bits that computing with the same bytes at ``address``
+        in memory gives."""
+        return self.offset % COMPUTE_ALIGNMENT == 0 or self.offset % VECTOR == address % VECTOR
 
 
 class DiskSlab:
@@ -35,6 +37,7 @@ class DiskSlab:
     Attributes:
         tensors: the views, in the order of the sources; writing one leaves the files alone.
         pieces: where each extent of :attr:`layout` lies on disk.
+        is_aligned: a CPU may compute with every tensor where it lies, and gets the bits it got from the sources.
     """
 
     in_memory: torch.Tensor | None = None
@@ -44,6 +47,10 @@ class DiskSlab:
         """Views for ``sources``, whose extents ``layout`` gives and whose bytes ``pieces`` hold, extent by extent."""
         self.layout = layout
         self.pieces = tuple(pieces)
+        self.is_aligned = all(
+            piece.computes_like(extent.start) for extent, piece in zip(layout.extents, self.pieces, strict=True)
+        )
+        self._ranges = _joined(self.pieces)
         host = torch.device("cpu")
         slices = [piece.file.storage(piece.offset, piece.nbytes) for piece in self.pieces]
         self.tensors: list[torch.Tensor] = []
@@ -60,11 +67,6 @@ class DiskSlab:
     def nbytes(self) -> int:
         """Bytes of the packed tensors, alignment included."""
         return self.layout.nbytes
-
-    @property
-    def is_aligned(self) -> bool:
-        """Whether every tensor may be computed with where it lies."""
-        return all(piece.is_aligned for piece in self.pieces)
 
     @property
     def private_bytes(self) -> int:
@@ -127,12 +129,12 @@ class DiskSlab:
     def populate(self) -> None:
         """Bring all of it into memory, to be computed with where it lies."""
         self.check()
-        for _, piece in self._runs():
+        for piece in self._ranges:
             piece.file.populate(piece.offset, piece.nbytes)
 
     def release(self) -> None:
         """Tell the system that it will not be used soon."""
-        for _, piece in self._runs():
+        for piece in self._ranges:
             piece.file.release(piece.offset, piece.nbytes)
 
     def _runs(self) -> Iterator[tuple[int, Piece]]:
@@ -149,3 +151,16 @@ class DiskSlab:
             run, begin = piece, extent.offset
         if run is not None:
             yield begin, run
+
+
+def _joined(pieces: Sequence[Piece]) -> list[Piece]:
+    """The same bytes in as few ranges as possible: what lies between two of them takes no page of its own."""
+    found: list[Piece] = []
+    for piece in sorted(pieces, key=lambda piece: (id(piece.file), piece.offset)):
+        last = found[-1] if found else None
+        if last is not None and last.file is piece.file and piece.offset < last.offset + last.nbytes + PAGE:
+            end = max(last.offset + last.nbytes, piece.offset + piece.nbytes)
+            found[-1] = Piece(last.file, last.offset, end - last.offset)
+        else:
+            found.append(piece)
+    return found

@@ -33,9 +33,9 @@ from typing import Any
 import torch
 
 from ...errors import DiskTierError, FileChangedError
-from .direct import DirectReads, in_memory
+from .direct import DirectReads, in_memory, residency_is_told
 
-__all__ = ["MappedFile", "check_mapped", "named_error", "same_bytes", "view_bytes"]
+__all__ = ["PAGE", "MappedFile", "check_mapped", "named_error", "same_bytes", "view_bytes"]
 
 PAGE = mmap.PAGESIZE
 READ_AHEAD = 1 << 20  # bytes; ranges of fewer are in the first window that the system reads ahead
@@ -71,6 +71,7 @@ class MappedFile:
             self.size = status.st_size
             self._stamp = (status.st_size, status.st_mtime_ns)
             self.identity = (status.st_dev, status.st_ino)
+            self._residency_is_told = residency_is_told(self._descriptor)
             with named_error("map", path):
                 self._storage: Any = _map_privately(self._descriptor, self.size)
         except BaseException:
@@ -191,15 +192,23 @@ class MappedFile:
         return same_bytes(address, self.address + offset, nbytes)
 
     def populate(self, offset: int, nbytes: int) -> None:
-        """Bring the range into memory and the page tables, without the interpreter lock.
+        """Bring the range into memory, without the interpreter lock.
 
         Raises:
             DiskTierError: the system could not read it. (Touching the pages would have been a SIGBUS.)
         """
-        if nbytes >= READ_AHEAD and in_memory(self.address + offset, nbytes) < 1:
+        if self._is_in_memory(offset, nbytes):
+            return  # as nearly always: going through the page tables takes ten times as long
+        if nbytes >= READ_AHEAD:
             self.read_ahead(offset, nbytes)  # the disk is asked for all of it at once, not window by window
         if self._advise(offset, nbytes, _POPULATE_READ) in (errno.EFAULT, errno.EIO, _EHWPOISON):
             raise DiskTierError(errno.EIO, f"cannot read bytes {offset} to {offset + nbytes}", self.path)
+
+    def _is_in_memory(self, offset: int, nbytes: int) -> bool:
+        # The cache may hold pages past the end of a file that was truncated; touching them is a SIGBUS all the same.
+        if not self._residency_is_told or self._descriptor < 0 or os.fstat(self._descriptor).st_size < self.size:
+            return False
+        return in_memory(self.address + offset, nbytes) == 1
 
     def read_ahead(self, offset: int, nbytes: int) -> None:
         """Ask the system to begin reading the range."""
