@@ -151,7 +151,7 @@ class DeviceBudget:
             around = self.auto.end(finished, self.used)
             if around is not None:
                 self.limit = around
-            self._trim(self._short(0))
+            self._shrink(member)  # a cast may have made groups larger than the limit had room for
 
     def _least(self) -> int:
         fixed = sum(member.fixed_bytes for member in self._members)

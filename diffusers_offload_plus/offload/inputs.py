@@ -42,14 +42,20 @@ def elements_of(value: Any) -> int:
 
 
 def _elsewhere(value: Any, device: torch.device) -> bool:
+    # Asked for every argument of every hooked call.
     if isinstance(value, torch.Tensor):
         return value.device != device
     if value is None or isinstance(value, (bool, int, float, str)):
         return False
-    if isinstance(value, (tuple, list)):
-        return any(_elsewhere(item, device) for item in value)
     if isinstance(value, dict):
-        return any(_elsewhere(item, device) for item in value.values())
-    return (
-        hasattr(value, "to") and not isinstance(value, torch.nn.Module) and getattr(value, "device", device) != device
-    )
+        value = value.values()
+    elif not isinstance(value, (tuple, list)):
+        return (
+            hasattr(value, "to")
+            and not isinstance(value, torch.nn.Module)
+            and getattr(value, "device", device) != device
+        )
+    for item in value:  # noqa: SIM110, a generator for `any` costs more than most loops here
+        if _elsewhere(item, device):
+            return True
+    return False

@@ -24,11 +24,13 @@ def valid_output(output: Any, managed: Mapping[int, object]) -> Any:
 
 def _holds(value: Any, managed: Mapping[int, object]) -> bool:
     # Cheaper than flattening: most outputs are a tensor or a tuple of tensors.
-    if isinstance(value, (tuple, list)):
-        return any(_holds(item, managed) for item in value)
+    if isinstance(value, torch.Tensor):
+        return id(value) in managed
     if isinstance(value, dict):
-        return any(_holds(item, managed) for item in value.values())
-    return _is(value, managed)
+        value = value.values()
+    elif not isinstance(value, (tuple, list)):
+        return False
+    return any(_holds(item, managed) for item in value)
 
 
 def _is(value: Any, managed: Mapping[int, object]) -> bool:

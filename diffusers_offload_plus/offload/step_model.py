@@ -15,6 +15,7 @@ and the kept ones before it, which take ``head`` seconds, come after the last of
 
     x[0] = max(x[-1] + after[-1], y[settled] + head) + compute[0]
 
+and so does a copy that may start when the turn of that group has come, as the depth has it for number ``depth``.
 Without that, more room is never slower, which the search for what to keep builds on; so it searches without.
 
 [Note: the steady step]
@@ -30,6 +31,7 @@ no cycle is heavier.
 from __future__ import annotations
 
 import dataclasses
+import enum
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -93,6 +95,15 @@ class _Gates(NamedTuple):
     place: list[int]
     offset: list[float]
     settled: int  # the last copy that is under way when a step ends, if that is waited for; else -1
+    turn: int  # the copy that may start when the turn of the first streamed group has come; else -1
+
+
+class _Cause(enum.Enum):
+    """What a copy waited for last."""
+
+    LINK = enum.auto()
+    GATE = enum.auto()
+    SETTLED = enum.auto()  # the copies that were under way when the step ended
 
 
 class _Run(NamedTuple):
@@ -173,7 +184,7 @@ class Stream:
         count, sizes = len(self.sizes), self.sizes
         if room < max(sizes, default=0):
             raise ValueError(f"A room of {room} bytes cannot hold the largest streamed group, {max(sizes)} bytes.")
-        places, offsets, settled = [], [], -1
+        places, offsets, settled, turn = [], [], -1, -1
         # A group is never on the device twice, so its own last use bounds how far ahead its copy can be.
         first, held = 1, self.streamed_bytes - (sizes[0] if sizes else 0)
         for k in range(count):
@@ -185,15 +196,16 @@ class Stream:
             under_way = gate < count - 1 + self.kept_last
             if depth is not None and depth < count:
                 started = count + k - depth - 1
-                if (started, self.after[started % count]) > (gate, seconds):
+                if (started, self.after[started % count]) >= (gate, seconds):
                     gate, seconds, under_way = started, self.after[started % count], started < count - 1
+                    turn = k if started == count - 1 else turn
             if settles and wrap and under_way:
                 settled = k
             if not wrap:
                 gate, seconds = max((gate, seconds), (count - 1, self.tail))
             places.append(gate)
             offsets.append(seconds)
-        return _Gates(places, offsets, settled)
+        return _Gates(places, offsets, settled, turn)
 
     def _steady(self, gates: _Gates) -> _Run:
         """See [Note: the steady step]."""
@@ -201,11 +213,11 @@ class Stream:
         seconds = self.bound
         ends, link_free = self._along_bound()
         while True:
-            run, waited, gated = self._pass(gates, ends, link_free, seconds)
+            run, waited, causes = self._pass(gates, ends, link_free, seconds)
             risen = self._most_risen(run, link_free)
             if risen is None:
                 return run
-            cycle = self._cycle(gates, waited, gated, risen)
+            cycle = self._cycle(gates, waited, causes, risen)
             if cycle is not None and cycle[0] > seconds * (1 + ROUNDING):
                 seconds, source = cycle
                 ends = [NEVER] * (2 * count)
@@ -235,18 +247,21 @@ class Stream:
 
     def _pass(
         self, gates: _Gates, ends: list[float], link_free: float, seconds: float
-    ) -> tuple[_Run, list[bool], list[bool]]:
-        """One step after the one in the first half of ``ends``; which computes waited, and which copies did."""
+    ) -> tuple[_Run, list[bool], list[_Cause]]:
+        """One step after the one in the first half of ``ends``; which computes waited, and for what each copy did."""
         count = len(self.places)
-        copy_starts, copy_ends, waited, gated = [], [], [], []
+        waited, causes = [], []
+        copy_starts: list[float] = []
+        copy_ends: list[float] = []
         end, idle = ends[count - 1], self.after[-1]
         place, copied, settled = count, 0, gates.settled
         for compute, after in zip(self.compute, self.after, strict=True):
             while copied <= place - count or copied <= settled:
-                opens = ends[gates.place[copied]] + gates.offset[copied]
-                gated.append(opens > link_free)
-                if opens > link_free:
-                    link_free = opens
+                opens, cause = ends[gates.place[copied]] + gates.offset[copied], _Cause.GATE
+                if copied == gates.turn and settled >= 0 and copy_ends[settled] + self.head > opens:
+                    opens, cause = copy_ends[settled] + self.head, _Cause.SETTLED
+                causes.append(cause if opens > link_free else _Cause.LINK)
+                link_free = max(link_free, opens)
                 copy_starts.append(link_free)
                 link_free += self.copy[copied]
                 copy_ends.append(link_free)
@@ -262,7 +277,7 @@ class Stream:
             ends[place] = end
             place += 1
             idle = after
-        return _Run(seconds, ends, copy_starts, copy_ends), waited, gated
+        return _Run(seconds, ends, copy_starts, copy_ends), waited, causes
 
     def _most_risen(self, run: _Run, link_free: float) -> tuple[bool, int] | None:
         """The node of the last pass whose path grew most: whether it is a copy, and which group's. None: none did."""
@@ -276,7 +291,7 @@ class Stream:
         return found
 
     def _cycle(
-        self, gates: _Gates, waited: list[bool], gated: list[bool], node: tuple[bool, int]
+        self, gates: _Gates, waited: list[bool], causes: list[_Cause], node: tuple[bool, int]
     ) -> tuple[float, int | None] | None:
         """Follow what each moment waited for, from ``node`` back to a node seen before.
 
@@ -293,11 +308,13 @@ class Stream:
             seen[is_copy, k] = weight, steps
             if is_copy:
                 weight += self.copy[k]
-                if gated[k]:
+                before = k - 1
+                if causes[k] is _Cause.GATE:
                     weight += gates.offset[k]
                     is_copy, before = False, gates.place[k] - count
-                else:
-                    before = k - 1
+                elif causes[k] is _Cause.SETTLED:
+                    weight += self.head
+                    before = gates.settled
             else:
                 weight += self.compute[k]
                 if waited[k]:

@@ -8,8 +8,8 @@ whoever did it and by whatever way.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator
-from itertools import chain
-from operator import attrgetter, is_
+from itertools import chain, compress, repeat
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 import torch
@@ -19,49 +19,57 @@ from .partition import is_compiled
 
 __all__ = ["Structure"]
 
-# Everything here is done in each pass for each module, so it is left to functions that loop in C.
-_children, _parameters, _buffers = map(attrgetter, ("_modules", "_parameters", "_buffers"))
-_compiled_call = attrgetter("_compiled_call_impl")
+# Everything here is done in each pass for each module, so it is left to functions that loop in C. What takes time is
+# to find a thousand modules and their dicts in memory; each is looked at once, and what is empty not looked into.
+_weights_and_tree = itemgetter("_parameters", "_modules")
+_buffers = attrgetter("_buffers")
+_COMPILED = "_compiled_call_impl"
 
 
 class _Holding:
     """What some dicts hold, by identity: kept alive, so that no other object can have the same one."""
 
-    __slots__ = ("_held", "_sizes")
+    __slots__ = ("_filled", "_held", "_sizes")
 
     def __init__(self, dicts: Iterable[dict[str, Any]]) -> None:
         dicts = list(dicts)
         self._sizes = list(map(len, dicts))  # so that nothing can move from one to the next unseen
-        self._held = _values(dicts)
+        self._filled = list(map(bool, dicts))
+        self._held = list(self._values(dicts))
 
     def extend(self, other: _Holding) -> None:
         self._sizes += other._sizes
+        self._filled += other._filled
         self._held += other._held
 
     def same(self, dicts: Iterable[dict[str, Any]]) -> bool:
         """Whether ``dicts`` hold that and nothing else."""
         dicts = list(dicts)
-        if list(map(len, dicts)) != self._sizes:
-            return False
-        now = _values(dicts)
-        return len(now) == len(self._held) and all(map(is_, now, self._held))
+        return list(map(len, dicts)) == self._sizes and all(map(is_, self._values(dicts), self._held))
+
+    def _values(self, dicts: list[dict[str, Any]]) -> Iterator[Any]:
+        # Of the dict itself: one that is watched would answer with what the device holds.
+        return chain.from_iterable(map(dict.values, compress(dicts, self._filled)))
 
 
 class _Part:
-    """Some modules and what they hold."""
+    """Some modules and what they hold.
 
-    __slots__ = ("buffers", "compiled", "modules", "tree", "weights")
+    ``dicts`` are the modules' own, in place of which nobody puts another.
+    """
+
+    __slots__ = ("buffers", "compiled", "dicts", "modules", "weights_and_tree")
 
     def __init__(self, modules: list[nn.Module]) -> None:
         self.modules = modules
-        self.tree = _Holding(map(_children, modules))
-        self.weights = _Holding(map(_parameters, modules))
+        self.dicts = list(map(vars, modules))
+        self.weights_and_tree = _Holding(self._weights_and_tree())
         self.buffers = _Holding(map(_buffers, modules))
         self.settle()
 
     def settle(self) -> None:
         """Take the compiled forwards that the modules have now as given. What lies beneath a hook is the hook's."""
-        self.compiled = list(map(_compiled_call, self.modules))
+        self.compiled = list(self._compiled())
 
     def extend(self, other: _Part) -> None:
         """Add what ``other`` held when it was recorded."""
@@ -71,12 +79,13 @@ class _Part:
     @property
     def unchanged(self) -> bool:
         """Whether the modules hold the same modules and parameters, and no forward was compiled or given back."""
-        modules = self.modules
-        return (
-            self.tree.same(map(_children, modules))
-            and self.weights.same(map(_parameters, modules))
-            and all(map(is_, map(_compiled_call, modules), self.compiled))
-        )
+        return self.weights_and_tree.same(self._weights_and_tree()) and all(map(is_, self._compiled(), self.compiled))
+
+    def _weights_and_tree(self) -> Iterator[dict[str, Any]]:
+        return chain.from_iterable(map(_weights_and_tree, self.dicts))
+
+    def _compiled(self) -> Iterator[Any]:
+        return map(dict.get, self.dicts, repeat(_COMPILED))
 
 
 class Structure:
@@ -132,8 +141,3 @@ class Structure:
             for one in recorded:
                 part.extend(one)
         return part
-
-
-def _values(dicts: Iterable[dict[str, Any]]) -> list[Any]:
-    # Of the dict itself: one that is watched would answer with what the device holds.
-    return list(chain.from_iterable(map(dict.values, dicts)))

@@ -113,6 +113,13 @@ def test_what_is_under_way_when_a_step_ends_is_waited_for() -> None:
     step = simulate_step(groups, frozenset({0, 2}), 5, SLOW, settles=True)
     assert step.seconds == pytest.approx(11)
     assert step.stalls == pytest.approx([0, 1, 0])
+    # A copy whose turn comes in the next step alone comes after that as well: 1 + 0.5 + 0.5.
+    ahead = simulate_step(costs((0, 1), (0, 0), (0, 0)), frozenset({0}), 0, LinkSpeed(1.0, 0.5), depth=1, settles=True)
+    assert ahead.seconds == pytest.approx(2)
+    # Nor is a copy under way beside a kept last group whose turn comes in the next step, though there is room for it.
+    others = costs((0, 0), (0, 1), (1, 0), (0, 0))
+    ahead = simulate_step(others, frozenset({3}), 1, LinkSpeed(0.25), depth=2, settles=True)
+    assert ahead.seconds == pytest.approx(4)
     # With nothing after it, it is not under way when the step ends.
     assert simulate_step(groups[:2], frozenset({0}), 5, SLOW, settles=True).seconds == pytest.approx(7)
 

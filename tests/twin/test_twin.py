@@ -46,6 +46,18 @@ def each_operation_once(policy: str) -> None:
     twins.teardown()
 
 
+def test_a_cast_before_memory_is_measured(device: torch.device) -> None:
+    """The limit of the pass that measures is of the sizes before the cast; what is over it does not stay."""
+    Twins.device = device
+    Twins.meter = meter_for(device)
+    twins = Twins()
+    twins.start(Recipe((Node("attending"),), (), 0), "auto-block")
+    for step in (twins.cast, twins.encode, twins.forward, twins.cast, twins.encode):
+        step()
+        twins.agree()
+    twins.teardown()
+
+
 @pytest.mark.timeout(0)
 def test_the_offloaded_model_is_its_unoffloaded_twin(device: torch.device) -> None:
     Twins.device = device
