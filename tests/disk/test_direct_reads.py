@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import random
 from pathlib import Path
@@ -229,6 +230,7 @@ def test_of_whose_files_the_system_tells_what_is_in_memory(mode: int, mine: bool
 
 
 def test_descriptors_are_given_back(file: MappedFile) -> None:
+    gc.collect()  # files of earlier tests
     count = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         again = MappedFile(file.path)

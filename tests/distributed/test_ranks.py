@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +36,31 @@ def test_ranks_cost_one_model(where: str, world: int, tmp_path: Path) -> None:
     taken = sum(each["taken"] for each in found)
     print(f"{world} ranks on {where}: {taken / nbytes:.4f} of {nbytes} bytes")
     assert 0.98 * nbytes < taken <= 1.02 * nbytes
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+        # With "--cpu" it leaves ranks to MPI; so they are started as they are for GPUs.
+        ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"],
+    ],
+    ids=["torchrun", "accelerate launch"],
+)
+def test_as_users_launch_ranks(launcher: list[str], tmp_path: Path) -> None:
+    """Nothing of ours is told that there are ranks: the launcher's environment is."""
+    script, file = str(Path(programs.__file__).with_name("launched.py")), tmp_path / "found"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", *launcher, script, str(file)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(found) == 2
+    assert found[0] == found[1]
+    assert found[0]["right"]
+    assert found[0]["shared"] >= found[0]["bytes"]
+    assert len(found[0]["memory"]) == 1
+    assert found[0]["memory"] != [0]
 
 
 @ACCELERATOR

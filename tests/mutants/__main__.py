@@ -23,7 +23,7 @@ SUITE = [
     "test_figures", "test_budgets", "test_auto_budget", "test_inputs", "test_broken_engines", "test_buffers",
     "test_ties_and_views", "test_user_changes", "test_entry_doors", "test_failures",
     "test_copies_and_state", "test_tensor_subclasses", "test_training",
-    "test_claims_and_copies", "test_other_hooks", "test_pipelines",
+    "test_claims_and_copies", "test_other_hooks", "test_pipelines", "test_stalls",
 ]  # fmt: skip
 
 
@@ -50,6 +50,7 @@ def run(mutant: Mutant, timeout: float) -> tuple[str, float]:
         folders.insert(0 if of_ranks else 2, tree / "tests" / "distributed")
         on_disk = mutant.file.startswith("stores/") or mutant.file in ("reader.py", "staging.py", "plan.py")
         files = [*folders, *files] if on_disk else [*files, *folders]
+        files.append(tree / "tests" / "twin")
         command = [
             sys.executable,
             "-m",
