@@ -98,6 +98,21 @@ def test_figures_are_those_of_the_plan(saved: Callable[[str], Path], capsys: pyt
             assert f" {figure}" in line
 
 
+def test_components_that_are_left_out(saved: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["transformer", "vae"]
+    excluded = ["text_encoder", "text_encoder_2"]
+    blueprint = read_blueprint(saved("flux"))
+    plan = dop.plan_group_offload(blueprint, vram_budget="150KiB", exclude_modules=excluded)
+    assert sorted(c.name for c in plan.components) == names
+    kept = {name: model for name, model in blueprint.components.items() if name in names}
+    alone = dop.plan_group_offload(type(blueprint)(kept, ()), vram_budget="150KiB")
+    assert plan.components == alone.components
+    assert main(["plan", str(saved("flux")), "--vram", "150KiB", "--exclude", ",".join(excluded)]) == 0
+    assert "text_encoder" not in capsys.readouterr().out
+    assert main(["plan", str(saved("flux")), "--vram", "150KiB", "--exclude", "unet"]) == 2
+    assert "`exclude_modules` names 'unet'" in capsys.readouterr().err
+
+
 def test_too_little_host_memory(saved: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(saved("flux")), "--vram", "1GiB", "--ram", "100KiB"]) == 1
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("--ram")]

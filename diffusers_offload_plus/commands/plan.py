@@ -42,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bandwidth", metavar="SIZE", help="bytes a second from host to device, such as 25GB, or 'auto' to measure it"
     )
+    parser.add_argument(
+        "--exclude",
+        type=_names,
+        metavar="NAME,...",
+        help="components that are on the device whole, besides",
+    )
     parser.add_argument("--onload-device", default="cuda", metavar="DEVICE", help="where to compute (default: cuda)")
 
 
@@ -77,7 +83,11 @@ def _plan(blueprint: Blueprint, budget: int, arguments: argparse.Namespace) -> P
     from ..offload.planning import plan_group_offload
 
     return plan_group_offload(
-        blueprint, onload_device=arguments.onload_device, vram_budget=budget, bandwidth=arguments.bandwidth
+        blueprint,
+        onload_device=arguments.onload_device,
+        vram_budget=budget,
+        bandwidth=arguments.bandwidth,
+        exclude_modules=arguments.exclude,
     )
 
 
@@ -128,6 +138,10 @@ def _lines(plans: list[PipelinePlan]) -> list[str]:
 
 def _sizes(text: str) -> tuple[int, ...]:
     return tuple(_size(part) for part in text.split(","))
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
 
 
 def _size(text: str) -> int:

@@ -183,10 +183,11 @@ class DeviceBudget:
         self.live += nbytes
         self.peak = max(self.peak, self.used)
 
-    def reserve(self, nbytes: int, member: Member, *, required: bool, displace: bool) -> bool:
+    def reserve(self, nbytes: int, member: Member, *, required: bool, displace: bool, pooled: bool = True) -> bool:
         """See that ``nbytes`` more can be taken.
 
         Args:
+            pooled: they are to be one piece, and a free slot serves.
             required: the bytes are needed now, whatever has to go; else only free slots go.
             displace: other members' groups may go before.
 
@@ -194,7 +195,7 @@ class DeviceBudget:
             BudgetExceededError: they are required, and what is in use leaves no room below a limit that is a promise.
         """
         self._note_beside()
-        if self.limit is None or self.slots.has(nbytes) or self._short(nbytes) <= 0:
+        if self.limit is None or (pooled and self.slots.has(nbytes)) or self._short(nbytes) <= 0:
             return True
         self._trim(self._short(nbytes))
         if displace:

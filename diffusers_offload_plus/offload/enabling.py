@@ -21,7 +21,7 @@ from .memory import give_memory_back
 from .policy import AUTO, OffloadPolicy
 from .preflight import check_model
 from .targets import components_of, split_excluded
-from .tensors import plain_tensors
+from .tensors import plain_bytes
 
 __all__ = ["disable_group_offload", "enable_group_offload", "upgrade"]
 
@@ -248,8 +248,7 @@ def _for_model(policy: OffloadPolicy, module: nn.Module, kept: dict[str, nn.Modu
 
 
 def _nbytes(module: nn.Module) -> int:
-    tensors = (t for tensor in (*module.parameters(), *module.buffers()) for _, t in plain_tensors(tensor))
-    return sum(t.numel() * t.element_size() for t in tensors)
+    return sum(map(plain_bytes, (*module.parameters(), *module.buffers())))
 
 
 def _require_known_blocks(policy: OffloadPolicy, components: dict[str, nn.Module]) -> None:

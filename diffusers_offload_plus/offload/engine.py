@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -288,8 +289,7 @@ class OffloadEngine:
         if torch.is_grad_enabled() and entry.tensor.requires_grad:
             return entry.tensor.to(self.device)
         with self._lock, engine_mode():
-            self.budget.reserve(2 * entry.nbytes, self, required=True, displace=True)
-            return self._loans.lend(group, entry)
+            return self._loans.lend(group, entry, functools.partial(self._make_room, pooled=False))
 
     def settle_host(self) -> None:
         """Somebody is about to look at host weights, and may write them: no copy may be reading them any more."""
@@ -371,8 +371,11 @@ class OffloadEngine:
         with engine_mode():
             for group in self.groups:
                 if group.spec.residency is Residency.RESIDENT:
-                    group.onload()
-            self.carried.to_device()
+                    group.onload(self._make_room)
+            self.carried.to_device(functools.partial(self._make_room, pooled=False))
+
+    def _make_room(self, nbytes: int, *, pooled: bool = True) -> bool:
+        return self.budget.reserve(nbytes, self, required=True, displace=True, pooled=pooled)
 
     def _recount_buffers(self, below: nn.Module) -> None:
         # Forward and ``.to`` put new tensors in place of buffers; whatever is there now is what the model has.

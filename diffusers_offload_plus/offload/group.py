@@ -20,7 +20,7 @@ from .inventory import Entry, GroupSpec, Residency
 from .stores.home import Home, Placement
 from .stores.host import HostPlacement
 from .stores.layout import view_of
-from .tensors import cast_tensor, is_wrapper, map_plain, plain_tensors, repoint, same_bits
+from .tensors import cast_tensor, is_wrapper, map_plain, plain_bytes, plain_tensors, repoint, same_bits
 from .transfer import Link, Transfer
 
 __all__ = ["State", "WeightGroup"]
@@ -309,7 +309,7 @@ class WeightGroup:
         if same_bits(value, loan.host):
             value = loan.host
         else:
-            self.written_back += sum(t.numel() * t.element_size() for _, t in plain_tensors(value))
+            self.written_back += plain_bytes(value)
         repoint(tensor, value)
 
 

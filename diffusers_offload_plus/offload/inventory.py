@@ -25,7 +25,7 @@ from ..errors import UnsupportedModelError
 from .partition import Unit, partition
 from .policy import OffloadPolicy
 from .stores.layout import address_range, cluster
-from .tensors import has_memory, is_packable, plain_tensors
+from .tensors import has_memory, is_packable, plain_bytes, plain_tensors
 
 __all__ = ["Decision", "Entry", "GroupSpec", "Inventory", "Residency", "take_inventory"]
 
@@ -43,8 +43,8 @@ class Residency(enum.Enum):
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class Entry:
-    """One parameter or buffer (the object itself, not its values), every name it goes by, and the bytes of its plain
-    tensors."""
+    """One parameter or buffer (the object itself, not its values), every name it goes by, and the bytes that its plain
+    tensors had when the inventory was taken."""
 
     tensor: torch.Tensor
     names: list[str]
@@ -164,8 +164,9 @@ def _entries(root: nn.Module, label: str, values: bool) -> dict[int, Entry]:
             _refuse_sharded(f"{label}.{name}", kind, tensor)
             plain = [t for _, t in plain_tensors(tensor)]
             _require_values(f"{label}.{name}", kind, [tensor, *plain], values)
-            nbytes = sum(t.numel() * t.element_size() for t in plain)
-            found[id(tensor)] = Entry(tensor=tensor, names=[name], is_buffer=kind == "buffer", nbytes=nbytes)
+            found[id(tensor)] = Entry(
+                tensor=tensor, names=[name], is_buffer=kind == "buffer", nbytes=plain_bytes(tensor)
+            )
     return found
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 
 from .group import WeightGroup
 from .inventory import Entry
-from .tensors import map_plain, plain_tensors, relocate, same_bits
+from .tensors import map_plain, plain_bytes, plain_tensors, relocate, same_bits
 from .transfer import Link
 
 __all__ = ["Loans"]
@@ -20,6 +21,7 @@ class _Loan:
     entry: Entry
     value: torch.Tensor
     as_lent: torch.Tensor
+    nbytes: int
 
 
 class Loans:
@@ -33,20 +35,26 @@ class Loans:
     @property
     def nbytes(self) -> int:
         """Device bytes held by open loans."""
-        return sum(2 * loan.entry.nbytes for loan in self._open.values())
+        return sum(loan.nbytes for loan in self._open.values())
 
-    def lend(self, group: WeightGroup, entry: Entry) -> torch.Tensor:
+    def lend(self, group: WeightGroup, entry: Entry, room: Callable[[int], object]) -> torch.Tensor:
         """A copy of ``entry`` on the device; the same one for every reader until :meth:`settle`, unless the host
-        copy changes."""
+        copy changes.
+
+        Args:
+            room: makes room for so many bytes, or raises.
+        """
+        nbytes = 2 * plain_bytes(entry.tensor)  # as it is now: it may have been cast
+        room(nbytes)
         known = self._open.get(id(entry.tensor))
         fresh = map_plain(entry.tensor.detach(), lambda t: relocate(t, self._link.device))
         if known is not None and same_bits(fresh, known.as_lent):
             return known.value
         if known is not None:
             self._end(known)
-        loan = _Loan(group, entry, fresh, map_plain(fresh, torch.clone))
+        loan = _Loan(group, entry, fresh, map_plain(fresh, torch.clone), nbytes)
         self._open[id(entry.tensor)] = loan
-        self._link.hold(2 * entry.nbytes)
+        self._link.hold(nbytes)
         return loan.value
 
     def settle(self) -> None:
@@ -59,5 +67,5 @@ class Loans:
         if not same_bits(loan.value, loan.as_lent):
             for (_, home), (_, lent) in zip(plain_tensors(loan.entry.tensor), plain_tensors(loan.value), strict=True):
                 home.data.copy_(lent)
-            loan.group.written_back += loan.entry.nbytes
-        self._link.hold(-2 * loan.entry.nbytes)
+            loan.group.written_back += loan.nbytes // 2
+        self._link.hold(-loan.nbytes)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from .preflight import check_model
 from .sizes import format_bytes, parse_bytes
 from .step_model import GroupCost, LinkSpeed, Stream
 from .tables import table
-from .targets import components_of
+from .targets import components_of, split_excluded
 from .window import FARTHEST
 
 __all__ = ["ComponentPlan", "PipelinePlan", "plan_group_offload"]
@@ -132,6 +132,7 @@ def plan_group_offload(
     bandwidth: float | str | None = None,
     compute_seconds: Mapping[str, float] | None = None,
     offload_type: str = "block_level",
+    exclude_modules: str | Iterable[str] | None = None,
 ) -> PipelinePlan:
     """What ``enable_group_offload`` with these budgets would keep and stream, and how long a pass would take.
 
@@ -148,6 +149,7 @@ def plan_group_offload(
         compute_seconds: for each component the seconds of a pass with all weights on the device. What is not named
             is timed by its transfers alone.
         offload_type: ``"block_level"`` or ``"leaf_level"``.
+        exclude_modules: components of a pipeline that are to be on the device whole, beside the budget.
 
     Raises:
         InvalidPolicyError: an argument cannot be used, or a budget cannot be kept.
@@ -161,7 +163,7 @@ def plan_group_offload(
         host_budget=host_budget,
         must_exist=False,
     )
-    components = components_of(target)
+    components, _ = split_excluded(target, components_of(target), exclude_modules)
     computing = _computing(compute_seconds, components)
     link, source = _link(bandwidth, policy.onload_device)
     for name, module in components.items():
@@ -250,7 +252,7 @@ def _computing(given: Mapping[str, float] | None, components: Mapping[str, Any])
     for name, seconds in (given or {}).items():
         if name not in components:
             raise InvalidPolicyError(
-                f"`compute_seconds` names '{name}', which is no component with weights. "
+                f"`compute_seconds` names '{name}', which is no component that is planned for. "
                 f"There are: {', '.join(components)}."
             )
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
-from .tensors import map_plain, plain_tensors, relocate, repoint
+from .tensors import map_plain, plain_bytes, plain_tensors, relocate, repoint
 from .transfer import Link
 
 __all__ = ["Carried", "bring_home"]
@@ -37,14 +39,21 @@ class Carried:
     @property
     def total_bytes(self) -> int:
         """Bytes they take on the device while the model runs."""
-        return sum(map(_nbytes, self._tensors))
+        return sum(map(plain_bytes, self._tensors))
 
     def replace(self, tensors: list[torch.Tensor]) -> None:
         """Carry ``tensors`` from now on. Those no longer carried stay where they are."""
         self._tensors = tensors
 
-    def to_device(self) -> None:
-        """Bring those that are elsewhere to the device."""
+    def to_device(self, room: Callable[[int], object]) -> None:
+        """Bring those that are elsewhere to the device.
+
+        Args:
+            room: makes room for so many bytes more than there are now, or raises.
+        """
+        more = self.total_bytes - self._bytes  # a cast changes sizes, and buffers come and go
+        if more > 0:
+            room(more)
         self._move(self._link.device)
         self.parked = False
 
@@ -59,7 +68,7 @@ class Carried:
             if any(plain.device != device for _, plain in plain_tensors(tensor)):
                 repoint(tensor, map_plain(tensor.detach(), lambda t: relocate(t, device)))
             if device.type != "cpu":
-                on_device += _nbytes(tensor)
+                on_device += plain_bytes(tensor)
         self._link.hold(on_device - self._bytes)
         self._bytes = on_device
 
@@ -70,7 +79,3 @@ def bring_home(root: nn.Module, device: torch.device) -> None:
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None and any(t.device == device for _, t in plain_tensors(tensor)):
                 repoint(tensor, map_plain(tensor.detach(), lambda t: relocate(t, torch.device("cpu"))))
-
-
-def _nbytes(tensor: torch.Tensor) -> int:
-    return sum(t.numel() * t.element_size() for _, t in plain_tensors(tensor))

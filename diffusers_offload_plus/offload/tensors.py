@@ -20,6 +20,7 @@ __all__ = [
     "is_packable",
     "is_wrapper",
     "map_plain",
+    "plain_bytes",
     "plain_tensors",
     "relocate",
     "repoint",
@@ -45,6 +46,11 @@ def plain_tensors(tensor: torch.Tensor, prefix: str = "") -> Iterator[tuple[str,
     names, _ = _flatten(tensor)
     for name in names:
         yield from plain_tensors(getattr(tensor, name), f"{prefix}.{name}" if prefix else name)
+
+
+def plain_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of all plain tensors in ``tensor``; those that several share count for each."""
+    return sum(t.numel() * t.element_size() for _, t in plain_tensors(tensor))
 
 
 def map_plain(tensor: torch.Tensor, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:

@@ -193,6 +193,37 @@ def test_the_smallest_budget_is_named_and_works(level: str, device: torch.device
     pair.finish()
 
 
+@pytest.mark.parametrize("how", ["a larger buffer", "a cast"])
+def test_what_never_leaves_the_device_may_grow(how: str, device: torch.device, meter: Meter) -> None:
+    """Groups that were kept make room for it before it comes."""
+
+    class Buffered(Stack):
+        def __init__(self) -> None:
+            super().__init__(depth=6)
+            self.register_buffer("table", torch.ones(4096, dtype=torch.float32))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + self.table[:1].to(x.dtype)
+
+    model: Any = seeded(Buffered)
+    limit = sum(t.nbytes for t in (*model.parameters(), *model.buffers())) + 4096
+    twin = copy.deepcopy(model).to(device)
+    dop.enable_group_offload(model, device, vram_budget=limit)
+    x = noise(device)
+    budget = engine_of(model).budget
+    assert_same(computed(model, x), computed(twin, x))
+    assert budget.used > limit - 8192, "nearly all of it is on the device"
+    for tree in (model, twin):
+        if how == "a cast":
+            tree.table = tree.table.double()
+        else:
+            tree.table = torch.ones(8192, device=tree.table.device)
+    for _ in range(2):
+        assert_same(computed(model, x), computed(twin, x))
+        assert budget.used <= budget.peak <= limit
+    dop.disable_group_offload(model)
+
+
 @pytest.mark.parametrize("value", [-1, "ten", 1.5, "10 parsecs", True])
 def test_a_budget_that_is_none(value: Any, device: torch.device) -> None:
     with pytest.raises(dop.InvalidPolicyError, match="vram_budget"):

@@ -46,14 +46,28 @@ def each_operation_once(policy: str) -> None:
     twins.teardown()
 
 
-def test_a_cast_before_memory_is_measured(device: torch.device) -> None:
-    """The limit of the pass that measures is of the sizes before the cast; what is over it does not stay."""
+TIED = Node("group", (Node("tied"),))
+FOUND = {  # by random sequences
+    "the limit of a pass that measures is of the sizes before a cast": (
+        (Node("attending"),), "auto-block", ["cast", "encode", "forward", "cast", "encode"],
+    ),
+    "lent copies are of the sizes after a cast, and take no free slot": (
+        (Node("dense"), TIED, Node("dense"), Node("dense")), "partly-block", ["cast", "forward", "part 92"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FOUND)
+def test_sequences_that_once_failed(case: str, device: torch.device) -> None:
     Twins.device = device
     Twins.meter = meter_for(device)
+    blocks, policy, steps = FOUND[case]
     twins = Twins()
-    twins.start(Recipe((Node("attending"),), (), 0), "auto-block")
-    for step in (twins.cast, twins.encode, twins.forward, twins.cast, twins.encode):
-        step()
+    twins.start(Recipe(blocks, (), 0), policy)
+    twins.agree()
+    for step in steps:
+        name, *numbers = step.split()
+        getattr(twins, name)(*map(int, numbers))
         twins.agree()
     twins.teardown()
 
