@@ -140,7 +140,7 @@ def cold(way: str, work: Path, repeat: int) -> Figures:
             for name, work_of in (
                 ("pass", lambda: use(x)),
                 ("buffered", lambda: _read(path, 8 << 20, 0)),
-                ("direct", lambda: _read(path, 4 << 20, os.O_DIRECT)),
+                ("direct", lambda: _read(path, 32 << 20, os.O_DIRECT)),
             ):
                 _evict(path, files)
                 found[name].append(_seconds(work_of))

@@ -105,6 +105,7 @@ def _run(
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=number, world_size=world)
+    dist.barrier()  # or one that is done at once leaves while the others still connect to it
     return program(Rank(number, world, say, line), *arguments)
 
 

@@ -10,7 +10,7 @@ is read by way of the cache.
 [Note: alignment]
 The system reads past its cache only whole pages of the file into memory that is page-aligned. A range begins anywhere,
 and so does the memory it is for. The whole pages in the middle are read to the next aligned address at or above where
-they belong, and moved down while the next ones are read; the ends, less than two pages each, are read as usual.
+they belong, and moved down; the ends, less than two pages each, are read as usual.
 
 [Note: forks]
 While the disk writes into memory of a process that forks, older systems may give the process a copy of a page and let
@@ -19,14 +19,11 @@ the disk finish the other one. A fork in the middle of a read is noticed, and th
 
 from __future__ import annotations
 
-import concurrent.futures
 import ctypes
 import errno
-import functools
 import mmap
 import os
 import threading
-from collections.abc import Callable
 
 import torch
 
@@ -34,8 +31,7 @@ __all__ = ["DirectReads", "in_memory", "residency_is_told"]
 
 PAGE = mmap.PAGESIZE
 SMALLEST = 1 << 20  # bytes; below, the time of a request to the disk is longer than the copy that is spared
-CHUNK = 4 << 20  # bytes asked for at once: the disk sees many requests, and what is moved is still in the caches
-FORKED = -1
+CHUNK = 32 << 20  # bytes asked for at once: the disk sees many requests, and what is moved is still in the caches
 THROUGH_CACHE = 4  # every so many times; see [Note: when to read past the cache]
 _LOWEST_BIT = bytes(byte & 1 for byte in range(256))  # the one bit that has a meaning, of each page's byte
 _REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP, errno.EISDIR, errno.ENOSYS)
@@ -88,32 +84,25 @@ class DirectReads:
         if direct is None or length <= 0:
             return 0, 0
         view = memoryview(target.numpy())  # type: ignore[arg-type]
-        piece = functools.partial(_read_piece, direct, view, shift, offset)
         done = 0
-        ahead: concurrent.futures.Future[int] | None = None
-        try:
-            while done < length:
-                start, size = first + done, min(CHUNK, length - done)
-                try:
-                    count = piece(start, size) if ahead is None else ahead.result()
-                except OSError as error:
-                    if error.errno not in _REFUSALS:
-                        raise
-                    self._refused = True  # the descriptor stays: others may be reading
-                    break
-                if count == FORKED:
-                    break
-                ahead = None
-                if shift:
-                    if count == size < length - done:
-                        ahead = _start(piece, start + size, min(CHUNK, length - done - size))
-                    ctypes.memmove(target.data_ptr() + start, target.data_ptr() + start + shift, count)
-                done += count
-                if count < size and (count == 0 or count % PAGE):
-                    break  # the file ends here: reading as usual says so
-        finally:
-            if ahead is not None:
-                concurrent.futures.wait([ahead])  # it writes into the caller's memory
+        while done < length:
+            size = min(CHUNK, length - done)
+            start = first + done
+            forks = _forks
+            try:
+                count = os.preadv(direct, [view[start + shift : start + shift + size]], offset + start)
+            except OSError as error:
+                if error.errno not in _REFUSALS:
+                    raise
+                self._refused = True  # the descriptor stays: others may be reading
+                break
+            if forks != _forks:
+                break
+            if shift:
+                ctypes.memmove(target.data_ptr() + start, target.data_ptr() + start + shift, count)
+            done += count
+            if count < size and (count == 0 or count % PAGE):
+                break  # the file ends here: reading as usual says so
         self.bytes += done
         return first, first + done
 
@@ -127,28 +116,10 @@ class DirectReads:
             return self._descriptor
 
 
-def _read_piece(descriptor: int, view: memoryview, shift: int, offset: int, start: int, size: int) -> int:
-    forks = _forks
-    count = os.preadv(descriptor, [view[start + shift : start + shift + size]], offset + start)
-    return count if forks == _forks else FORKED
-
-
-def _start(piece: Callable[[int, int], int], start: int, size: int) -> concurrent.futures.Future[int] | None:
-    """Read in a thread meanwhile; None where that is not possible any more."""
-    global _helper
-    with _LOCK:
-        if _helper is None or _helper[0] != os.getpid():  # a forked process has no threads
-            _helper = os.getpid(), concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="offload-plus-direct")
-        try:
-            return _helper[1].submit(piece, start, size)
-        except RuntimeError:  # the interpreter is shutting down
-            return None
-
-
 def in_memory(address: int, nbytes: int) -> float:
     """The share of the mapped range whose pages the system has in memory; 1 where that cannot be told.
 
-    It is not told of files of which :func:`residency_is_told` says so.
+    Of files for which :func:`residency_is_told` is False it never can be.
     """
     start = address // PAGE * PAGE
     count = -(-(address + nbytes - start) // PAGE)
@@ -170,8 +141,6 @@ def _count_fork() -> None:
     _forks += 1
 
 
-_LOCK = threading.Lock()
-_helper: tuple[int, concurrent.futures.ThreadPoolExecutor] | None = None
 _forks = 0
 os.register_at_fork(before=_count_fork)
 
