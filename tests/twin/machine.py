@@ -194,7 +194,9 @@ class Twins(RuleBasedStateMachine):
     def forward(self) -> None:
         self.did("forward")
         with torch.no_grad():
-            self.both(lambda model, x: model(x))  # whatever was changed before is settled now
+            # Whatever was changed before is settled now; with "auto" one more pass measures, and one knows its limit.
+            for _ in range(3 if self.policy.startswith("auto") else 1):
+                self.both(lambda model, x: model(x))
             engine = attachment_of(self.model).engine  # type: ignore[union-attr]
             copies, engine.link.peak = engine.link.copies, engine.link.live
             self.both(lambda model, x: model(x))

@@ -54,6 +54,9 @@ FOUND = {  # by random sequences
     "lent copies are of the sizes after a cast, and take no free slot": (
         (Node("dense"), TIED, Node("dense"), Node("dense")), "partly-block", ["cast", "forward", "part 92"],
     ),
+    "a smaller model has a smaller limit from its next pass on": (
+        (Node("strided"), Node("group", (Node("dense"), Node("dense")))), "auto-block", ["remove 1 0", "forward"],
+    ),
 }  # fmt: skip
 
 
