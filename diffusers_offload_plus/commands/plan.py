@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--exclude",
         type=_names,
         metavar="NAME,...",
-        help="components that are on the device whole, besides",
+        help="components to leave out: they are on the device whole",
     )
     parser.add_argument("--onload-device", default="cuda", metavar="DEVICE", help="where to compute (default: cuda)")
 

@@ -41,7 +41,7 @@ def split_excluded(
     """Components to offload, and those to place on the onload device whole.
 
     Raises:
-        InvalidPolicyError: a name that ``target`` has no component for.
+        InvalidPolicyError: a name that ``target`` has no component for, or the names of all that have weights.
     """
     if exclude_modules is None:
         return components, {}
@@ -61,4 +61,9 @@ def split_excluded(
     excluded_ids = {id(known[name]) for name in names}
     kept = {name: module for name, module in components.items() if id(module) not in excluded_ids}
     excluded = {name: module for name, module in components.items() if id(module) in excluded_ids}
+    if not kept:
+        raise InvalidPolicyError(
+            f"`exclude_modules` names every component of {type(target).__name__} that has weights "
+            f"({', '.join(excluded)}), so nothing is left to offload. Name fewer, or move it whole with `.to(...)`."
+        )
     return kept, excluded

@@ -194,6 +194,15 @@ def test_unknown_component_in_exclude_modules(device: torch.device) -> None:
     refused(pipeline, device, dop.InvalidPolicyError, *says, exclude_modules=["vae", "unet"])
 
 
+def test_every_component_in_exclude_modules(device: torch.device) -> None:
+    pipeline = PIPELINES["flux"].build()
+    names = list(models_of(pipeline))
+    says = ("`exclude_modules`", "every component", "FluxPipeline", *names)
+    refused(pipeline, device, dop.InvalidPolicyError, *says, exclude_modules=names)
+    with pytest.raises(dop.InvalidPolicyError, match="every component"):
+        dop.plan_group_offload(pipeline, vram_budget="1GiB", exclude_modules=names)
+
+
 def test_unknown_block_modules_in_a_pipeline(device: torch.device) -> None:
     """A name that no component has is a mistake as well."""
     pipeline = PIPELINES["flux"].build()
