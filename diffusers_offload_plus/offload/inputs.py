@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -55,7 +56,4 @@ def _elsewhere(value: Any, device: torch.device) -> bool:
             and not isinstance(value, torch.nn.Module)
             and getattr(value, "device", device) != device
         )
-    for item in value:  # noqa: SIM110, a generator for `any` costs more than most loops here
-        if _elsewhere(item, device):
-            return True
-    return False
+    return any(map(_elsewhere, value, repeat(device)))
