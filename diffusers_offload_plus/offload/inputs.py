@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import repeat
 from typing import Any
 
 import torch
@@ -56,4 +55,7 @@ def _elsewhere(value: Any, device: torch.device) -> bool:
             and not isinstance(value, torch.nn.Module)
             and getattr(value, "device", device) != device
         )
-    return any(map(_elsewhere, value, repeat(device)))
+    found = False
+    for item in value:
+        found = found or _elsewhere(item, device)
+    return found
