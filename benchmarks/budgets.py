@@ -140,7 +140,7 @@ def measured(shape: Shape, kind: str, system: str, enable: Enable) -> Point:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    from diffusers_offload_plus.offload.tensors import plain_tensors
+    from diffusers_offload_plus.offload.model.tensors import plain_tensors
 
     return sum(t.nbytes for parameter in model.parameters() for _, t in plain_tensors(parameter))
 

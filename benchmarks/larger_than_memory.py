@@ -123,7 +123,7 @@ def play(role: str, work: Path, model_mb: int) -> dict[str, Any]:
     from diffusers import FluxTransformer2DModel
 
     import diffusers_offload_plus as dop
-    from diffusers_offload_plus.offload.memory import process_memory
+    from diffusers_offload_plus.offload.memory.process import process_memory
 
     if role == "make":
         torch.manual_seed(0)

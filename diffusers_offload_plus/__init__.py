@@ -21,12 +21,12 @@ if TYPE_CHECKING:
         OffloadPlusError,
         UnsupportedModelError,
     )
-    from .offload.enabling import disable_group_offload, enable_group_offload, upgrade
-    from .offload.extending import extend
-    from .offload.loading import load_offloaded
-    from .offload.onloading import onloaded
-    from .offload.planning import PipelinePlan, plan_group_offload
-    from .offload.report import offload_report
+    from .offload.api.enable import disable_group_offload, enable_group_offload, upgrade
+    from .offload.api.extend import extend
+    from .offload.api.load import load_offloaded
+    from .offload.api.onloaded import onloaded
+    from .offload.api.preview import PipelinePlan, plan_group_offload
+    from .offload.api.report import offload_report
 
 __version__ = "0.1.0"
 
@@ -40,16 +40,16 @@ _HOME = {
     "InvalidPolicyError": ".errors",
     "NotOffloadedError": ".errors",
     "OffloadPlusError": ".errors",
-    "PipelinePlan": ".offload.planning",
+    "PipelinePlan": ".offload.api.preview",
     "UnsupportedModelError": ".errors",
-    "disable_group_offload": ".offload.enabling",
-    "enable_group_offload": ".offload.enabling",
-    "extend": ".offload.extending",
-    "load_offloaded": ".offload.loading",
-    "offload_report": ".offload.report",
-    "onloaded": ".offload.onloading",
-    "plan_group_offload": ".offload.planning",
-    "upgrade": ".offload.enabling",
+    "disable_group_offload": ".offload.api.enable",
+    "enable_group_offload": ".offload.api.enable",
+    "extend": ".offload.api.extend",
+    "load_offloaded": ".offload.api.load",
+    "offload_report": ".offload.api.report",
+    "onloaded": ".offload.api.onloaded",
+    "plan_group_offload": ".offload.api.preview",
+    "upgrade": ".offload.api.enable",
 }
 
 __all__ = [

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tests.meter import Meter, meter_for
+from tests.support.meter import Meter, meter_for
 
 # Timings are no assertions: a busy machine takes what time it takes.
 settings.register_profile("project", deadline=None)

@@ -23,7 +23,7 @@ from diffusers_offload_plus.demo.measure import DeviceMemory, HostSampler, Inspe
 from diffusers_offload_plus.demo.options import DemoOptions
 from diffusers_offload_plus.demo.run import _all_right
 from diffusers_offload_plus.demo.scenarios import Method, ScenarioResult, run_scenario
-from diffusers_offload_plus.offload.tensors import plain_tensors
+from diffusers_offload_plus.offload.model.tensors import plain_tensors
 
 ROOT = Path(__file__).parents[1]
 METHODS = [method.value for method in Method]

@@ -1,4 +1,4 @@
-"""The package's layers: imports point one way, and only one file knows diffusers' hooks."""
+"""The rooms of the package: imports point one way, wherever they stand, and one file alone knows diffusers' hooks."""
 
 from __future__ import annotations
 
@@ -12,75 +12,103 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "diffusers_offload_plus"
 
-# From the ground up; a module may import only those named before it.
-ORDER = """
-errors
-offload.sizes offload.tables offload.memory
-offload.stores.layout offload.stores.direct offload.stores.mapped_file offload.stores.home offload.stores.host
-offload.stores.disk
-offload.stores.shared_memory offload.stores.steward offload.stores.meeting offload.stores.shared_host
-offload.stores.checkpoint_files offload.stores.store_file offload.stores.directory offload.stores.matching
-offload.stores.disk_placement offload.stores.maintenance
-offload.auto_limit offload.policy offload.tensors offload.partition offload.inventory offload.step_model
-offload.residency offload.keeping offload.plan
-offload.slots offload.device_budget offload.fitting
-offload.modes offload.reader offload.staging offload.waits offload.transfer offload.tiers offload.group
-offload.schedule offload.window offload.passes
-offload.inputs offload.outputs offload.residents offload.loans offload.structure offload.doors offload.saved
-offload.engine offload.copying offload.diffusers_door offload.hook offload.targets offload.preflight
-offload.stalls offload.onloading offload.report offload.enabling offload.planning offload.extending offload.loading
-offload.blueprint
-""".split()  # noqa: SIM905
+# From the bottom up. A room may import from itself and from those above it in this list.
+ROOMS = [
+    "errors",
+    "offload.formatting",
+    "offload.policy",
+    "offload.memory",
+    "offload.stores",
+    "offload.stores.disk",
+    "offload.stores.shared",
+    "offload.model",
+    "offload.planning",
+    "offload.transfer",
+    "offload.runtime",
+    "offload.hooks",
+    "offload.api",
+    "lint",
+    "testing",
+    "demo",
+    "commands",
+    "cli",
+    "__main__",
+]
+APART = [("offload.stores.disk", "offload.stores.shared"), ("lint", "offload")]
+"""Rooms that do not import from one another, in either direction."""
+
+ALL = sorted(PACKAGE.rglob("*.py"))
+MOST_FILES = 11  # in a folder, besides its ``__init__.py``
 
 
-def module_name(path: pathlib.Path) -> str:
-    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+def dotted(path: pathlib.Path) -> str:
+    """Name of a module within the package; empty for the package itself."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {dotted(path): path for path in ALL}
 
 
 def imports(path: pathlib.Path) -> set[str]:
-    """Modules of the package that ``path`` imports when it is loaded or run; those for type checking alone are left
-    out."""
-    here = ["diffusers_offload_plus", *path.relative_to(PACKAGE).parts[:-1]]
+    """Modules of the package that ``path`` imports at any place: in functions and under ``TYPE_CHECKING`` as well."""
+    here = path.relative_to(PACKAGE).parts[:-1]
     found = set()
-
-    def visit(node: ast.AST) -> None:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            return
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = here[: len(here) - node.level + 1] + (node.module.split(".") if node.module else [])
-            found.add(".".join(base[1:]))
-        for child in ast.iter_child_nodes(node):
-            visit(child)
-
-    visit(ast.parse(path.read_text()))
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        base = ".".join([*here[: len(here) - node.level + 1], *filter(None, [node.module])])
+        for alias in node.names:
+            name = f"{base}.{alias.name}".lstrip(".")
+            found.add(name if name in MODULES else base)
     return found
 
 
-ENGINE = sorted(path for path in (PACKAGE / "offload").rglob("*.py") if path.name != "__init__.py")
+def room_of(module: str) -> str:
+    """The room that a module belongs to; empty for files that only gather names of others."""
+    if module.endswith("__main__"):
+        return "__main__"
+    return max((room for room in ROOMS if f"{module}.".startswith(f"{room}.")), key=len, default="")
 
 
-@pytest.mark.parametrize("path", ENGINE, ids=module_name)
-def test_imports_point_down(path: pathlib.Path) -> None:
-    name = module_name(path)
-    assert name in ORDER, f"give {name} a place in the layers"
-    allowed = set(ORDER[: ORDER.index(name)])
-    assert imports(path) <= allowed
+@pytest.mark.parametrize("path", ALL, ids=dotted)
+def test_imports_point_to_rooms_below(path: pathlib.Path) -> None:
+    here = room_of(dotted(path))
+    if not here:
+        assert dotted(path) in ("", "offload"), f"give {dotted(path)} a room"
+        return
+    below = ROOMS[: ROOMS.index(here) + 1]
+    wrong = {name for name in imports(path) if name and room_of(name) not in below}
+    assert not wrong, f"{here} may import from {below}"
+    for pair in APART:
+        for one, other in (pair, pair[::-1]):
+            if dotted(path).startswith(one):
+                assert not [name for name in imports(path) if name.startswith(other)]
 
 
-@pytest.mark.parametrize("path", ENGINE, ids=module_name)
-def test_one_door_to_diffusers(path: pathlib.Path) -> None:
-    text = path.read_text()
-    if path.name != "diffusers_door.py":
-        assert "import diffusers" not in text
-        assert "from diffusers" not in text
-    assert "__all__" in text
-    assert len(text.splitlines()) <= 420
+def test_no_circles_between_modules() -> None:
+    """In the whole package, with imports inside functions and for type checking."""
+    edges = {name: imports(path) & set(MODULES) - {name} for name, path in MODULES.items() if name}
+    done: set[str] = {""}
+    while ready := {name for name, needs in edges.items() if name not in done and needs <= done}:
+        done |= ready
+    assert set(edges) - done == set(), "these import one another"
 
 
-ALL = sorted(PACKAGE.rglob("*.py"))
+FOLDERS = sorted({path.parent for path in ALL})
 
 
-@pytest.mark.parametrize("path", ALL, ids=module_name)
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(PACKAGE)))
+def test_a_room_is_small_and_says_what_it_is_for(folder: pathlib.Path) -> None:
+    said = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+    assert said
+    files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+    assert len(files) <= MOST_FILES, f"{len(files)} files: find the rooms in this room"
+    if folder.is_relative_to(PACKAGE / "offload") and folder != PACKAGE / "offload":
+        assert "May import" in said
+
+
+@pytest.mark.parametrize("path", ALL, ids=dotted)
 def test_every_module_says_what_it_offers(path: pathlib.Path) -> None:
     body = ast.parse(path.read_text()).body
     if path.name == "__main__.py" or all(isinstance(node, ast.Expr) for node in body):
@@ -89,49 +117,26 @@ def test_every_module_says_what_it_offers(path: pathlib.Path) -> None:
     listed = [ast.literal_eval(node.value) for node in assigned if ast.unparse(node).startswith("__all__")]
     assert len(listed) == 1
     assert len(set(listed[0])) == len(listed[0])
+    module = importlib.import_module(f"{PACKAGE.name}.{dotted(path)}".rstrip("."))
     for name in listed[0]:
-        assert hasattr(importlib.import_module(dotted(path)), name), name
+        assert hasattr(module, name), name
 
 
-def dotted(path: pathlib.Path) -> str:
-    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+@pytest.mark.parametrize("path", ALL, ids=dotted)
+def test_a_file_holds_one_concept(path: pathlib.Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
 
 
-@pytest.mark.parametrize("path", ALL, ids=module_name)
+@pytest.mark.parametrize("path", ALL, ids=dotted)
 def test_only_one_file_imports_the_hooks_of_diffusers(path: pathlib.Path) -> None:
+    if path == PACKAGE / "offload" / "hooks" / "diffusers_api.py":
+        return
     for node in ast.walk(ast.parse(path.read_text())):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-        assert path.name == "diffusers_door.py" or not any(n.startswith("diffusers.hooks") for n in names)
-
-
-@pytest.mark.parametrize("path", ALL, ids=module_name)
-def test_nothing_below_imports_the_command_line(path: pathlib.Path) -> None:
-    above = ("cli", "commands", "demo", "lint", "testing", "__main__")
-    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if part not in above:
-        assert not [name for name in imports(path) if name.split(".")[0] in above]
-    if path.stem not in ("__main__", "cli"):
-        assert "cli" not in imports(path)
-
-
-def test_no_cycles_between_modules() -> None:
-    """At module level, in the whole package; imports inside functions may point anywhere."""
-    known = {dotted(path): path for path in ALL}
-    edges: dict[str, set[str]] = {}
-    for name, path in known.items():
-        package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
-        found = set()
-        for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.ImportFrom) and node.level:
-                base = ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])])
-                found |= {f"{base}.{alias.name}" if f"{base}.{alias.name}" in known else base for alias in node.names}
-        edges[name] = found & set(known)
-    done: set[str] = set()
-    while ready := {name for name, needs in edges.items() if name not in done and needs <= done}:
-        done |= ready
-    assert set(edges) - done == set(), "these import one another"
+        assert not any(name.startswith("diffusers.hooks") for name in names)
+        if path.is_relative_to(PACKAGE / "offload"):
+            assert "diffusers" not in {name.split(".")[0] for name in names}
 
 
 def test_importing_the_package_imports_no_torch() -> None:

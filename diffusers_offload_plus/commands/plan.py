@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InvalidPolicyError
-from ..offload.sizes import format_bytes, parse_bytes
+from ..offload.formatting import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
-    from ..offload.blueprint import Blueprint
-    from ..offload.planning import PipelinePlan
+    from ..offload.api.blueprint import Blueprint
+    from ..offload.api.preview import PipelinePlan
 
 __all__ = ["SUMMARY", "add_arguments", "run"]
 
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         os.environ.setdefault(name, "error")
     logging.getLogger("torchao").setLevel(logging.ERROR)
 
-    from ..offload.blueprint import read_blueprint
+    from ..offload.api.blueprint import read_blueprint
 
     blueprint = read_blueprint(arguments.directory)
     whole = _plan(blueprint, EVERYTHING, arguments)
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _plan(blueprint: Blueprint, budget: int, arguments: argparse.Namespace) -> PipelinePlan:
-    from ..offload.planning import plan_group_offload
+    from ..offload.api.preview import plan_group_offload
 
     return plan_group_offload(
         blueprint,
@@ -103,7 +103,7 @@ def _plans(blueprint: Blueprint, arguments: argparse.Namespace) -> tuple[list[Pi
 
 
 def _weights(blueprint: Blueprint, whole: PipelinePlan) -> list[str]:
-    from ..offload.tables import table
+    from ..offload.formatting import table
 
     rows = [("component", "model", "weights")]
     rows += [(c.name, c.model, format_bytes(c.total_bytes)) for c in whole.components]
@@ -114,7 +114,7 @@ def _weights(blueprint: Blueprint, whole: PipelinePlan) -> list[str]:
 
 
 def _lines(plans: list[PipelinePlan]) -> list[str]:
-    from ..offload.tables import table
+    from ..offload.formatting import table
 
     if not plans:
         return []

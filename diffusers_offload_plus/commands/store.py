@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..offload.sizes import format_bytes
+from ..offload.formatting import format_bytes
 from . import CommandError
 
 __all__ = ["SUMMARY", "add_arguments", "run"]
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _list(directory: str) -> int:
-    from ..offload.stores.maintenance import Problem, kept_models
+    from ..offload.stores.disk.maintenance import Problem, kept_models
 
     wrong = count = 0
     for found in kept_models(directory):
@@ -71,7 +71,7 @@ def _list(directory: str) -> int:
 
 
 def _verify(directory: str) -> int:
-    from ..offload.stores.maintenance import Problem, verify
+    from ..offload.stores.disk.maintenance import Problem, verify
 
     wrong = whole = 0
     for found in verify(directory):
@@ -88,7 +88,7 @@ def _verify(directory: str) -> int:
 
 
 def _collect(directory: str, *, dry_run: bool) -> int:
-    from ..offload.stores.maintenance import collect_garbage
+    from ..offload.stores.disk.maintenance import collect_garbage
 
     total = 0
     for path, size in collect_garbage(directory, remove=not dry_run):

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..errors import InvalidPolicyError
-from ..offload.enabling import enable_group_offload
+from ..offload.api.enable import enable_group_offload
 from .models import SMALL, flux_transformer
 from .options import DemoOptions
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..offload.tensors import plain_tensors
+from ..offload.model.tensors import plain_tensors
 
 __all__ = [
     "DeviceMemory",

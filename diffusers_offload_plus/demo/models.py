@@ -118,7 +118,7 @@ def models_of(pipeline: Any) -> dict[str, nn.Module]:
 
 def weight_bytes(pipeline: Any) -> int:
     """Bytes of all parameters and buffers; what is shared counts once."""
-    from ..offload.tensors import plain_tensors
+    from ..offload.model.tensors import plain_tensors
 
     storages: dict[int, int] = {}
     for model in models_of(pipeline).values():

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..offload.enabling import enable_group_offload
-from ..offload.report import OffloadReport, offload_report
+from ..offload.api.enable import enable_group_offload
+from ..offload.api.report import OffloadReport, offload_report
 from . import DemoError
 from .measure import DeviceMemory, HostMemory, HostSampler, Inspector, StepClock, Timeline, host_memory, release_memory
 from .models import Image, build_pipeline, run_pipeline, weight_bytes

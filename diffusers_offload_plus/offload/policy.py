@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 
 from ..errors import InvalidPolicyError
-from .auto_limit import tells_memory
-from .sizes import parse_bytes
-from .stores.directory import resolve_directory
-from .stores.shared_memory import can_share_memory
+from .formatting import parse_bytes
+from .memory.auto_limit import tells_memory
+from .stores.disk.directory import resolve_directory
+from .stores.shared.memory import can_share_memory
 
 __all__ = ["AUTO", "DiskTier", "OffloadPolicy", "OffloadType", "existing_device", "resolve_device", "supports_streams"]
 

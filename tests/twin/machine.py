@@ -14,11 +14,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from torch import nn
 
 import diffusers_offload_plus as dop
-from diffusers_offload_plus.offload.hook import attachment_of
-from diffusers_offload_plus.offload.inventory import Residency
-from diffusers_offload_plus.offload.tensors import plain_tensors
-from tests.meter import Meter
-from tests.policies import DIRECTORY, POLICIES
+from diffusers_offload_plus.offload.hooks.hook import attachment_of
+from diffusers_offload_plus.offload.model.inventory import Residency
+from diffusers_offload_plus.offload.model.tensors import plain_tensors
+from tests.support.meter import Meter
+from tests.support.policies import DIRECTORY, POLICIES
 from tests.twin import trees
 from tests.twin.modules import CONDITIONS, ROWS, WIDTH, Counting, Dense, Failure, Model, Scale
 

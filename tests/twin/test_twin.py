@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.meter import meter_for
+from tests.support.meter import meter_for
 from tests.twin.machine import CHOSEN, COVERAGE, LEVELS, OPERATIONS, TIERS, Twins
 from tests.twin.modules import Dense
 from tests.twin.trees import Node, Recipe

@@ -1,0 +1,271 @@
+"""``enable_group_offload``, ``disable_group_offload`` and ``upgrade``."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...errors import HookConflictError, InvalidPolicyError, NotOffloadedError
+from ..hooks.diffusers_api import HOOK_NAME, STOCK_HELPER_HOOKS, registry_of, stock_hooks, stock_settings
+from ..hooks.hook import Attachment, attachment_of
+from ..memory.auto_limit import AutoLimit, DeviceMemory
+from ..memory.device_budget import DeviceBudget
+from ..memory.process import give_memory_back
+from ..model.tensors import plain_bytes
+from ..planning.fitting import fit_budgets
+from ..policy import AUTO, OffloadPolicy
+from .checks import check_model
+from .components import components_of, split_excluded
+
+__all__ = ["disable_group_offload", "enable_group_offload", "upgrade"]
+
+logger = logging.getLogger("diffusers_offload_plus")
+
+
+def enable_group_offload(
+    target: Any,
+    onload_device: str | torch.device,
+    offload_device: str | torch.device = "cpu",
+    offload_type: str = "block_level",
+    num_blocks_per_group: int | None = None,
+    non_blocking: bool = False,
+    use_stream: bool = False,
+    record_stream: bool = False,
+    low_cpu_mem_usage: bool = False,
+    offload_to_disk_path: str | None = None,
+    *,
+    block_modules: str | Iterable[str] | None = None,
+    exclude_kwargs: str | Iterable[str] | None = None,
+    exclude_modules: str | Iterable[str] | None = None,
+    host_budget: int | str | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    keep: bool = False,
+    protect: str | None = None,
+    vram_budget: int | str | None = None,
+    share_host_copy: bool | None = None,
+) -> None:
+    """Keep the weights of ``target`` in host memory, or on disk, and bring them to the device group by group as they
+    are used.
+
+    Takes the arguments of diffusers' own methods of that name, in their order. Called again with other settings it
+    re-plans; with the same settings it does nothing.
+
+    Args:
+        target: a ``DiffusionPipeline``, ``ModularPipeline``, ``ComponentsManager``, or any ``torch.nn.Module``.
+        onload_device: where the model computes. On ``"cpu"`` nothing needs to move.
+        offload_device: where weights rest; the CPU.
+        offload_type: ``"block_level"`` (each block of the model's module lists) or ``"leaf_level"`` (each layer).
+        num_blocks_per_group: blocks that move together at block level; chosen if left out.
+        non_blocking: without streams, copies do not make the calling thread wait.
+        use_stream: copy on a stream of their own, the next group while the present one computes. Pins host memory.
+        record_stream: with ``use_stream``, let copies start without waiting for computation; takes more device memory.
+        low_cpu_mem_usage: with ``use_stream``, pin two buffers instead of all weights.
+        offload_to_disk_path: a directory; weights then rest on disk, as views of mapped files. Any number of models
+            and processes may share it. What is written to it belongs to this process and is gone with it.
+        block_modules: names of submodules whose own children are cut into blocks; a model's
+            ``_group_offload_block_modules`` if left out.
+        exclude_kwargs: keyword arguments of forward that are never moved; a model's ``_skip_keys`` if left out.
+        exclude_modules: components of a pipeline that are put on ``onload_device`` whole instead.
+        host_budget: bytes (or ``"16GiB"``) of host memory that weights and staging may take. With a disk path what
+            does not fit rests on disk, and without a budget everything does. Without a disk path it is refused.
+        checkpoint: with a disk path, the local snapshot or safetensors file that weights were loaded from; those
+            that are bit-equal there are not written again. A model's own ``_name_or_path`` if left out.
+        keep: with a disk path, leave what is written there for later processes, which find it by its content.
+        protect: ``"copy"`` if others may write the checkpoint's files meanwhile: they are copied (without taking space
+            where the file system can do that).
+        vram_budget: bytes (or ``"10GiB"``) of weights on the device at most, at any moment, over all components. What
+            fits stays there between passes; the rest streams, on a stream of its own and as far ahead as there is
+            room, in blocks, or in layers where blocks are too large. ``use_stream`` and ``offload_type`` need not be
+            given. ``"auto"``: the memory that is free less what passes need beside weights, which is measured in the
+            first pass of each component, and again when inputs are larger.
+        share_host_copy: whether processes of this machine that offload equal weights have one copy of them in host
+            memory together. If left out, they do where ``torch.distributed`` is initialised with several ranks on
+            this machine, and weights do not rest on disk. See docs/ranks.md.
+
+    Raises:
+        InvalidPolicyError: an argument cannot be used, or a budget cannot be kept.
+        UnsupportedModelError: a component cannot be offloaded.
+        HookConflictError: a component is offloaded by other means.
+        DiskTierError: there is no room on disk, or it cannot be written.
+
+    In each case nothing has been changed.
+    """
+    policy = OffloadPolicy.from_arguments(
+        onload_device=onload_device,
+        offload_device=offload_device,
+        offload_type=offload_type,
+        num_blocks_per_group=num_blocks_per_group,
+        non_blocking=non_blocking,
+        use_stream=use_stream,
+        record_stream=record_stream,
+        low_cpu_mem_usage=low_cpu_mem_usage,
+        offload_to_disk_path=offload_to_disk_path,
+        block_modules=block_modules,
+        exclude_kwargs=exclude_kwargs,
+        host_budget=host_budget,
+        checkpoint=checkpoint,
+        keep=keep,
+        protect=protect,
+        vram_budget=vram_budget,
+        share_host_copy=share_host_copy,
+    )
+    kept, excluded = split_excluded(target, components_of(target), exclude_modules)
+    if len(kept) > 1:
+        _require_known_blocks(policy, kept)
+    policies = {name: _for_model(policy, module, kept) for name, module in kept.items()}
+    for name, module in kept.items():
+        check_model(module, policies[name], name)
+    policies, limit = fit_budgets(kept, policies)
+    budget = _budget_of(kept, policies, limit)
+    prepared = [_prepare(module, policies[name], name, budget) for name, module in kept.items()]
+    for module in excluded.values():
+        disable_group_offload(module, missing_ok=True)
+        module.to(policy.onload_device)
+    for attachment in prepared:
+        _attach(attachment)
+    if policy.disk is not None or policy.share_host_copy:
+        give_memory_back()
+
+
+def disable_group_offload(target: Any, *, missing_ok: bool = False) -> None:
+    """Remove our hooks from ``target``; its weights are left, bit for bit, in ordinary host memory.
+
+    Args:
+        target: what :func:`enable_group_offload` was given, or one of its components.
+        missing_ok: do not mind if nothing of ``target`` is offloaded.
+
+    Raises:
+        NotOffloadedError: nothing of ``target`` is offloaded by this package.
+    """
+    found = {id(a): a for a in map(attachment_of, components_of(target).values()) if a is not None}
+    if not found and not missing_ok:
+        raise NotOffloadedError(
+            f"{type(target).__name__} is not offloaded by diffusers_offload_plus, so there is nothing to disable."
+        )
+    for attachment in found.values():
+        if isinstance(target, nn.Module) and attachment.root is not target:
+            raise NotOffloadedError(
+                f"{type(target).__name__} is part of '{attachment.label}', which is offloaded as one. "
+                f"Call `disable_group_offload` on '{attachment.label}' itself."
+            )
+        attachment.detach()
+
+
+def upgrade(target: Any) -> None:
+    """Replace diffusers' own group-offloading hooks on ``target`` by ours, with the same settings.
+
+    Raises:
+        NotOffloadedError: no stock hook is there.
+        HookConflictError: a component is offloaded to disk by stock hooks. Its weights are in files that stock
+            diffusers
+            may have mixed up between components; they cannot be trusted.
+    """
+    prepared: list[Attachment] = []
+    for name, module in components_of(target).items():
+        found = stock_hooks(module)
+        if not found:
+            continue
+        for _, _, hook in found:
+            if hook.config.offload_to_disk_path is not None:
+                raise HookConflictError(
+                    f"'{name}' is offloaded to '{hook.config.offload_to_disk_path}' by stock hooks. What those "
+                    f"files hold is not certain "
+                    "(two components in one directory overwrite each other), and the weights are nowhere else. "
+                    "Load the pipeline "
+                    "again with `from_pretrained` and call `diffusers_offload_plus.enable_group_offload`."
+                )
+        settings = stock_settings(found[0][2].config, module)
+        policy = OffloadPolicy.from_arguments(**settings)
+        check_model(module, policy, name, allow_stock=True)
+        prepared.append(Attachment(module, policy, name))
+    if not prepared:
+        raise NotOffloadedError(
+            f"{type(target).__name__} carries no stock group-offloading hooks. Call `enable_group_offload` instead."
+        )
+    for attachment in prepared:
+        _remove_stock_hooks(attachment.root)
+        _attach(attachment)
+
+
+def _budget_of(
+    components: dict[str, nn.Module], policies: dict[str, OffloadPolicy], limit: int | None
+) -> DeviceBudget | None:
+    """What the components share: the present budget where some stay as they are, else a new one; None without."""
+    if limit is None:
+        return None
+    for name, module in components.items():
+        present = attachment_of(module)
+        if present is not None and present.policy == policies[name]:
+            return present.engine.budget
+    policy = next(iter(policies.values()))
+    auto = AutoLimit(DeviceMemory(policy.device)) if policy.vram_budget is AUTO else None
+    return DeviceBudget(limit, auto)
+
+
+def _prepare(module: nn.Module, policy: OffloadPolicy, label: str, budget: DeviceBudget | None) -> Attachment:
+    """The attachment that is to be: the present one if its settings are the same. Nothing is changed."""
+    present = attachment_of(module)
+    if present is not None:
+        if present.policy == policy:
+            return present
+        present.engine.park()
+        present.engine.settle_host()
+    attachment = Attachment(module, policy, label, budget)
+    attachment.prepare()
+    return attachment
+
+
+def _attach(attachment: Attachment) -> None:
+    present = attachment_of(attachment.root)
+    if present is attachment:
+        present.restore()
+        return
+    if present is not None:
+        logger.info("Group offloading of '%s' is planned anew: its settings have changed.", attachment.label)
+        present.detach(leave=False)
+    attachment.attach()
+
+
+def _for_model(policy: OffloadPolicy, module: nn.Module, kept: dict[str, nn.Module]) -> OffloadPolicy:
+    # In a pipeline a name in `block_modules` concerns the components that have it, and a budget is of all of them.
+    if len(kept) == 1:
+        return policy
+    if policy.disk is not None and policy.disk.host_budget is not None:
+        share = _nbytes(module) / max(1, sum(map(_nbytes, kept.values())))
+        disk = dataclasses.replace(policy.disk, host_budget=int(share * policy.disk.host_budget))
+        policy = dataclasses.replace(policy, disk=disk)
+    if policy.block_modules is None:
+        return policy
+    known = {name for name, _ in module.named_modules()}
+    names = tuple(name for name in policy.block_modules if name in known)
+    return dataclasses.replace(policy, block_modules=names or None)
+
+
+def _nbytes(module: nn.Module) -> int:
+    return sum(map(plain_bytes, (*module.parameters(), *module.buffers())))
+
+
+def _require_known_blocks(policy: OffloadPolicy, components: dict[str, nn.Module]) -> None:
+    known = {name for module in components.values() for name, _ in module.named_modules()}
+    for name in policy.block_modules or ():
+        if name not in known:
+            raise InvalidPolicyError(
+                f"`block_modules` names '{name}', but none of {', '.join(components)} has a module called that. "
+                "Give names as `named_modules()` lists them."
+            )
+
+
+def _remove_stock_hooks(module: nn.Module) -> None:
+    # Stock hooks may leave a group on the device after an exception; our inventory takes the values from wherever
+    # they are.
+    for part in list(module.modules()):
+        registry = registry_of(part)
+        if registry is not None:
+            for name in (HOOK_NAME, *STOCK_HELPER_HOOKS):
+                registry.remove_hook(name, recurse=False)

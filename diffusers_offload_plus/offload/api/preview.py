@@ -1,0 +1,314 @@
+"""What a budget of device memory would do to a model, without doing it.
+
+A plan goes through the same choice as enabling does, and needs neither the device nor the values of the weights. Sizes
+are those of packed groups; tensors that are views of one another count once for each, so of models with such tensors
+a little less than planned may move.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ...errors import InvalidPolicyError
+from ..formatting import format_bytes, parse_bytes, table
+from ..memory.auto_limit import DeviceMemory
+from ..memory.device_budget import room_for_groups
+from ..planning.fitting import Outline, check_host, fit_outlines, outlines_of
+from ..planning.residency import ASSUMED_SPEED, keeper_of
+from ..planning.step_time import GroupCost, LinkSpeed, Stream
+from ..policy import OffloadPolicy, existing_device, supports_streams
+from ..runtime.prefetch import FARTHEST
+from .checks import check_model
+from .components import components_of, split_excluded
+
+__all__ = ["ComponentPlan", "PipelinePlan", "plan_group_offload"]
+
+NEXT = 1 << 30  # bytes; what they would buy is part of a plan
+PROBE = 64 << 20  # bytes of the copy that is timed
+PROBES = 5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComponentPlan:
+    """One component under the budget, while it works. Sizes are bytes.
+
+    Attributes:
+        model: name of its class.
+        cut: ``block_level`` or ``leaf_level``: what its groups are.
+        total_bytes: all weights; ``fixed_bytes``: those that never leave the device, whoever works.
+        kept_bytes: those that stay on the device between passes; ``kept``: names of their groups.
+        streamed_bytes: those that travel in each pass.
+        groups: number of groups, kept and streamed.
+        room: device bytes that streamed groups pass through.
+        depth: groups copied ahead of the one that computes.
+        tier: where weights rest.
+        seconds: a steady pass, by the model of the step.
+        bound: most bytes of its weights on the device at once.
+        next_gain: seconds a pass that another GiB of budget would save.
+    """
+
+    name: str
+    model: str
+    cut: str
+    total_bytes: int
+    kept_bytes: int
+    streamed_bytes: int
+    fixed_bytes: int
+    groups: int
+    kept: tuple[str, ...]
+    room: int
+    depth: int
+    tier: str
+    seconds: float
+    bound: int
+    next_gain: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PipelinePlan:
+    """All components under one budget; ``print`` shows it as a table.
+
+    Attributes:
+        onload_device: where they would compute.
+        vram_budget: bytes of weights on the device at most.
+        bandwidth: bytes a second from host to device that ``seconds`` are computed with; ``source`` says whether that
+            is ``assumed``, ``given`` or ``measured``.
+        untimed: components whose ``seconds`` are transfers alone, for want of a compute time.
+    """
+
+    components: tuple[ComponentPlan, ...]
+    onload_device: str
+    vram_budget: int
+    bandwidth: float
+    source: str
+    untimed: tuple[str, ...]
+
+    def __getitem__(self, name: str) -> ComponentPlan:
+        for component in self.components:
+            if component.name == name:
+                return component
+        raise KeyError(name)
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of host memory that the weights rest in."""
+        return sum(component.total_bytes for component in self.components)
+
+    def __str__(self) -> str:
+        head = (
+            *("component", "model", "level", "tier", "weights", "kept", "streamed", "fixed", "bound"),
+            *("groups kept", "ahead", "s a pass", "next GiB saves"),
+        )
+        lines = table([head, *(_row(component) for component in self.components)], text_columns=4)
+        return "\n".join([self.summary, "", *lines])
+
+    @property
+    def summary(self) -> str:
+        """What was planned for, and what the times hold, in one line."""
+        timed = "computing and transfers"
+        if self.untimed:
+            timed = "transfers only"
+            if len(self.untimed) < len(self.components):
+                timed = f"computing and transfers, but transfers only for {', '.join(self.untimed)}"
+        return (
+            f"vram_budget {format_bytes(self.vram_budget)} on {self.onload_device}, "
+            f"{self.bandwidth / 1e9:.1f} GB/s ({self.source}); times: {timed}"
+        )
+
+
+def plan_group_offload(
+    target: Any,
+    *,
+    onload_device: str | torch.device = "cuda",
+    vram_budget: int | str,
+    host_budget: int | str | None = None,
+    bandwidth: float | str | None = None,
+    compute_seconds: Mapping[str, float] | None = None,
+    offload_type: str = "block_level",
+    exclude_modules: str | Iterable[str] | None = None,
+) -> PipelinePlan:
+    """What ``enable_group_offload`` with these budgets would keep and stream, and how long a pass would take.
+
+    Nothing is changed, the device need not be there, and models may be on the meta device.
+
+    Args:
+        target: a pipeline, a components manager, or any ``torch.nn.Module``.
+        onload_device: where it would compute.
+        vram_budget: bytes (or ``"10GiB"``) of weights on the device at most; ``"auto"``: what is free there now, of
+            which enabling leaves to passes what it sees them need.
+        host_budget: bytes of host memory that the weights may rest in.
+        bandwidth: from host to device, bytes a second or ``"25GB"``; ``"auto"`` times a copy to the device; None
+            assumes a figure.
+        compute_seconds: for each component the seconds of a pass with all weights on the device. What is not named
+            is timed by its transfers alone.
+        offload_type: ``"block_level"`` or ``"leaf_level"``.
+        exclude_modules: components of a pipeline that are to be on the device whole, beside the budget.
+
+    Raises:
+        InvalidPolicyError: an argument cannot be used, or a budget cannot be kept.
+        UnsupportedModelError, HookConflictError, CompileOrderError: a component cannot be offloaded.
+    """
+    limit = _limit(vram_budget, onload_device)
+    policy = OffloadPolicy.from_arguments(
+        onload_device=onload_device,
+        offload_type=offload_type,
+        vram_budget=limit,
+        host_budget=host_budget,
+        must_exist=False,
+    )
+    components, _ = split_excluded(target, components_of(target), exclude_modules)
+    computing = _computing(compute_seconds, components)
+    link, source = _link(bandwidth, policy.onload_device)
+    for name, module in components.items():
+        check_model(module, policy, name, values=False)
+    outlines = outlines_of(components, dict.fromkeys(components, policy), values=False)
+    check_host(outlines)
+    now, later = (_passes(outlines, nbytes, link, computing) for nbytes in (limit, limit + NEXT))
+    return PipelinePlan(
+        components=tuple(
+            now[name].described(name, type(module).__name__, later[name].seconds)
+            for name, module in components.items()
+        ),
+        onload_device=str(policy.onload_device),
+        vram_budget=limit,
+        bandwidth=link.bytes_per_second,
+        source=source,
+        untimed=tuple(name for name in components if name not in computing),
+    )
+
+
+def _limit(vram_budget: int | str, onload_device: str | torch.device) -> int:
+    if vram_budget != "auto":
+        return parse_bytes("vram_budget", vram_budget)
+    device = existing_device(onload_device)
+    OffloadPolicy.from_arguments(onload_device=device, vram_budget="auto")  # it has to tell
+    return DeviceMemory(device).capacity()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Pass:
+    """A pass of one component in a cut that fits."""
+
+    outline: Outline
+    kept: frozenset[int]
+    room: int
+    depth: int
+    seconds: float
+
+    def described(self, name: str, model: str, later: float) -> ComponentPlan:
+        """As a part of a plan; with more memory a pass takes ``later`` seconds."""
+        outline, policy = self.outline, self.outline.policy
+        kept_bytes = sum(outline.sizes[index] for index in self.kept)
+        streamed_bytes = sum(outline.sizes) - kept_bytes
+        return ComponentPlan(
+            name=name,
+            model=model,
+            cut=policy.offload_type.value,
+            total_bytes=outline.total,
+            kept_bytes=kept_bytes,
+            streamed_bytes=streamed_bytes,
+            fixed_bytes=outline.fixed,
+            groups=len(outline.sizes),
+            kept=tuple(outline.names[index] for index in sorted(self.kept)),
+            room=self.room,
+            depth=self.depth,
+            tier=policy.tier,
+            seconds=self.seconds,
+            bound=outline.fixed + kept_bytes + min(self.room, streamed_bytes),
+            next_gain=self.seconds - later,
+        )
+
+
+def _passes(
+    outlines: Mapping[str, list[Outline]], limit: int, link: LinkSpeed, computing: Mapping[str, float]
+) -> dict[str, _Pass]:
+    chosen = fit_outlines(outlines, limit)
+    budget = room_for_groups(limit, sum(outline.fixed for outline in chosen.values()))
+    return {name: _pass(outline, budget, link, computing.get(name, 0.0)) for name, outline in chosen.items()}
+
+
+def _pass(outline: Outline, budget: int, link: LinkSpeed, computing: float) -> _Pass:
+    kept, room = keeper_of(outline.sizes, outline.nests).within(budget)
+    stream = Stream(_costs(outline.sizes, computing), kept, link)
+    depth = min(FARTHEST, stream.depth_within(room)) if outline.policy.use_stream else 0
+    # Without groups to stream there is nothing to spread the computing over.
+    seconds = stream.seconds(room, depth=depth, settles=True) if stream.places else computing
+    return _Pass(outline=outline, kept=kept, room=room, depth=depth, seconds=seconds)
+
+
+def _costs(sizes: Sequence[int], computing: float) -> list[GroupCost]:
+    whole = sum(sizes) or 1
+    return [GroupCost(nbytes=nbytes, compute_seconds=computing * nbytes / whole) for nbytes in sizes]
+
+
+def _computing(given: Mapping[str, float] | None, components: Mapping[str, Any]) -> dict[str, float]:
+    for name, seconds in (given or {}).items():
+        if name not in components:
+            raise InvalidPolicyError(
+                f"`compute_seconds` names '{name}', which is no component that is planned for. "
+                f"There are: {', '.join(components)}."
+            )
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
+            raise InvalidPolicyError(
+                f"`compute_seconds` must hold the seconds of a pass, got {seconds!r} for '{name}'. "
+                "Leave out what is not known."
+            )
+    return {name: float(seconds) for name, seconds in (given or {}).items()}
+
+
+def _link(bandwidth: float | str | None, device: torch.device) -> tuple[LinkSpeed, str]:
+    if bandwidth is None:
+        return ASSUMED_SPEED, "assumed"
+    if bandwidth == "auto":
+        return _speed(_measured(device)), "measured"
+    speed: float
+    if isinstance(bandwidth, str):
+        speed = parse_bytes("bandwidth", bandwidth.removesuffix("/s"))
+    else:
+        speed = bandwidth
+    if isinstance(speed, bool) or not isinstance(speed, (int, float)) or not 0 < speed < math.inf:
+        raise InvalidPolicyError(
+            f"`bandwidth` must be a number of bytes a second, a size such as '25GB', or 'auto', got {bandwidth!r}."
+        )
+    return _speed(speed), "given"
+
+
+def _speed(bytes_per_second: float) -> LinkSpeed:
+    return LinkSpeed(float(bytes_per_second), ASSUMED_SPEED.seconds_per_copy)
+
+
+def _measured(device: torch.device) -> float:
+    """Bytes a second of the fastest of a few copies from pinned memory."""
+    try:
+        existing_device(device)
+    except InvalidPolicyError as error:
+        raise InvalidPolicyError(
+            f"`bandwidth='auto'` times a copy to the device, which has to be there: {error} "
+            "Or give a figure, such as '25GB'."
+        ) from None
+    module = torch.get_device_module(device.type)
+    source = torch.empty(PROBE, dtype=torch.uint8, pin_memory=supports_streams(device))
+    target = torch.empty(PROBE, dtype=torch.uint8, device=device)
+    fastest = math.inf
+    for _ in range(PROBES):
+        module.synchronize()
+        start = time.perf_counter()
+        target.copy_(source, non_blocking=True)
+        module.synchronize()
+        fastest = min(fastest, time.perf_counter() - start)
+    return PROBE / fastest
+
+
+def _row(c: ComponentPlan) -> tuple[str, ...]:
+    sizes = (c.total_bytes, c.kept_bytes, c.streamed_bytes, c.fixed_bytes, c.bound)
+    return (
+        *(c.name, c.model, c.cut.removesuffix("_level"), c.tier),
+        *map(format_bytes, sizes),
+        *(f"{len(c.kept)} of {c.groups}", str(c.depth), f"{c.seconds:.4f}", f"{c.next_gain:.4f} s"),
+    )

@@ -1,0 +1,182 @@
+"""How a model is cut: which modules bring which part of the model to the device when they run.
+
+A *unit* is a set of modules whose weights move together, and the modules whose forward triggers the move. The cut
+follows the modules that run: a module with weights of its own but no forward (``ParameterList``, say) gives them to
+the nearest ancestor that runs. Nothing here looks at tensors' memory; ties are :mod:`.inventory`'s concern.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...errors import InvalidPolicyError
+from ..policy import OffloadPolicy, OffloadType
+
+_OPAQUE = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, torch.jit.ScriptModule)
+
+COMPILED_BENEATH = "_offload_plus_compiled"
+"""Instance attribute of a hooked module: its compiled forward, which the hook calls."""
+
+__all__ = ["COMPILED_BENEATH", "Unit", "compiled_call", "is_compiled", "is_opaque", "partition", "runs"]
+
+
+@dataclasses.dataclass(kw_only=True)
+class Unit:
+    """Modules that move together.
+
+    Attributes:
+        name: qualified name of the first module; "" for the root.
+        triggers: modules whose forward needs the unit, with their names.
+        owners: modules whose direct tensors belong to the unit, with their names.
+        reason: why the cut is here where it is not the obvious one, for the report.
+    """
+
+    name: str
+    triggers: list[tuple[str, nn.Module]]
+    owners: list[tuple[str, nn.Module]]
+    reason: str = ""
+
+
+def runs(module: nn.Module) -> bool:
+    """Whether ``module`` has a forward of its own that can be called."""
+    return type(module).forward is not nn.Module.forward
+
+
+def is_opaque(module: nn.Module) -> bool:
+    """Whether weights below ``module`` are used without their owners being called: the subtree is one unit."""
+    return isinstance(module, _OPAQUE) or is_compiled(module)
+
+
+def compiled_call(module: nn.Module) -> Any:
+    """What ``module.compile()`` made, above or beneath our hook; None if it was not called."""
+    return module._compiled_call_impl or module.__dict__.get(COMPILED_BENEATH)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether ``module.compile()`` was called, above or beneath our hook."""
+    return compiled_call(module) is not None
+
+
+def partition(root: nn.Module, policy: OffloadPolicy) -> list[Unit]:
+    """Cut ``root`` into units as ``policy`` says. Every module with direct tensors is an owner in at least one
+    unit."""
+    if policy.offload_type is OffloadType.LEAF_LEVEL:
+        units = list(_leaf_level("", root, None))
+    else:
+        names = _block_modules(root, policy)
+        units = list(_block_level("", root, None, policy.num_blocks_per_group, names))
+    merged: dict[int, Unit] = {}
+    for unit in units:
+        first = merged.setdefault(id(unit.triggers[0][1]), unit)
+        if first is not unit:
+            first.owners.extend(unit.owners)
+            first.reason = "; ".join(dict.fromkeys(part for part in (first.reason, unit.reason) if part))
+    for unit in merged.values():
+        unit.owners = list({id(module): (name, module) for name, module in unit.owners}.values())
+    return list(merged.values())
+
+
+def _has_direct_tensors(module: nn.Module) -> bool:
+    return any(p is not None for p in module._parameters.values()) or any(
+        b is not None for b in module._buffers.values()
+    )
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+def _subtree(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
+    return list(module.named_modules(prefix=name))
+
+
+def _leaf_level(name: str, module: nn.Module, runner: tuple[str, nn.Module] | None) -> Iterator[Unit]:
+    # The root answers for tensors whose owners never run, even where it does not run itself: it is the last resort.
+    here = (name, module)
+    if runner is None or runs(module):
+        runner = here
+    if is_opaque(module):
+        reason = "compiled: moves whole" if is_compiled(module) else "its submodules are used without being called"
+        yield Unit(name=name, triggers=[here], owners=_subtree(name, module), reason=reason)
+        return
+    if _has_direct_tensors(module):
+        reason = "" if runner is here else f"'{name}' has no forward: its weights move with '{runner[0]}'"
+        yield Unit(name=runner[0], triggers=[runner], owners=[here], reason=reason)
+    for child_name, child in module.named_children():
+        yield from _leaf_level(_join(name, child_name), child, runner)
+
+
+def _block_level(
+    name: str, module: nn.Module, runner: tuple[str, nn.Module] | None, size: int, block_modules: frozenset[str]
+) -> Iterator[Unit]:
+    here = (name, module)
+    if runner is None or runs(module):
+        runner = here
+    if _has_direct_tensors(module):
+        reason = "" if runner is here else f"'{name}' has no forward: its weights move with '{runner[0]}'"
+        yield Unit(name=runner[0], triggers=[runner], owners=[here], reason=reason)
+    for child_name, child in module.named_children():
+        full = _join(name, child_name)
+        if isinstance(child, (nn.ModuleList, nn.Sequential)) and not is_opaque(child):
+            yield from _blocks(full, child, runner, size, block_modules)
+        elif is_opaque(child):
+            reason = "compiled: moves whole" if is_compiled(child) else "its submodules are used without being called"
+            yield Unit(name=full, triggers=[(full, child)], owners=_subtree(full, child), reason=reason)
+        elif not runs(child) or full in block_modules or _contains_blocks(child):
+            yield from _block_level(full, child, runner, size, block_modules)
+        else:
+            yield Unit(name=full, triggers=[(full, child)], owners=_subtree(full, child))
+
+
+def _blocks(
+    name: str, container: nn.Module, runner: tuple[str, nn.Module], size: int, block_modules: frozenset[str]
+) -> Iterator[Unit]:
+    blocks = [(_join(name, n), block) for n, block in container.named_children()]
+    if _has_direct_tensors(container):
+        owner = (name, container) if runs(container) else runner
+        yield Unit(name=owner[0], triggers=[owner], owners=[(name, container)])
+    chunk: list[tuple[str, nn.Module]] = []
+    for full, block in blocks:
+        if not runs(block):
+            yield from _block_level(full, block, runner, size, block_modules)
+            continue
+        if is_compiled(block):
+            yield Unit(name=full, triggers=[(full, block)], owners=_subtree(full, block))
+            continue
+        chunk.append((full, block))
+        if len(chunk) == size:
+            yield _chunk(chunk)
+            chunk = []
+    if chunk:
+        yield _chunk(chunk)
+
+
+def _chunk(blocks: list[tuple[str, nn.Module]]) -> Unit:
+    owners = [item for name, block in blocks for item in _subtree(name, block)]
+    return Unit(name=blocks[0][0], triggers=list(blocks), owners=owners)
+
+
+def _contains_blocks(module: nn.Module) -> bool:
+    return any(
+        isinstance(child, (nn.ModuleList, nn.Sequential)) and next(child.parameters(), None) is not None
+        for child in module.modules()
+    )
+
+
+def _block_modules(root: nn.Module, policy: OffloadPolicy) -> frozenset[str]:
+    if policy.block_modules is None:
+        return frozenset(getattr(root, "_group_offload_block_modules", None) or ())
+    known = dict(root.named_modules())
+    for name in policy.block_modules:
+        if name not in known:
+            children = ", ".join(repr(child) for child, _ in root.named_children())
+            raise InvalidPolicyError(
+                f"`block_modules` names '{name}', which {type(root).__name__} has no module called. Its children "
+                f"are: {children}."
+            )
+    return frozenset(policy.block_modules)

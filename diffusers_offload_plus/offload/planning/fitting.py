@@ -1,0 +1,173 @@
+"""Budgets against models: what fits in which cut, and what cannot fit is refused before anything is changed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NoReturn
+
+from torch import nn
+
+from ...errors import InvalidPolicyError
+from ..formatting import format_bytes
+from ..memory.auto_limit import DeviceMemory
+from ..memory.device_budget import least_limit, scratch_bytes
+from ..model.inventory import Residency, take_inventory
+from ..policy import AUTO, OffloadPolicy, OffloadType
+from .residency import fixed_bytes, floor_bytes, nested_groups, packed_bytes
+
+__all__ = ["Outline", "check_host", "fit_budgets", "fit_outlines", "outline_of", "outlines_of"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outline:
+    """One model under one policy, in bytes alone.
+
+    Attributes:
+        names, sizes: the groups that can stream, in order.
+        nests: places in ``sizes`` of groups that are on the device at once.
+        fixed: bytes of what never leaves the device.
+        total: bytes of everything.
+    """
+
+    policy: OffloadPolicy
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    nests: tuple[frozenset[int], ...]
+    fixed: int
+    total: int
+
+    @property
+    def floor(self) -> int:
+        """Bytes that groups need at least."""
+        return floor_bytes(self.sizes, self.nests)
+
+
+def outline_of(root: nn.Module, policy: OffloadPolicy, label: str, *, values: bool = True) -> Outline:
+    """Look at every tensor of ``root``; changes nothing. For ``values`` see :func:`take_inventory`."""
+    inventory = take_inventory(root, policy, label, values=values)
+    streamed = [spec for spec in inventory.groups if spec.residency is Residency.STREAMED]
+    sizes = tuple(packed_bytes(spec) for spec in streamed)
+    return Outline(
+        policy=policy,
+        names=tuple(spec.name for spec in streamed),
+        sizes=sizes,
+        nests=tuple(nested_groups(inventory.units, streamed)),
+        fixed=fixed_bytes(inventory),
+        total=sum(packed_bytes(spec) for spec in inventory.groups) + sum(e.nbytes for e in inventory.carried),
+    )
+
+
+def outlines_of(
+    components: Mapping[str, nn.Module], policies: Mapping[str, OffloadPolicy], *, values: bool = True
+) -> dict[str, list[Outline]]:
+    """For each component the cuts that may be chosen, the one asked for first."""
+    return {
+        name: [outline_of(module, policy, name, values=values) for policy in _cuts(policies[name])]
+        for name, module in components.items()
+    }
+
+
+def fit_budgets(
+    components: Mapping[str, nn.Module], policies: Mapping[str, OffloadPolicy]
+) -> tuple[dict[str, OffloadPolicy], int | None]:
+    """The policies with the cut chosen that fits the budget of device memory, and the limit to begin with: the budget,
+    or what there is where the budget is measured.
+
+    Raises:
+        InvalidPolicyError: a budget cannot be kept; the message names the largest group and the smallest budget.
+    """
+    first = next(iter(policies.values()))
+    if first.vram_budget is None and not _bounds_host(first):
+        return dict(policies), None
+    outlines = outlines_of(components, policies)
+    check_host(outlines)
+    if first.vram_budget is None:
+        return dict(policies), None
+    if first.vram_budget is AUTO:
+        limit = DeviceMemory(first.device).capacity()
+        chosen = _fit_free_memory(outlines, limit)
+    else:
+        chosen, limit = fit_outlines(outlines, first.vram_budget), first.vram_budget
+    return {name: outline.policy for name, outline in chosen.items()}, limit
+
+
+def _fit_free_memory(outlines: Mapping[str, list[Outline]], capacity: int) -> dict[str, Outline]:
+    # What passes need beside weights is not known yet: half of the memory is left for it if some cut allows.
+    try:
+        return fit_outlines(outlines, capacity // 2)
+    except InvalidPolicyError:
+        return fit_outlines(outlines, capacity, asked="`vram_budget` is 'auto', and the device has")
+
+
+def fit_outlines(
+    outlines: Mapping[str, list[Outline]], limit: int, *, asked: str = "`vram_budget` is"
+) -> dict[str, Outline]:
+    """For each component the first of its cuts that runs within ``limit`` bytes of device memory.
+
+    Args:
+        asked: how a message begins that the limit is too little for.
+
+    Raises:
+        InvalidPolicyError: there is none; see :func:`fit_budgets`.
+    """
+    # What is fixed counts for all components at once, whichever of them works.
+    fixed = sum(max(outline.fixed for outline in cuts) for cuts in outlines.values())
+    room = limit - fixed - scratch_bytes(limit)
+    fitting = {name: [cut for cut in cuts if cut.floor <= room] for name, cuts in outlines.items()}
+    if not all(fitting.values()):
+        _refuse(outlines, fixed, limit, asked)
+    return {name: cuts[0] for name, cuts in fitting.items()}
+
+
+def _cuts(policy: OffloadPolicy) -> list[OffloadPolicy]:
+    leaves = dataclasses.replace(policy, offload_type=OffloadType.LEAF_LEVEL)
+    return [leaves] if policy.offload_type is OffloadType.LEAF_LEVEL else [policy, leaves]
+
+
+def _refuse(outlines: Mapping[str, list[Outline]], fixed: int, limit: int, asked: str) -> NoReturn:
+    # Of the component that needs most, so that the smallest budget named is one for all of them.
+    name, finest = max(
+        ((name, min(cuts, key=lambda outline: outline.floor)) for name, cuts in outlines.items()),
+        key=lambda item: item[1].floor,
+    )
+    smallest = least_limit(fixed + finest.floor)
+    largest = ""
+    if finest.sizes:
+        place = max(range(len(finest.sizes)), key=finest.sizes.__getitem__)
+        largest = f"its largest group, '{finest.names[place]}', takes {format_bytes(finest.sizes[place])}, "
+    raise InvalidPolicyError(
+        f"{asked} {format_bytes(limit)}, too little for '{name}': {largest}what is on the device at once "
+        f"{format_bytes(finest.floor)}, beside {format_bytes(fixed)} that never leaves the device. "
+        f"The smallest budget that works is {smallest} bytes ({format_bytes(smallest)})."
+    )
+
+
+def _bounds_host(policy: OffloadPolicy) -> bool:
+    # With a disk tier what does not fit rests there, and a CPU that computes uses the weights where they are.
+    return policy.host_budget is not None and policy.disk is None and policy.onload_device.type != "cpu"
+
+
+def check_host(outlines: Mapping[str, list[Outline]]) -> None:
+    """See that the weights fit in the budget of host memory, where no disk takes the rest.
+
+    Raises:
+        InvalidPolicyError: they do not.
+    """
+    asked = {name: cuts[0] for name, cuts in outlines.items()}
+    first = next(iter(asked.values())).policy
+    needed = sum(outline.total for outline in asked.values())
+    if first.host_budget is None or not _bounds_host(first) or needed <= first.host_budget:
+        return
+    name, outline = max(asked.items(), key=lambda item: max(item[1].sizes, default=0))
+    largest = ""
+    if outline.sizes:
+        place = max(range(len(outline.sizes)), key=outline.sizes.__getitem__)
+        largest = (
+            f", of which the largest group is '{name}.{outline.names[place]}' with "
+            f"{format_bytes(outline.sizes[place])},"
+        )
+    raise InvalidPolicyError(
+        f"`host_budget` is {format_bytes(first.host_budget)}, and the weights{largest} rest in {format_bytes(needed)} "
+        f"of host memory. Give `offload_to_disk_path` for what does not fit, or at least {needed} bytes."
+    )

@@ -1,0 +1,81 @@
+"""Tensors carried to the device one by one and kept there: small buffers, and what cannot be copied as bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ..model.tensors import map_plain, plain_bytes, plain_tensors, relocate, repoint
+from ..transfer.transfer import Link
+
+__all__ = ["Carried", "bring_home"]
+
+
+class Carried:
+    """Parameters and buffers that live on the device between passes; forward may write them as it likes.
+
+    Attributes:
+        parked: they are in host memory for now.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._tensors: list[torch.Tensor] = []
+        self._bytes = 0
+        self.parked = True
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """The tensors, wherever they are now."""
+        return tuple(self._tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes they hold on the device now: none while they are parked."""
+        return self._bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes they take on the device while the model runs."""
+        return sum(map(plain_bytes, self._tensors))
+
+    def replace(self, tensors: list[torch.Tensor]) -> None:
+        """Carry ``tensors`` from now on. Those no longer carried stay where they are."""
+        self._tensors = tensors
+
+    def to_device(self, room: Callable[[int], object]) -> None:
+        """Bring those that are elsewhere to the device.
+
+        Args:
+            room: makes room for so many bytes more than there are now, or raises.
+        """
+        more = self.total_bytes - self._bytes  # a cast changes sizes, and buffers come and go
+        if more > 0:
+            room(more)
+        self._move(self._link.device)
+        self.parked = False
+
+    def to_host(self) -> None:
+        """Bring all back to host memory, with what was written to them."""
+        self._move(torch.device("cpu"))
+        self.parked = True
+
+    def _move(self, device: torch.device) -> None:
+        on_device = 0
+        for tensor in self._tensors:
+            if any(plain.device != device for _, plain in plain_tensors(tensor)):
+                repoint(tensor, map_plain(tensor.detach(), lambda t: relocate(t, device)))
+            if device.type != "cpu":
+                on_device += plain_bytes(tensor)
+        self._link.hold(on_device - self._bytes)
+        self._bytes = on_device
+
+
+def bring_home(root: nn.Module, device: torch.device) -> None:
+    """Put every tensor of ``root`` that is on ``device``, by whoever's doing, in host memory."""
+    for module in root.modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None and any(t.device == device for _, t in plain_tensors(tensor)):
+                repoint(tensor, map_plain(tensor.detach(), lambda t: relocate(t, torch.device("cpu"))))

@@ -1,0 +1,388 @@
+"""The engine of one model: its inventory, the homes of its weights, and what the hooks and doors call.
+
+One pass runs at a time, here or in any engine that shares the device budget: other threads wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...errors import DiskTierError
+from ..memory.device_budget import DeviceBudget
+from ..model.inventory import Entry, Residency, take_inventory
+from ..model.module_tree import Structure
+from ..model.partition import Unit
+from ..planning.plan import HeldGroup, OffloadPlan, make_plan
+from ..planning.residency import Keeper, fixed_bytes, keeper_of, nested_groups
+from ..policy import OffloadPolicy
+from ..transfer.tiers import Tiers
+from ..transfer.transfer import Link
+from .arguments import elements_of, to_device, valid_output
+from .autograd import SavedWeights
+from .buffers import Carried, bring_home
+from .device_copies import Loans
+from .forward_pass import Frame, Passes
+from .lookups import computes_on, open_doors, uninstall
+from .modes import engine_mode
+from .param_group import State, WeightGroup
+
+__all__ = ["OffloadEngine"]
+
+
+class OffloadEngine:
+    """Moves the weights of one model.
+
+    Args:
+        budget: device memory it shares with other engines; one without a limit if left out.
+
+    Attributes:
+        units: what the model is cut into, as of the last :meth:`build`; ``groups``: of its weights, and ``streamed``
+            those that do not stay on the device for good.
+        refresh: called when the model's structure has changed; set by whoever installs the hooks.
+        intact: says whether the hooks on the root, a module and all below it still fire; set likewise.
+        fixed_bytes: device bytes of what never leaves the device while the model is offloaded.
+    """
+
+    def __init__(self, root: nn.Module, policy: OffloadPolicy, label: str, budget: DeviceBudget | None = None) -> None:
+        self.root = root
+        self.policy = policy
+        self.label = label
+        self.device = policy.device
+        self.moves = self.device.type != "cpu"
+        self.structure = Structure(root)
+        self.budget = budget or DeviceBudget()
+        self.link = Link(policy, self.budget)
+        self.tiers = Tiers(root, policy, self.link, label)
+        self.units: list[Unit] = []
+        self.groups: list[WeightGroup] = []
+        self.streamed: list[WeightGroup] = []
+        self.carried = Carried(self.link)
+        self.refresh: Callable[[], None] = lambda: None
+        self.intact: Callable[[nn.Module], bool] = lambda module: True
+        self.served: dict[str, str] = {}
+        self._exclude = frozenset(policy.exclude_kwargs or getattr(root, "_skip_keys", None) or ())
+        self._lock = self.budget.lock
+        self._owner: int | None = None
+        self.fixed_bytes = 0
+        self.passes = Passes(self.link, self, policy.prefetch_depth)
+        self._loans = Loans(self.link)
+        self._kept_for: int | None = None  # the limit
+        self._keeper: tuple[tuple[int, ...], Keeper] | None = None  # and the sizes it is for
+        self._built = False  # all of it: groups, doors, residents
+        self._managed: dict[int, Entry] = {}
+        self._carried_parameters: list[torch.Tensor] = []
+        self._saved = SavedWeights(self)
+
+    @property
+    def plan(self) -> OffloadPlan:
+        """What moves, what stays and how much device memory that takes, in the sizes tensors have now: a cast changes
+        them without a new inventory."""
+        held = [HeldGroup(g.spec, g.nbytes, g.tier, g.in_place, g.kept) for g in self.groups]
+        return make_plan(
+            self._inventory,
+            held,
+            self.carried.total_bytes,
+            self.policy,
+            room=None if self.budget.limit is None else self.passes.window.room,
+        )
+
+    # Set-up
+
+    def prepare(self) -> None:
+        """Find or make room for all weights of the model as it is now, without changing it.
+
+        Raises:
+            UnsupportedModelError: the model cannot be offloaded.
+            DiskTierError: there is no room on disk, or it cannot be written.
+        """
+        inventory = take_inventory(self.root, self.policy, self.label)
+        self.tiers.prepare(inventory.groups)
+        self.fixed_bytes = fixed_bytes(inventory)
+        self.budget.join(self)
+
+    def build(self) -> None:
+        """(Re)build groups, doors and plan from the model as it is now. Groups whose tensors are the same keep their
+        home."""
+        with engine_mode():  # weights given a home by a pass in inference mode would be inference tensors for ever
+            self._build()
+
+    def _build(self) -> None:
+        self.park()
+        inventory = take_inventory(self.root, self.policy, self.label)
+        known = {group.spec.key: group for group in self.groups}
+        self.tiers.prepare(inventory.groups, [group.spec for group in self.groups])
+        self._built = False
+        self._close_doors()
+        groups: list[WeightGroup] = []
+        self.link.drain()
+        try:
+            for spec in inventory.groups:
+                group = known.get(spec.key)
+                if group is None:
+                    placement = self.tiers.placement_of(spec)
+                    if placement is None:
+                        continue
+                    group = WeightGroup(spec, self.link, placement)
+                group.spec = spec
+                groups.append(group)
+                known.pop(spec.key, None)
+        except BaseException:
+            self.groups = [*groups, *known.values()]  # for tear_down, or another attempt
+            self.tiers.forget()
+            raise
+        self.groups = groups
+        self.streamed = [group for group in groups if group.spec.residency is Residency.STREAMED]
+        self._keeper = None
+        self.units = inventory.units
+        self._inventory = dataclasses.replace(inventory, carried=[])  # buffers replaced since must not be kept alive
+        carried = inventory.carried if self.moves else []
+        self._carried_parameters = [entry.tensor for entry in carried if not entry.is_buffer]
+        self.carried.replace([entry.tensor for entry in carried])
+        self.passes.replace(groups, inventory.units)
+        self._managed = {id(entry.tensor): entry for group in groups for entry in group.spec.entries}
+        self.structure = Structure(self.root)
+        open_doors(self.structure.open_modules(), self.groups, self.carried.tensors if self.moves else (), self)
+        self.fixed_bytes = self.carried.total_bytes + sum(
+            group.nbytes for group in groups if group.spec.residency is Residency.RESIDENT
+        )
+        self.budget.join(self)
+        self._choose_kept()
+        self._onload_residents()
+        self._built = True
+
+    @property
+    def floor_bytes(self) -> int:
+        """Device bytes without which its groups cannot be used."""
+        return self.keeper.floor
+
+    @property
+    def keeper(self) -> Keeper:
+        """What chooses among :attr:`streamed`, in the sizes they have now."""
+        sizes = tuple(group.nbytes for group in self.streamed)
+        if self._keeper is None or self._keeper[0] != sizes:
+            nests = nested_groups(self.units, [group.spec for group in self.streamed])
+            self._keeper = (sizes, keeper_of(sizes, tuple(nests)))
+        return self._keeper[1]
+
+    def _choose_kept(self) -> None:
+        if self.budget.limit is None:
+            return
+        kept, self.passes.window.room = self.keeper.within(self.budget.for_groups())
+        with engine_mode():
+            for index, group in enumerate(self.streamed):
+                if group.kept != (index in kept):
+                    self.passes.bring_home(group)
+                group.kept = index in kept
+        self._kept_for = self.budget.limit
+
+    def tear_down(self, *, leave: bool = True) -> None:
+        """Every weight back in plain host memory, doors closed. The engine must not be used after.
+
+        Args:
+            leave: if not, the weights stay where they rest, for another engine to take over.
+
+        Raises:
+            DiskTierError: some weights could not be read; they stay where they are, and all else is done.
+        """
+        failed: DiskTierError | None = None
+        with self._lock:
+            self._sweep()
+            self.park()
+            self.budget.leave(self)
+            self._close_doors()
+            with engine_mode():
+                bring_home(self.root, self.device)
+            self._saved.forget()
+            self.link.drain()
+            with engine_mode():
+                for group in self.groups if leave else ():
+                    try:
+                        group.leave()
+                    except DiskTierError as error:
+                        failed = failed or error
+            self.groups = self.streamed = []
+            self.link.close()
+        if failed is not None:
+            raise failed
+
+    def park(self) -> None:
+        """Bring what stays on the device between passes back to the host, writes kept. No effect inside a pass."""
+        with self._lock:
+            if self.passes.frames:
+                return
+            with engine_mode():
+                self.passes.evict_all()
+                self._loans.settle()
+                for group in self.groups:
+                    group.offload(compare=True)
+                if self.groups or self.carried.tensors:
+                    self._recount_buffers(self.root)
+                self.carried.to_host()
+
+    def unpark(self) -> None:
+        """A buffer is looked up that was brought to the host; if that is to compute with it, all go to the device."""
+        if self.passes.frames or not computes_on(self.device, self.structure.ids):
+            return
+        with self._lock, engine_mode():
+            self._recount_buffers(self.root)
+            self._onload_residents()
+
+    # A hooked module runs
+
+    def run(
+        self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Call ``forward(*args, **kwargs)`` with what ``module`` needs on the device."""
+        if self._owner == threading.get_ident():
+            return self._run_frame(module, forward, args, kwargs)
+        size = None if self.budget.auto is None else elements_of((args, kwargs))
+        with self._pass(module, size):
+            return self._run_frame(module, forward, args, kwargs)
+
+    @contextlib.contextmanager
+    def hold(self, module: nn.Module) -> Iterator[None]:
+        """Keep every group with weights below ``module`` onloaded; writes made meanwhile are kept by comparing
+        bytes."""
+        with contextlib.ExitStack() as stack:
+            if self._owner != threading.get_ident():
+                stack.enter_context(self._pass(self.root))
+            tensors = {
+                id(t) for part in module.modules() for t in (*part._parameters.values(), *part._buffers.values())
+            }
+            groups = tuple(g for g in self.groups if any(id(entry.tensor) in tensors for entry in g.spec.entries))
+            depth = len(self.passes.frames)
+            try:
+                self.passes.enter(Frame(module, groups, compare=True), prefetch=False)
+                yield
+            finally:
+                self.passes.exit(depth)
+
+    def serve(self, group: WeightGroup, entry: Entry) -> torch.Tensor:
+        """Answer a lookup of an offloaded tensor that no hook announced; see [Note: doors].
+
+        Inside a pass the group is onloaded while the innermost hooked module runs. Outside of one there is
+        no telling how long the caller needs it, so it is lent a device copy that lives as long as it is held.
+        """
+        if self._owner == threading.get_ident() and self.passes.frames:
+            self.served.setdefault(entry.names[0], self.structure.name_of(self.passes.frames[-1].module))
+            with engine_mode():
+                self.passes.serve(group)
+            return entry.tensor
+        if group.state is State.KEPT:
+            if not computes_on(self.device, self.structure.ids):
+                with self._lock:
+                    self.passes.bring_home(group)
+            return entry.tensor
+        if not self.moves or not computes_on(self.device, self.structure.ids):
+            self.settle_host()
+            return entry.tensor
+        self.served.setdefault(entry.names[0], "a method other than forward")
+        if torch.is_grad_enabled() and entry.tensor.requires_grad:
+            return entry.tensor.to(self.device)
+        with self._lock, engine_mode():
+            return self._loans.lend(group, entry, functools.partial(self._make_room, pooled=False))
+
+    def settle_host(self) -> None:
+        """Somebody is about to look at host weights, and may write them: no copy may be reading them any more."""
+        if self.link.reading_host:
+            with self._lock, engine_mode():
+                for group in self.passes.window.ahead:
+                    group.discard()
+                self.link.drain()
+
+    def group_of_storage(self, tensor: torch.Tensor) -> WeightGroup | None:
+        """The onloaded group whose device slab ``tensor`` (a plain tensor) is a view of."""
+        for group in self.groups:
+            if group.owns_storage(tensor):
+                return group
+        return None
+
+    # Passes
+
+    @contextlib.contextmanager
+    def _pass(self, entry: nn.Module, size: int | None = None) -> Iterator[None]:
+        with self._lock, self.budget.turn(self, id(entry), size):
+            self._owner = threading.get_ident()
+            finished = False
+            try:
+                self._begin(entry)
+                with self._saved.recording():
+                    yield
+                finished = True
+            finally:
+                try:
+                    self._sweep(finished)
+                finally:
+                    self._owner = None
+
+    def _begin(self, entry: nn.Module) -> None:
+        self._sweep()
+        if not self._built or not self.structure.unchanged(entry, self.intact):
+            self.refresh()
+        self._recount_buffers(entry)
+        with engine_mode():
+            self._loans.settle()
+        if self.budget.limit != self._kept_for:
+            self._choose_kept()
+        self.passes.begin(entry)
+        self._onload_residents()
+
+    def _sweep(self, finished: bool = False) -> None:
+        self.passes.sweep(finished)
+
+    def evict(self, nbytes: int) -> None:
+        """Take groups that are not in use off the device until ``nbytes`` are free, or none is left."""
+        self.passes.evict(nbytes)
+
+    def evict_kept(self) -> None:
+        """Take everything off the device that a budget keeps there between passes: somebody wants to see the model."""
+        if self.passes.keeps:
+            with self._lock:
+                self.passes.evict_all()
+
+    # Frames
+
+    def _run_frame(
+        self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        passes = self.passes
+        depth = len(passes.frames)
+        try:
+            passes.enter(Frame(module, passes.groups_of(module), passes.compare))
+            args, kwargs = to_device(
+                args, kwargs, self.device, self._exclude, self.policy.non_blocking or self.policy.use_stream
+            )
+            return valid_output(forward(*args, **kwargs), self._managed)
+        finally:
+            passes.exit(depth)
+
+    # Helpers
+
+    def _onload_residents(self) -> None:
+        with engine_mode():
+            for group in self.groups:
+                if group.spec.residency is Residency.RESIDENT:
+                    group.onload(self._make_room)
+            self.carried.to_device(functools.partial(self._make_room, pooled=False))
+
+    def _make_room(self, nbytes: int, *, pooled: bool = True) -> bool:
+        return self.budget.reserve(nbytes, self, required=True, displace=True, pooled=pooled)
+
+    def _recount_buffers(self, below: nn.Module) -> None:
+        # Forward and ``.to`` put new tensors in place of buffers; whatever is there now is what the model has.
+        if self.moves and self.structure.buffers_changed(below):
+            self.carried.replace([*self._carried_parameters, *self.structure.loose_buffers(self._managed)])
+
+    def _close_doors(self) -> None:
+        for module in self.root.modules():
+            uninstall(module)
+        for module in self.structure.modules():
+            uninstall(module)

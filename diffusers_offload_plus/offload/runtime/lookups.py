@@ -1,0 +1,168 @@
+"""Reads that no hook can see: ``F.linear(x, other.weight)``, ``self.out_proj.weight``, a parameter read by ``encode``.
+
+[Note: doors]
+``module.weight`` reaches ``module._parameters["weight"]``. While a model is offloaded that dictionary is a
+:class:`WatchedDict`, a dict like any other but for this: looking a name up while its group is not onloaded asks the
+engine first, and before it is iterated (state dicts, optimisers, ``.to``) copies still reading host memory are
+waited for, since the caller may be about to write it. Iteration sees parameters at their host copy: what a budget
+keeps on the device comes home for it, unless the caller only asks for the model's dtype or device, as pipelines do
+at each step. Modules under a compiled forward keep plain dictionaries: the hook above them onloads all.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import ItemsView, Iterable, ValuesView
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from ..model.inventory import Entry
+from .buffers import Carried
+from .forward_pass import Passes
+from .param_group import State, WeightGroup
+
+__all__ = ["WatchedDict", "computes_on", "install", "open_doors", "uninstall"]
+
+
+class _Engine(Protocol):
+    carried: Carried
+    passes: Passes
+
+    def unpark(self) -> None: ...
+    def serve(self, group: WeightGroup, entry: Entry) -> torch.Tensor: ...
+    def settle_host(self) -> None: ...
+    def evict_kept(self) -> None: ...
+
+
+_ONLY_LOOKING = frozenset({"device", "dtype", "get_parameter_device", "get_parameter_dtype"})
+
+
+class WatchedDict(dict[str, Any]):
+    """``_parameters`` or ``_buffers`` of a module whose tensors are offloaded. Copies and pickles as a plain dict."""
+
+    __slots__ = ("_carried", "_watched", "engine")
+
+    def __init__(
+        self,
+        plain: dict[str, Any],
+        watched: dict[str, tuple[WeightGroup, Entry]],
+        carried: frozenset[str],
+        engine: _Engine,
+    ) -> None:
+        super().__init__(plain)
+        self._watched = watched
+        self._carried = carried
+        self.engine = engine
+
+    def __getitem__(self, name: str) -> Any:
+        watched = self._watched.get(name)
+        if watched is not None and watched[0].state is not State.ONLOADED:
+            value = dict.__getitem__(self, name)
+            # A parameter put in since the inventory was taken is nobody's but the caller's.
+            return self.engine.serve(*watched) if value is watched[1].tensor else value
+        if self.engine.carried.parked and name in self._carried:
+            self.engine.unpark()
+        return dict.__getitem__(self, name)
+
+    def items(self) -> ItemsView[str, Any]:  # type: ignore[override]
+        """As of a dict, once no copy reads host memory any more."""
+        self._show_host()
+        return super().items()
+
+    def values(self) -> ValuesView[Any]:  # type: ignore[override]
+        """As of a dict, once no copy reads host memory any more."""
+        self._show_host()
+        return super().values()
+
+    def _show_host(self) -> None:
+        self.engine.settle_host()
+        if self.engine.passes.keeps and not _only_looked_at():
+            self.engine.evict_kept()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return dict, (self.copy(),)
+
+    def copy(self) -> dict[str, Any]:
+        """A plain dict."""
+        return dict(dict.items(self))
+
+
+def install(
+    module: nn.Module, watched: dict[str, tuple[WeightGroup, Entry]], carried: frozenset[str], engine: _Engine
+) -> None:
+    """Watch the lookups of ``watched`` and ``carried`` names on ``module``."""
+    for slot in ("_parameters", "_buffers"):
+        plain: dict[str, Any] = module.__dict__[slot]
+        names = {name: watched[name] for name in plain if name in watched}
+        if names or not carried.isdisjoint(plain):
+            module.__dict__[slot] = WatchedDict(dict(dict.items(plain)), names, carried, engine)
+
+
+def open_doors(
+    modules: Iterable[nn.Module], groups: Iterable[WeightGroup], carried: Iterable[torch.Tensor], engine: _Engine
+) -> None:
+    """Watch ``modules`` for lookups of tensors of ``groups`` and of ``carried`` ones; groups that are used in place
+    need no watching."""
+    are_carried = set(map(id, carried))
+    streaming = [group for group in groups if not group.in_place]
+    of_tensor = {id(entry.tensor): (group, entry) for group in streaming for entry in group.spec.entries}
+    for module in modules:
+        held = [*dict.items(module._parameters), *dict.items(module._buffers)]
+        watched = {name: of_tensor[id(tensor)] for name, tensor in held if id(tensor) in of_tensor}
+        parkable = frozenset(name for name, tensor in held if id(tensor) in are_carried)
+        if watched or parkable:
+            install(module, watched, parkable, engine)
+
+
+def uninstall(module: nn.Module) -> None:
+    """Give ``module`` its plain dictionaries back, with whatever they hold now."""
+    for slot in ("_parameters", "_buffers"):
+        held = module.__dict__.get(slot)
+        if isinstance(held, WatchedDict):
+            module.__dict__[slot] = held.copy()
+
+
+def _only_looked_at() -> bool:
+    """Whether parameters are iterated over for the sake of their dtype or device alone, by a library's own property.
+
+    Asked between passes; another answer than the true one costs time, or shows a parameter where it is kept.
+    """
+    frame: FrameType | None = sys._getframe(3)  # past this function and the two of the dictionary
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] == "torch":
+        frame = frame.f_back
+    if frame is None or frame.f_code.co_name not in _ONLY_LOOKING:
+        return False
+    return frame.f_globals.get("__name__", "").split(".")[0] in ("diffusers", "transformers", "diffusers_offload_plus")
+
+
+def computes_on(device: torch.device, modules: set[int]) -> bool:
+    """Whether the caller of an attribute lookup is a method of the model at work on tensors of ``device``.
+
+    This tells ``vae.encode`` reading a weight to compute with it from a script (or ``fuse_qkv_projections``) reading
+    it to look at or change it. Only asked outside of any hooked forward.
+
+    Args:
+        device: where the model computes.
+        modules: ``id`` of each module of the model.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not _is_model_code(frame, modules):
+        # Frames of ours and of ``nn.Module.__getattr__`` lie between; anything else means foreign code.
+        if frame.f_globals.get("__name__", "").split(".")[0] not in ("diffusers_offload_plus", "torch"):
+            return False
+        frame = frame.f_back
+    while frame is not None and _is_model_code(frame, modules):
+        if any(isinstance(value, torch.Tensor) and value.device == device for value in frame.f_locals.values()):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _is_model_code(frame: FrameType, modules: set[int]) -> bool:
+    code = frame.f_code
+    if code.co_argcount == 0 or code.co_name in ("__getattr__", "__getitem__"):
+        return False
+    return id(frame.f_locals.get(code.co_varnames[0])) in modules

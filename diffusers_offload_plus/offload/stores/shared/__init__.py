@@ -1,0 +1,4 @@
+"""One host copy of equal weights for all processes of a machine.
+
+May import from ``stores`` and the rooms below it.
+"""

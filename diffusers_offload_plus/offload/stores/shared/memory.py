@@ -1,0 +1,168 @@
+"""Memory that processes share: a descriptor without a name, its bytes reserved before they are written.
+
+[Note: nothing to clean up]
+The memory is a ``memfd``: no file system holds it, so no size of ``/dev/shm`` limits it, and the kernel frees it when
+the last process that has it open or mapped is gone, however that ended.
+
+[Note: no SIGBUS]
+Touching a page that the system cannot provide, or that lies behind the end of a file cut short, kills the process.
+So pages are allocated with ``posix_fallocate``, which fails with an error number instead, and seals forbid everybody
+to change the size. What a control group has no room for would end in its killer, not in an error; so the room is
+looked at before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import sys
+from typing import Any
+
+import torch
+
+from ...memory.process import available_memory
+from ..mapped_file import MappedFile
+
+__all__ = ["NotShared", "SharedMemory", "bytes_at", "can_share_memory"]
+
+MARGIN = 64 << 20  # bytes left to the process beside what it is about to take
+
+
+class NotShared(Exception):
+    """Why weights cannot be shared; they get memory of the process's own instead."""
+
+
+def can_share_memory() -> bool:
+    """Whether this system has memory without a name that can be sealed."""
+    return sys.platform.startswith("linux") and hasattr(os, "memfd_create") and hasattr(fcntl, "F_ADD_SEALS")
+
+
+class SharedMemory:
+    """Some bytes that processes share, as this process sees them.
+
+    Attributes:
+        nbytes: their number.
+        view: a private mapping of them: shows them, and keeps to this process what this process writes there.
+        descriptor: to be handed to other processes.
+        registered: all bytes as a uint8 tensor that the device runtime knows; None: it does not. Never to be written.
+    """
+
+    def __init__(self, descriptor: int, nbytes: int) -> None:
+        self.descriptor = descriptor
+        self.nbytes = nbytes
+        self.registered: torch.Tensor | None = None
+        try:
+            self.view = MappedFile("shared host memory", os.dup(descriptor))
+            # Sealed against every change but the first filling, so there is nothing to check before each use.
+            self.view.close()
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def create(cls, nbytes: int) -> SharedMemory:
+        """Bytes of which none is reserved yet.
+
+        Raises:
+            NotShared: the system refuses.
+        """
+        descriptor = -1
+        try:
+            descriptor = os.memfd_create("diffusers_offload_plus", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.ftruncate(descriptor, nbytes)
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+        except OSError as error:
+            if descriptor >= 0:
+                os.close(descriptor)
+            raise NotShared(f"{nbytes} bytes of shared memory cannot be had: {_explain(error)}") from error
+        return cls(descriptor, nbytes)
+
+    @classmethod
+    def receive(cls, descriptor: int, nbytes: int) -> SharedMemory:
+        """What another process made; takes ``descriptor`` over.
+
+        Raises:
+            NotShared: it is not what :meth:`create` makes for ``nbytes``.
+        """
+        fixed = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
+        try:
+            seals, found = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS), os.fstat(descriptor).st_size
+        except OSError:
+            seals, found = 0, -1
+        if seals & fixed != fixed or found != nbytes:
+            os.close(descriptor)
+            raise NotShared(f"what another process offers is not {nbytes} sealed bytes ({found}, seals {seals:#x})")
+        return cls(descriptor, nbytes)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the descriptor; what is mapped stays."""
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def reserved(self) -> int:
+        """How many bytes have memory by now, whoever reserved it."""
+        return os.fstat(self.descriptor).st_blocks * 512
+
+    def reserve(self, offset: int, nbytes: int) -> None:
+        """Give the range memory.
+
+        Raises:
+            NotShared: there is too little.
+        """
+        room = available_memory()
+        if room is not None and room < nbytes + MARGIN:
+            raise NotShared(
+                f"{nbytes} bytes are needed while the weights change places, {MARGIN} are to be left, and the system "
+                f"or a control group has only {room} free"
+            )
+        try:
+            os.posix_fallocate(self.descriptor, offset, nbytes)
+        except OSError as error:
+            raise NotShared(f"{nbytes} bytes of shared memory cannot be reserved: {_explain(error)}") from error
+
+    def fill(self, offset: int, address: int, nbytes: int) -> None:
+        """Copy bytes of this process into the reserved range, without the interpreter lock.
+
+        Raises:
+            NotShared: the system refuses.
+        """
+        values, done = memoryview(bytes_at(address, nbytes)).cast("B"), 0
+        try:
+            while done < nbytes:
+                done += os.pwrite(self.descriptor, values[done:], offset + done)
+        except OSError as error:
+            raise NotShared(f"shared memory cannot be written: {_explain(error)}") from error
+
+    def forbid_writing(self) -> None:
+        """From now on nobody can change the bytes. Not to be called where they are to be :meth:`mapped <map>`."""
+        with contextlib.suppress(OSError):  # busy, say: it guards against mistakes, and nobody here writes
+            fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
+
+    def map(self) -> mmap.mmap:
+        """The bytes themselves, for a device runtime, which locks only pages that it might write.
+
+        Raises:
+            NotShared: the system refuses.
+        """
+        try:
+            return mmap.mmap(self.descriptor, self.nbytes)
+        except OSError as error:
+            raise NotShared(f"shared memory cannot be mapped: {_explain(error)}") from error
+
+
+def bytes_at(address: int, nbytes: int) -> Any:
+    """The memory at ``address`` as an object with the buffer protocol; it owns nothing."""
+    return (ctypes.c_char * nbytes).from_address(address)
+
+
+def _explain(error: OSError) -> str:
+    hint = " (the limit on the size of files, `ulimit -f`)" if error.errno == errno.EFBIG else ""
+    return f"{error.strerror}{hint}"
