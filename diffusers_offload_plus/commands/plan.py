@@ -121,7 +121,7 @@ def _lines(plans: list[PipelinePlan]) -> list[str]:
     rows = [("budget", "component", "level", "kept", "streamed a pass", "fixed", "groups kept", "ahead", "s a pass")]
     for plan in plans:
         for c in plan.components:
-            sizes = (c.kept_bytes, c.streamed_bytes, c.fixed_bytes)
+            sizes = (c.cached_bytes, c.streamed_bytes, c.fixed_bytes)
             rows.append(
                 (
                     *(format_bytes(plan.vram_budget), c.name, c.cut.removesuffix("_level")),

@@ -11,7 +11,7 @@ import pytest
 
 from diffusers_offload_plus.offload.api.components import components_of
 from diffusers_offload_plus.offload.memory.device_budget import least_limit
-from diffusers_offload_plus.offload.planning.fitting import outline_of
+from diffusers_offload_plus.offload.planning.fitting import size_summary
 from diffusers_offload_plus.offload.policy import OffloadPolicy
 
 DIRECTORY = tempfile.mkdtemp(prefix="offload-plus-tests-")
@@ -62,9 +62,9 @@ def settings(policy: str, target: Any, device: Any) -> dict[str, Any]:
     part = chosen.get("vram_budget")
     if isinstance(part, float):
         leaves = OffloadPolicy.from_arguments(onload_device=device, offload_type="leaf_level", use_stream=True)
-        outlines = [outline_of(module, leaves, name) for name, module in components_of(target).items()]
-        fixed = sum(outline.fixed for outline in outlines)
-        least = least_limit(fixed + max(outline.floor for outline in outlines))
-        whole = least_limit(sum(outline.total for outline in outlines))
+        summaries = [size_summary(module, leaves, name) for name, module in components_of(target).items()]
+        fixed = sum(summary.fixed for summary in summaries)
+        least = least_limit(fixed + max(summary.floor for summary in summaries))
+        whole = least_limit(sum(summary.total for summary in summaries))
         chosen["vram_budget"] = int(least + part * max(0, whole - least))
     return chosen

@@ -8,9 +8,9 @@ from fractions import Fraction
 
 from hypothesis import strategies as st
 
-from diffusers_offload_plus.offload.planning.step_time import GroupCost, LinkSpeed
+from diffusers_offload_plus.offload.planning.step_time import Bandwidth, GroupCost
 
-SLOW = LinkSpeed(1.0)
+SLOW = Bandwidth(1.0)
 
 
 def costs(*pairs: tuple[int, float]) -> list[GroupCost]:
@@ -33,15 +33,15 @@ def group_lists(max_size: int = 8, largest: int = 12) -> st.SearchStrategy[list[
     return st.lists(pair, min_size=1, max_size=max_size).map(lambda pairs: costs(*pairs))
 
 
-def links() -> st.SearchStrategy[LinkSpeed]:
-    return st.builds(LinkSpeed, st.sampled_from([0.25, 0.5, 1.0, 2.0, 4.0]), st.sampled_from([0.0, 0.5, 3.0]))
+def links() -> st.SearchStrategy[Bandwidth]:
+    return st.builds(Bandwidth, st.sampled_from([0.25, 0.5, 1.0, 2.0, 4.0]), st.sampled_from([0.0, 0.5, 3.0]))
 
 
-def real_groups(rng: random.Random, count: int) -> tuple[list[GroupCost], LinkSpeed]:
+def real_groups(rng: random.Random, count: int) -> tuple[list[GroupCost], Bandwidth]:
     """Groups of any sizes and compute times, and a link about as fast as they compute."""
     groups = costs(*[(rng.randint(1, 1000), rng.uniform(0, 10)) for _ in range(count)])
     balanced = sum(group.nbytes for group in groups) / sum(group.compute_seconds for group in groups)
-    return groups, LinkSpeed(balanced * 10 ** rng.uniform(-1, 0.5), rng.choice([0.0, 0.1]))
+    return groups, Bandwidth(balanced * 10 ** rng.uniform(-1, 0.5), rng.choice([0.0, 0.1]))
 
 
 @dataclasses.dataclass
@@ -51,7 +51,7 @@ class SlowRun:
     groups: list[GroupCost]
     kept: frozenset[int]
     room: int
-    link: LinkSpeed
+    link: Bandwidth
     depth: int | None
     wrap: bool
     settles: bool = False

@@ -12,7 +12,7 @@ from torch import nn
 import diffusers_offload_plus as dop
 from diffusers_offload_plus.offload.hooks.hook import attachment_of
 from diffusers_offload_plus.offload.memory.device_budget import least_limit
-from diffusers_offload_plus.offload.planning.step_time import GroupCost, LinkSpeed
+from diffusers_offload_plus.offload.planning.step_time import Bandwidth, GroupCost
 
 __all__ = ["UNIT", "Timed", "engine_of", "exact_speeds", "limit_of", "run", "seconds_of", "settled", "timed"]
 
@@ -59,7 +59,7 @@ def exact_speeds(device: torch.device) -> Iterator[None]:
         yield
 
 
-def set_speed(speed: LinkSpeed) -> None:
+def set_speed(speed: Bandwidth) -> None:
     """Of the link from host to device."""
     from tests.simulated import set_link
 
@@ -98,7 +98,7 @@ def seconds_of(model: nn.Module, passes: int = 1) -> float:
 def settled(model: nn.Module, passes: int = 4, device: str = "sim") -> Any:
     """The report on two passes after so many others."""
     run(model, passes, device)
-    engine_of(model).link.waits.reset()
+    engine_of(model).copy_engine.stall_timer.reset()
     run(model, 2, device)
     torch.sim.synchronize()
     return dop.offload_report(model)

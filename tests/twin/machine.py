@@ -187,7 +187,7 @@ class Twins(RuleBasedStateMachine):
     def storages(self, model: nn.Module) -> list[torch.UntypedStorage]:
         return [t.untyped_storage() for t in self.tensors(model)]
 
-    # Passes
+    # ForwardPass
 
     @precondition(lambda self: self.enabled)
     @rule()
@@ -198,14 +198,14 @@ class Twins(RuleBasedStateMachine):
             for _ in range(3 if self.policy.startswith("auto") else 1):
                 self.both(lambda model, x: model(x))
             engine = attachment_of(self.model).engine  # type: ignore[union-attr]
-            copies, engine.link.peak = engine.link.copies, engine.link.live
+            copies, engine.copy_engine.peak = engine.copy_engine.copies, engine.copy_engine.live
             self.both(lambda model, x: model(x))
-        assert engine.link.copies > copies or engine.plan.streamed_bytes == 0
+        assert engine.copy_engine.copies > copies or engine.plan.streamed_bytes == 0
         if self.policy.startswith("kept"):
             assert engine.plan.streamed_bytes == 0
-            assert engine.link.copies == copies, "what is kept travelled again"
+            assert engine.copy_engine.copies == copies, "what is kept travelled again"
         elif self.followed_tree:
-            assert engine.link.peak <= engine.plan.device_bound, "more on the device than the plan promises"
+            assert engine.copy_engine.peak <= engine.plan.device_bound, "more on the device than the plan promises"
 
     @precondition(lambda self: self.enabled)
     @rule()
@@ -406,7 +406,7 @@ class Twins(RuleBasedStateMachine):
             engine = attachment_of(self.model).engine  # type: ignore[union-attr]
             resident = sum(g.device_bytes for g in engine.groups if g.spec.residency is Residency.RESIDENT)
             lent = engine._loans.nbytes  # to a method other than forward, until the next pass
-            assert engine.link.live == resident + engine.carried.nbytes + lent, (
+            assert engine.copy_engine.live == resident + engine.persistent.nbytes + lent, (
                 "something that streams stayed on the device"
             )
 

@@ -214,8 +214,8 @@ def _prepare(module: nn.Module, policy: OffloadPolicy, label: str, budget: Devic
     if present is not None:
         if present.policy == policy:
             return present
-        present.engine.park()
-        present.engine.settle_host()
+        present.engine.to_host()
+        present.engine.wait_for_copies()
     attachment = Attachment(module, policy, label, budget)
     attachment.prepare()
     return attachment

@@ -154,7 +154,7 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> None:
         return torch.float32 if any(part in kept for part in name.split(".")) else dtype
 
     engine = attachment.engine
-    engine.park()
+    engine.to_host()
     with engine_mode():
         managed: set[int] = set()
         for group in engine.groups:

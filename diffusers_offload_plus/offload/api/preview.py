@@ -18,10 +18,10 @@ import torch
 from ...errors import InvalidPolicyError
 from ..formatting import format_bytes, parse_bytes, table
 from ..memory.auto_limit import DeviceMemory
-from ..memory.device_budget import room_for_groups
-from ..planning.fitting import Outline, check_host, fit_outlines, outlines_of
+from ..memory.device_budget import bytes_for_groups
+from ..planning.fitting import SizeSummary, check_host, fit_summaries, size_summaries
 from ..planning.residency import ASSUMED_SPEED, keeper_of
-from ..planning.step_time import GroupCost, LinkSpeed, Stream
+from ..planning.step_time import Bandwidth, GroupCost, Stream
 from ..policy import OffloadPolicy, existing_device, supports_streams
 from ..runtime.prefetch import FARTHEST
 from .checks import check_model
@@ -42,7 +42,7 @@ class ComponentPlan:
         model: name of its class.
         cut: ``block_level`` or ``leaf_level``: what its groups are.
         total_bytes: all weights; ``fixed_bytes``: those that never leave the device, whoever works.
-        kept_bytes: those that stay on the device between passes; ``kept``: names of their groups.
+        cached_bytes: those that stay on the device between passes; ``kept``: names of their groups.
         streamed_bytes: those that travel in each pass.
         groups: number of groups, kept and streamed.
         room: device bytes that streamed groups pass through.
@@ -57,7 +57,7 @@ class ComponentPlan:
     model: str
     cut: str
     total_bytes: int
-    kept_bytes: int
+    cached_bytes: int
     streamed_bytes: int
     fixed_bytes: int
     groups: int
@@ -164,12 +164,12 @@ def plan_group_offload(
     )
     components, _ = split_excluded(target, components_of(target), exclude_modules)
     computing = _computing(compute_seconds, components)
-    link, source = _link(bandwidth, policy.onload_device)
+    link, source = _copy_engine(bandwidth, policy.onload_device)
     for name, module in components.items():
         check_model(module, policy, name, values=False)
-    outlines = outlines_of(components, dict.fromkeys(components, policy), values=False)
-    check_host(outlines)
-    now, later = (_passes(outlines, nbytes, link, computing) for nbytes in (limit, limit + NEXT))
+    summaries = size_summaries(components, dict.fromkeys(components, policy), values=False)
+    check_host(summaries)
+    now, later = (_passes(summaries, nbytes, link, computing) for nbytes in (limit, limit + NEXT))
     return PipelinePlan(
         components=tuple(
             now[name].described(name, type(module).__name__, later[name].seconds)
@@ -195,7 +195,7 @@ def _limit(vram_budget: int | str, onload_device: str | torch.device) -> int:
 class _Pass:
     """A pass of one component in a cut that fits."""
 
-    outline: Outline
+    summary: SizeSummary
     kept: frozenset[int]
     room: int
     depth: int
@@ -203,43 +203,43 @@ class _Pass:
 
     def described(self, name: str, model: str, later: float) -> ComponentPlan:
         """As a part of a plan; with more memory a pass takes ``later`` seconds."""
-        outline, policy = self.outline, self.outline.policy
-        kept_bytes = sum(outline.sizes[index] for index in self.kept)
-        streamed_bytes = sum(outline.sizes) - kept_bytes
+        summary, policy = self.summary, self.summary.policy
+        cached_bytes = sum(summary.sizes[index] for index in self.kept)
+        streamed_bytes = sum(summary.sizes) - cached_bytes
         return ComponentPlan(
             name=name,
             model=model,
             cut=policy.offload_type.value,
-            total_bytes=outline.total,
-            kept_bytes=kept_bytes,
+            total_bytes=summary.total,
+            cached_bytes=cached_bytes,
             streamed_bytes=streamed_bytes,
-            fixed_bytes=outline.fixed,
-            groups=len(outline.sizes),
-            kept=tuple(outline.names[index] for index in sorted(self.kept)),
+            fixed_bytes=summary.fixed,
+            groups=len(summary.sizes),
+            kept=tuple(summary.names[index] for index in sorted(self.kept)),
             room=self.room,
             depth=self.depth,
             tier=policy.tier,
             seconds=self.seconds,
-            bound=outline.fixed + kept_bytes + min(self.room, streamed_bytes),
+            bound=summary.fixed + cached_bytes + min(self.room, streamed_bytes),
             next_gain=self.seconds - later,
         )
 
 
 def _passes(
-    outlines: Mapping[str, list[Outline]], limit: int, link: LinkSpeed, computing: Mapping[str, float]
+    summaries: Mapping[str, list[SizeSummary]], limit: int, link: Bandwidth, computing: Mapping[str, float]
 ) -> dict[str, _Pass]:
-    chosen = fit_outlines(outlines, limit)
-    budget = room_for_groups(limit, sum(outline.fixed for outline in chosen.values()))
-    return {name: _pass(outline, budget, link, computing.get(name, 0.0)) for name, outline in chosen.items()}
+    chosen = fit_summaries(summaries, limit)
+    budget = bytes_for_groups(limit, sum(summary.fixed for summary in chosen.values()))
+    return {name: _pass(summary, budget, link, computing.get(name, 0.0)) for name, summary in chosen.items()}
 
 
-def _pass(outline: Outline, budget: int, link: LinkSpeed, computing: float) -> _Pass:
-    kept, room = keeper_of(outline.sizes, outline.nests).within(budget)
-    stream = Stream(_costs(outline.sizes, computing), kept, link)
-    depth = min(FARTHEST, stream.depth_within(room)) if outline.policy.use_stream else 0
+def _pass(summary: SizeSummary, budget: int, link: Bandwidth, computing: float) -> _Pass:
+    kept, room = keeper_of(summary.sizes, summary.nests).within(budget)
+    stream = Stream(_costs(summary.sizes, computing), kept, link)
+    depth = min(FARTHEST, stream.depth_within(room)) if summary.policy.use_stream else 0
     # Without groups to stream there is nothing to spread the computing over.
     seconds = stream.seconds(room, depth=depth, settles=True) if stream.places else computing
-    return _Pass(outline=outline, kept=kept, room=room, depth=depth, seconds=seconds)
+    return _Pass(summary=summary, kept=kept, room=room, depth=depth, seconds=seconds)
 
 
 def _costs(sizes: Sequence[int], computing: float) -> list[GroupCost]:
@@ -262,7 +262,7 @@ def _computing(given: Mapping[str, float] | None, components: Mapping[str, Any])
     return {name: float(seconds) for name, seconds in (given or {}).items()}
 
 
-def _link(bandwidth: float | str | None, device: torch.device) -> tuple[LinkSpeed, str]:
+def _copy_engine(bandwidth: float | str | None, device: torch.device) -> tuple[Bandwidth, str]:
     if bandwidth is None:
         return ASSUMED_SPEED, "assumed"
     if bandwidth == "auto":
@@ -279,8 +279,8 @@ def _link(bandwidth: float | str | None, device: torch.device) -> tuple[LinkSpee
     return _speed(speed), "given"
 
 
-def _speed(bytes_per_second: float) -> LinkSpeed:
-    return LinkSpeed(float(bytes_per_second), ASSUMED_SPEED.seconds_per_copy)
+def _speed(bytes_per_second: float) -> Bandwidth:
+    return Bandwidth(float(bytes_per_second), ASSUMED_SPEED.seconds_per_copy)
 
 
 def _measured(device: torch.device) -> float:
@@ -306,7 +306,7 @@ def _measured(device: torch.device) -> float:
 
 
 def _row(c: ComponentPlan) -> tuple[str, ...]:
-    sizes = (c.total_bytes, c.kept_bytes, c.streamed_bytes, c.fixed_bytes, c.bound)
+    sizes = (c.total_bytes, c.cached_bytes, c.streamed_bytes, c.fixed_bytes, c.bound)
     return (
         *(c.name, c.model, c.cut.removesuffix("_level"), c.tier),
         *map(format_bytes, sizes),

@@ -12,7 +12,7 @@ from ..memory.process import ProcessMemory, process_memory
 from ..model.inventory import Decision, Residency
 from ..runtime.engine import OffloadEngine
 from ..stores.disk.slab import DiskSlab
-from ..stores.shared.placement import SharedSlab
+from ..stores.shared.allocator import SharedSlab
 from ..transfer.transfer import lockable
 from .components import components_of
 from .stalls import Stall, stalls_of
@@ -36,13 +36,13 @@ class ComponentReport:
         groups: number of groups that stream.
         streamed_bytes: bytes a pass moves that uses each group once.
         resident_bytes: bytes that never leave the device: buffers, the root's own parameters.
-        kept_bytes: bytes that a budget keeps on the device between passes, as far as there is room.
+        cached_bytes: bytes that a budget keeps on the device between passes, as far as there is room.
         budget_bytes: what ``vram_budget`` allowed in the last pass of any component; None without one.
-        beside_bytes: what passes were seen to take on the device beside weights, for ``"auto"``; else None.
+        activation_bytes: what passes were seen to take on the device beside weights, for ``"auto"``; else None.
         device_bound: most bytes of weights planned on the device at once; ``peak_device_bytes``: the most there were.
         transfers: host-to-device copies made, of ``transferred_bytes``.
         written_back_bytes: bytes copied device to host because they had been written.
-        rehomed: groups packed anew because others had re-pointed their parameters.
+        repacked: groups packed anew because others had re-pointed their parameters.
         disk_written_bytes: bytes written to the store; ``disk_found_bytes``: lay on disk already, proved bit-equal.
         disk_read_bytes: bytes asked for from disk; the system may have had them in its cache.
         read_wait_seconds: how long the calling thread waited for disk.
@@ -60,15 +60,15 @@ class ComponentReport:
     groups: int
     streamed_bytes: int
     resident_bytes: int
-    kept_bytes: int
+    cached_bytes: int
     budget_bytes: int | None
-    beside_bytes: int | None
+    activation_bytes: int | None
     device_bound: int
     peak_device_bytes: int
     transfers: int
     transferred_bytes: int
     written_back_bytes: int
-    rehomed: int
+    repacked: int
     host_bytes: int
     shared_bytes: int
     disk_bytes: int
@@ -121,8 +121,8 @@ class OffloadReport:
         if any(component.stalls for component in self.components):
             lines.extend(["", *_stall_lines(self.components), ""])
         for component in self.components:
-            if component.beside_bytes is not None:
-                beside = format_bytes(component.beside_bytes)
+            if component.activation_bytes is not None:
+                beside = format_bytes(component.activation_bytes)
                 lines.append(f"{component.name}: passes were seen to take {beside} of the device beside weights")
             lines.extend(f"{component.name}: {d.name}: {d.reason}" for d in component.decisions)
         return "\n".join(lines)
@@ -151,12 +151,12 @@ def _component(name: str, attachment: Attachment, engines: list[OffloadEngine]) 
     plan, disk, shared = engine.plan, engine.tiers.disk, engine.tiers.shared
     stalls = stalls_of(engine, engines)
     private = [Decision(name="weights", reason=reason) for reason in (() if shared is None else shared.decisions)]
-    if engine.link.unpinned:
+    if engine.copy_engine.unpinned:
         private.append(
             Decision(
                 name="weights",
-                reason=f"{engine.link.unpinned} bytes could not be pinned{lockable()}; copies from pageable memory "
-                "are slower. Raise the limit, or free host memory and enable again",
+                reason=f"{engine.copy_engine.unpinned} bytes could not be pinned{lockable()}; copies from pageable "
+                "memory are slower. Raise the limit, or free host memory and enable again",
             )
         )
     served = (
@@ -172,24 +172,24 @@ def _component(name: str, attachment: Attachment, engines: list[OffloadEngine]) 
         groups=sum(group.residency is Residency.STREAMED for group in plan.groups),
         streamed_bytes=plan.streamed_bytes,
         resident_bytes=plan.resident_bytes,
-        kept_bytes=plan.kept_bytes,
+        cached_bytes=plan.cached_bytes,
         budget_bytes=engine.budget.limit,
-        beside_bytes=None if engine.budget.auto is None else engine.budget.auto.need_of(id(engine)),
+        activation_bytes=None if engine.budget.auto is None else engine.budget.auto.need_of(id(engine)),
         device_bound=plan.device_bound,
-        peak_device_bytes=engine.link.peak,
-        transfers=engine.link.copies,
-        transferred_bytes=engine.link.bytes,
+        peak_device_bytes=engine.copy_engine.peak,
+        transfers=engine.copy_engine.copies,
+        transferred_bytes=engine.copy_engine.bytes,
         written_back_bytes=sum(group.written_back for group in engine.groups),
-        rehomed=sum(group.rehomed for group in engine.groups),
-        host_bytes=plan.host_bytes + engine.link.staging_bytes,
+        repacked=sum(group.repacked for group in engine.groups),
+        host_bytes=plan.host_bytes + engine.copy_engine.staging_bytes,
         shared_bytes=plan.shared_bytes,
         disk_bytes=plan.bytes_on("disk"),
         private_bytes=sum(g.home.private_bytes for g in engine.groups if isinstance(g.home, (DiskSlab, SharedSlab))),
         disk_written_bytes=0 if disk is None else disk.written,
         disk_found_bytes=0 if disk is None else disk.found,
-        disk_read_bytes=engine.link.disk_bytes,
-        read_wait_seconds=engine.link.read_wait_seconds,
-        staging_wait_seconds=engine.link.staging_wait_seconds,
+        disk_read_bytes=engine.copy_engine.disk_bytes,
+        read_wait_seconds=engine.copy_engine.read_wait_seconds,
+        staging_wait_seconds=engine.copy_engine.staging_wait_seconds,
         stalls=stalls.found,
         measured_passes=stalls.passes,
         decisions=(*plan.decisions, *private, *served),
@@ -197,7 +197,7 @@ def _component(name: str, attachment: Attachment, engines: list[OffloadEngine]) 
 
 
 def _row(c: ComponentReport) -> tuple[str, ...]:
-    sizes = (c.streamed_bytes, c.resident_bytes + c.kept_bytes, c.device_bound, c.peak_device_bytes)
+    sizes = (c.streamed_bytes, c.resident_bytes + c.cached_bytes, c.device_bound, c.peak_device_bytes)
     level = c.offload_type.removesuffix("_level")
     return (
         *(c.name, c.model, level, c.tier, str(c.groups)),

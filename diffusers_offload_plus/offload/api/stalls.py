@@ -10,8 +10,8 @@ from ..memory.device_budget import least_limit
 from ..model.inventory import Residency
 from ..policy import OffloadType, supports_streams
 from ..runtime.engine import OffloadEngine
-from ..runtime.param_group import WeightGroup
-from ..transfer.timing import LateOn
+from ..runtime.param_group import ParamGroup
+from ..transfer.timing import Bottleneck
 
 __all__ = ["Stall", "Stalls", "stalls_of"]
 
@@ -57,7 +57,7 @@ def stalls_of(engine: OffloadEngine, sharing: Iterable[OffloadEngine]) -> Stalls
     Args:
         sharing: the engines that may share its budgets, itself too.
     """
-    learned, tally = engine.link.waits.read()
+    learned, tally = engine.copy_engine.stall_timer.read()
     remedies = _Remedies(engine, list(sharing), learned)
     known = set(engine.groups)
     found = [
@@ -71,7 +71,7 @@ def stalls_of(engine: OffloadEngine, sharing: Iterable[OffloadEngine]) -> Stalls
             remedy=remedies.of(group, link),
         )
         for (group, link), waited in tally.waited.items()
-        if isinstance(group, WeightGroup) and group in known
+        if isinstance(group, ParamGroup) and group in known
     ]
     found.sort(key=lambda stall: -stall.seconds)
     return Stalls(passes=tally.passes, found=tuple(found))
@@ -87,11 +87,11 @@ class _Remedies:
         self._sharing = [other for other in sharing if other.budget is engine.budget]
         self._learned = learned
 
-    def of(self, group: WeightGroup, link: LateOn) -> str:
+    def of(self, group: ParamGroup, link: Bottleneck) -> str:
         policy = self._policy
         if not self._learned and (policy.prefetch_depth or policy.vram_budget is not None):
             return "none needed: the order of use is known after the first pass"
-        if link is LateOn.DISK:
+        if link is Bottleneck.DISK:
             return self._of_disk(group)
         if group.spec.residency is not Residency.STREAMED:
             return "none needed: it never leaves the device once it is there"
@@ -104,11 +104,11 @@ class _Remedies:
             remedy += "; `low_cpu_mem_usage=False` spares it the copy to a pinned buffer"
         return remedy
 
-    def _is_first(self, group: WeightGroup) -> bool:
-        order = self._engine.passes.window.order
+    def _is_first(self, group: ParamGroup) -> bool:
+        order = self._engine.forward_pass.prefetcher.order
         return bool(order) and self._engine.groups[order[0]] is group
 
-    def _of_disk(self, group: WeightGroup) -> str:
+    def _of_disk(self, group: ParamGroup) -> str:
         disk = self._policy.disk
         assert disk is not None
         needed = self._engine.tiers.host_budget_holding(group.spec)
@@ -119,7 +119,7 @@ class _Remedies:
         share = "" if self._alone else " for this component, which has a share of it,"
         return f"a faster disk; {change}{share} holds it in memory"
 
-    def _of_memory(self, group: WeightGroup) -> str:
+    def _of_memory(self, group: ParamGroup) -> str:
         engine, keeper = self._engine, self._engine.keeper
         fixed = sum(engine.fixed_bytes for engine in self._sharing)
         present = engine.budget.limit

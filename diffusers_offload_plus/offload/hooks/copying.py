@@ -20,11 +20,11 @@ _HOOKING = (
 )  # fmt: skip
 
 
-def install_reducer(module: nn.Module, park: Callable[[], None]) -> None:
-    """Make copies of ``module`` plain; ``park`` brings its weights to the host first."""
+def install_reducer(module: nn.Module, to_host: Callable[[], None]) -> None:
+    """Make copies of ``module`` plain; ``to_host`` brings its weights to the host first."""
 
     def reduce(protocol: Any) -> Any:
-        park()
+        to_host()
         make, args, state, *rest = cast("tuple[Any, ...]", type(module).__reduce_ex__(module, protocol))
         return make, args, plain_state(state), *rest
 

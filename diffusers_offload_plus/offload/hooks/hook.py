@@ -148,7 +148,7 @@ class GroupOffloadPlusHook(ModelHook):
         return False
 
     def __repr__(self) -> str:
-        return f"GroupOffloadPlusHook({self.attachment.engine.structure.name_of(self._module)})"
+        return f"GroupOffloadPlusHook({self.attachment.engine.tree.name_of(self._module)})"
 
 
 class Attachment:
@@ -221,7 +221,7 @@ class Attachment:
             self._hook(module)
         self._hooked = {id(module): module for module in modules}
         self._hooks_below.clear()
-        self.engine.structure.settle()
+        self.engine.tree.settle()
         self.stale = False
         self._invalidate()
 
@@ -250,7 +250,7 @@ class Attachment:
             hook = GroupOffloadPlusHook(self, module)
             registry.register_hook(hook, HOOK_NAME)
             hook.note_installed()
-            install_reducer(module, self.engine.park)
+            install_reducer(module, self.engine.to_host)
             module.__dict__.setdefault("compile", hook.compile)
         hook.take_compiled()
         hook.settled = hook.compiled

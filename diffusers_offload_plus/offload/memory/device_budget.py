@@ -21,7 +21,7 @@ from ..formatting import format_bytes
 from .auto_limit import AutoLimit
 from .slots import Slot, SlotPool
 
-__all__ = ["DeviceBudget", "Member", "least_limit", "room_for_groups", "scratch_bytes"]
+__all__ = ["DeviceBudget", "Member", "bytes_for_groups", "least_limit", "scratch_bytes"]
 
 LONG_RUN = 3  # passes in a row from which on taking others' room pays
 LARGEST_SCRATCH = 4 << 20
@@ -55,7 +55,7 @@ def least_limit(nbytes: int) -> int:
     return limit
 
 
-def room_for_groups(limit: int, fixed: int) -> int:
+def bytes_for_groups(limit: int, fixed: int) -> int:
     """Bytes of a limit left for groups that come and go, beside ``fixed`` bytes that never leave the device."""
     return max(0, limit - scratch_bytes(limit) - fixed)
 
@@ -115,7 +115,7 @@ class DeviceBudget:
     def for_groups(self) -> int:
         """Bytes of the limit that are left for groups that come and go, whoever works."""
         assert self.limit is not None
-        return room_for_groups(self.limit, sum(member.fixed_bytes for member in self._members))
+        return bytes_for_groups(self.limit, sum(member.fixed_bytes for member in self._members))
 
     def join(self, member: Member) -> None:
         """Let ``member`` share the budget. Idempotent."""

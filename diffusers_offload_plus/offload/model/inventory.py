@@ -82,11 +82,11 @@ class Decision:
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class Inventory:
-    """The whole model: units, groups, and the tensors carried to the device one by one and kept there."""
+    """The whole model: units, groups, and the tensors persistent to the device one by one and kept there."""
 
     units: list[Unit]
     groups: list[GroupSpec]
-    carried: list[Entry]
+    persistent: list[Entry]
     decisions: list[Decision]
 
 
@@ -111,11 +111,11 @@ def take_inventory(root: nn.Module, policy: OffloadPolicy, label: str, *, values
     clusters = _clusters(list(entries.values()))
     decisions = [Decision(name=u.name or label, reason=u.reason) for u in units if u.reason]
     total = sum(entry.nbytes for entry in entries.values())
-    carried: list[Entry] = []
+    persistent: list[Entry] = []
     members: dict[tuple[frozenset[int], Residency], list[Entry]] = {}
     for group in clusters:
         if _is_carried(group):
-            carried.extend(group)
+            persistent.extend(group)
             continue
         needed = frozenset().union(*(users[id(entry.tensor)] for entry in group))
         residency = Residency.STREAMED
@@ -124,7 +124,7 @@ def take_inventory(root: nn.Module, policy: OffloadPolicy, label: str, *, values
             why = "direct parameter of the root: methods other than forward may read it, so it stays on the device"
             decisions.extend(Decision(name=entry.names[0], reason=why) for entry in group)
         members.setdefault((needed, residency), []).extend(group)
-    for entry in carried:
+    for entry in persistent:
         if not entry.is_buffer:
             decisions.append(
                 Decision(name=entry.names[0], reason="layout is not dense bytes, so it stays on the device")
@@ -138,7 +138,7 @@ def take_inventory(root: nn.Module, policy: OffloadPolicy, label: str, *, values
         if len(needed) > 1:
             decisions.append(Decision(name=group[0].names[0], reason=f"shared by {name}: moves as a group of its own"))
     groups.sort(key=lambda spec: min(spec.units))
-    return Inventory(units=units, groups=groups, carried=carried, decisions=decisions)
+    return Inventory(units=units, groups=groups, persistent=persistent, decisions=decisions)
 
 
 def _direct(module: nn.Module) -> Iterable[torch.Tensor]:

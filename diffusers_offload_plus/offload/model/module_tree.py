@@ -17,7 +17,7 @@ from torch import nn
 
 from .partition import is_compiled
 
-__all__ = ["Structure"]
+__all__ = ["ModuleTree"]
 
 # Everything here is done in each pass for each module, so it is left to functions that loop in C. What takes time is
 # to find a thousand modules and their dicts in memory; each is looked at once, and what is empty not looked into.
@@ -88,7 +88,7 @@ class _Part:
         return map(dict.get, self.dicts, repeat(_COMPILED))
 
 
-class Structure:
+class ModuleTree:
     """The modules of ``root`` by name, and the identity of everything they hold."""
 
     def __init__(self, root: nn.Module) -> None:

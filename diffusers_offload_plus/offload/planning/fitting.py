@@ -16,11 +16,11 @@ from ..model.inventory import Residency, take_inventory
 from ..policy import AUTO, OffloadPolicy, OffloadType
 from .residency import fixed_bytes, floor_bytes, nested_groups, packed_bytes
 
-__all__ = ["Outline", "check_host", "fit_budgets", "fit_outlines", "outline_of", "outlines_of"]
+__all__ = ["SizeSummary", "check_host", "fit_budgets", "fit_summaries", "size_summaries", "size_summary"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Outline:
+class SizeSummary:
     """One model under one policy, in bytes alone.
 
     Attributes:
@@ -43,27 +43,27 @@ class Outline:
         return floor_bytes(self.sizes, self.nests)
 
 
-def outline_of(root: nn.Module, policy: OffloadPolicy, label: str, *, values: bool = True) -> Outline:
+def size_summary(root: nn.Module, policy: OffloadPolicy, label: str, *, values: bool = True) -> SizeSummary:
     """Look at every tensor of ``root``; changes nothing. For ``values`` see :func:`take_inventory`."""
     inventory = take_inventory(root, policy, label, values=values)
     streamed = [spec for spec in inventory.groups if spec.residency is Residency.STREAMED]
     sizes = tuple(packed_bytes(spec) for spec in streamed)
-    return Outline(
+    return SizeSummary(
         policy=policy,
         names=tuple(spec.name for spec in streamed),
         sizes=sizes,
         nests=tuple(nested_groups(inventory.units, streamed)),
         fixed=fixed_bytes(inventory),
-        total=sum(packed_bytes(spec) for spec in inventory.groups) + sum(e.nbytes for e in inventory.carried),
+        total=sum(packed_bytes(spec) for spec in inventory.groups) + sum(e.nbytes for e in inventory.persistent),
     )
 
 
-def outlines_of(
+def size_summaries(
     components: Mapping[str, nn.Module], policies: Mapping[str, OffloadPolicy], *, values: bool = True
-) -> dict[str, list[Outline]]:
+) -> dict[str, list[SizeSummary]]:
     """For each component the cuts that may be chosen, the one asked for first."""
     return {
-        name: [outline_of(module, policy, name, values=values) for policy in _cuts(policies[name])]
+        name: [size_summary(module, policy, name, values=values) for policy in _cuts(policies[name])]
         for name, module in components.items()
     }
 
@@ -80,29 +80,29 @@ def fit_budgets(
     first = next(iter(policies.values()))
     if first.vram_budget is None and not _bounds_host(first):
         return dict(policies), None
-    outlines = outlines_of(components, policies)
-    check_host(outlines)
+    summaries = size_summaries(components, policies)
+    check_host(summaries)
     if first.vram_budget is None:
         return dict(policies), None
     if first.vram_budget is AUTO:
         limit = DeviceMemory(first.device).capacity()
-        chosen = _fit_free_memory(outlines, limit)
+        chosen = _fit_free_memory(summaries, limit)
     else:
-        chosen, limit = fit_outlines(outlines, first.vram_budget), first.vram_budget
-    return {name: outline.policy for name, outline in chosen.items()}, limit
+        chosen, limit = fit_summaries(summaries, first.vram_budget), first.vram_budget
+    return {name: summary.policy for name, summary in chosen.items()}, limit
 
 
-def _fit_free_memory(outlines: Mapping[str, list[Outline]], capacity: int) -> dict[str, Outline]:
+def _fit_free_memory(summaries: Mapping[str, list[SizeSummary]], capacity: int) -> dict[str, SizeSummary]:
     # What passes need beside weights is not known yet: half of the memory is left for it if some cut allows.
     try:
-        return fit_outlines(outlines, capacity // 2)
+        return fit_summaries(summaries, capacity // 2)
     except InvalidPolicyError:
-        return fit_outlines(outlines, capacity, asked="`vram_budget` is 'auto', and the device has")
+        return fit_summaries(summaries, capacity, asked="`vram_budget` is 'auto', and the device has")
 
 
-def fit_outlines(
-    outlines: Mapping[str, list[Outline]], limit: int, *, asked: str = "`vram_budget` is"
-) -> dict[str, Outline]:
+def fit_summaries(
+    summaries: Mapping[str, list[SizeSummary]], limit: int, *, asked: str = "`vram_budget` is"
+) -> dict[str, SizeSummary]:
     """For each component the first of its cuts that runs within ``limit`` bytes of device memory.
 
     Args:
@@ -112,11 +112,11 @@ def fit_outlines(
         InvalidPolicyError: there is none; see :func:`fit_budgets`.
     """
     # What is fixed counts for all components at once, whichever of them works.
-    fixed = sum(max(outline.fixed for outline in cuts) for cuts in outlines.values())
+    fixed = sum(max(summary.fixed for summary in cuts) for cuts in summaries.values())
     room = limit - fixed - scratch_bytes(limit)
-    fitting = {name: [cut for cut in cuts if cut.floor <= room] for name, cuts in outlines.items()}
+    fitting = {name: [cut for cut in cuts if cut.floor <= room] for name, cuts in summaries.items()}
     if not all(fitting.values()):
-        _refuse(outlines, fixed, limit, asked)
+        _refuse(summaries, fixed, limit, asked)
     return {name: cuts[0] for name, cuts in fitting.items()}
 
 
@@ -125,10 +125,10 @@ def _cuts(policy: OffloadPolicy) -> list[OffloadPolicy]:
     return [leaves] if policy.offload_type is OffloadType.LEAF_LEVEL else [policy, leaves]
 
 
-def _refuse(outlines: Mapping[str, list[Outline]], fixed: int, limit: int, asked: str) -> NoReturn:
+def _refuse(summaries: Mapping[str, list[SizeSummary]], fixed: int, limit: int, asked: str) -> NoReturn:
     # Of the component that needs most, so that the smallest budget named is one for all of them.
     name, finest = max(
-        ((name, min(cuts, key=lambda outline: outline.floor)) for name, cuts in outlines.items()),
+        ((name, min(cuts, key=lambda summary: summary.floor)) for name, cuts in summaries.items()),
         key=lambda item: item[1].floor,
     )
     smallest = least_limit(fixed + finest.floor)
@@ -148,24 +148,24 @@ def _bounds_host(policy: OffloadPolicy) -> bool:
     return policy.host_budget is not None and policy.disk is None and policy.onload_device.type != "cpu"
 
 
-def check_host(outlines: Mapping[str, list[Outline]]) -> None:
+def check_host(summaries: Mapping[str, list[SizeSummary]]) -> None:
     """See that the weights fit in the budget of host memory, where no disk takes the rest.
 
     Raises:
         InvalidPolicyError: they do not.
     """
-    asked = {name: cuts[0] for name, cuts in outlines.items()}
+    asked = {name: cuts[0] for name, cuts in summaries.items()}
     first = next(iter(asked.values())).policy
-    needed = sum(outline.total for outline in asked.values())
+    needed = sum(summary.total for summary in asked.values())
     if first.host_budget is None or not _bounds_host(first) or needed <= first.host_budget:
         return
-    name, outline = max(asked.items(), key=lambda item: max(item[1].sizes, default=0))
+    name, summary = max(asked.items(), key=lambda item: max(item[1].sizes, default=0))
     largest = ""
-    if outline.sizes:
-        place = max(range(len(outline.sizes)), key=outline.sizes.__getitem__)
+    if summary.sizes:
+        place = max(range(len(summary.sizes)), key=summary.sizes.__getitem__)
         largest = (
-            f", of which the largest group is '{name}.{outline.names[place]}' with "
-            f"{format_bytes(outline.sizes[place])},"
+            f", of which the largest group is '{name}.{summary.names[place]}' with "
+            f"{format_bytes(summary.sizes[place])},"
         )
     raise InvalidPolicyError(
         f"`host_budget` is {format_bytes(first.host_budget)}, and the weights{largest} rest in {format_bytes(needed)} "

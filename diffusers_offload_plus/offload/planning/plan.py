@@ -48,7 +48,7 @@ class OffloadPlan:
 
     Attributes:
         groups: every group, in the order of the model.
-        carried_bytes: buffers and the like, kept on the device.
+        persistent_bytes: buffers and the like, kept on the device.
         prefetch_depth: groups onloaded ahead of the one in use.
         nested_bytes: largest sum of streamed groups that modules running inside one another need at once.
         room: with a budget, device bytes that streamed groups pass through.
@@ -56,7 +56,7 @@ class OffloadPlan:
     """
 
     groups: tuple[GroupPlan, ...]
-    carried_bytes: int
+    persistent_bytes: int
     prefetch_depth: int
     nested_bytes: int
     decisions: tuple[Decision, ...]
@@ -68,14 +68,14 @@ class OffloadPlan:
         return sum(group.nbytes for group in self.groups if group.residency is Residency.STREAMED)
 
     @property
-    def kept_bytes(self) -> int:
+    def cached_bytes(self) -> int:
         """Bytes that stay on the device between passes, as far as there is room."""
         return sum(group.nbytes for group in self.groups if group.residency is Residency.KEPT)
 
     @property
     def resident_bytes(self) -> int:
         """Bytes that never leave the device."""
-        return self.carried_bytes + sum(g.device_bytes for g in self.groups if g.residency is Residency.RESIDENT)
+        return self.persistent_bytes + sum(g.device_bytes for g in self.groups if g.residency is Residency.RESIDENT)
 
     def bytes_on(self, tier: str) -> int:
         """Bytes of the groups that rest on ``tier``."""
@@ -100,7 +100,7 @@ class OffloadPlan:
         budget, which holds whatever happens.
         """
         if self.room is not None:
-            return self.resident_bytes + self.kept_bytes + min(self.room, self.streamed_bytes)
+            return self.resident_bytes + self.cached_bytes + min(self.room, self.streamed_bytes)
         streamed = sorted((g.device_bytes for g in self.groups if g.residency is Residency.STREAMED), reverse=True)
         return self.resident_bytes + self.nested_bytes + sum(streamed[: self.prefetch_depth])
 
@@ -141,7 +141,7 @@ def staging_bytes(sizes: Sequence[int], budget: int | None) -> int:
 def make_plan(
     inventory: Inventory,
     held: Sequence[HeldGroup],
-    carried_bytes: int,
+    persistent_bytes: int,
     policy: OffloadPolicy,
     *,
     room: int | None = None,
@@ -151,7 +151,7 @@ def make_plan(
     Args:
         room: device bytes for groups that come and go, if there is a budget.
         held: its groups that are managed; none where nothing moves.
-        carried_bytes: bytes of the tensors kept on the device one by one.
+        persistent_bytes: bytes of the tensors kept on the device one by one.
     """
     groups = tuple(
         GroupPlan(
@@ -169,7 +169,7 @@ def make_plan(
     taken = [0 if group.in_place else group.nbytes for group in streamed]
     return OffloadPlan(
         groups=groups,
-        carried_bytes=carried_bytes,
+        persistent_bytes=persistent_bytes,
         prefetch_depth=policy.prefetch_depth,
         nested_bytes=max((sum(taken[index] for index in nest) for nest in nests), default=0),
         decisions=tuple(inventory.decisions),

@@ -12,7 +12,7 @@ from ..model.partition import Unit
 from ..model.tensors import plain_tensors
 from ..stores.layout import ALIGNMENT
 from .search import Frontier, smallest_budget
-from .step_time import GroupCost, LinkSpeed
+from .step_time import Bandwidth, GroupCost
 
 __all__ = [
     "ASSUMED_SPEED",
@@ -26,7 +26,7 @@ __all__ = [
     "packed_bytes",
 ]
 
-ASSUMED_SPEED = LinkSpeed(bytes_per_second=20e9, seconds_per_copy=10e-6)
+ASSUMED_SPEED = Bandwidth(bytes_per_second=20e9, seconds_per_copy=10e-6)
 ASSUMED_COMPUTE = 0.25  # of the time a group takes to travel
 FEW, STEPS = 64, 128
 
@@ -43,7 +43,7 @@ def packed_bytes(spec: GroupSpec) -> int:
 def fixed_bytes(inventory: Inventory) -> int:
     """Device bytes of what never leaves the device: buffers, and the root's own parameters."""
     resident = sum(packed_bytes(spec) for spec in inventory.groups if spec.residency is Residency.RESIDENT)
-    return resident + sum(entry.nbytes for entry in inventory.carried)
+    return resident + sum(entry.nbytes for entry in inventory.persistent)
 
 
 def nested_groups(units: Sequence[Unit], specs: Sequence[GroupSpec]) -> list[frozenset[int]]:

@@ -20,7 +20,7 @@ import itertools
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 
-from .step_time import GroupCost, LinkSpeed, StepTime, Stream
+from .step_time import Bandwidth, GroupCost, StepTime, Stream
 
 __all__ = ["Choice", "Frontier", "choose_kept", "next_gain", "smallest_budget"]
 
@@ -96,13 +96,13 @@ class Frontier:
     def __init__(
         self,
         groups: Sequence[GroupCost],
-        link: LinkSpeed,
+        link: Bandwidth,
         nests: Iterable[frozenset[int]] = (),
         *,
         always_ahead: bool = True,
     ) -> None:
         self._groups = tuple(groups)
-        self._link = link
+        self._copy_engine = link
         self._nests = [nest for nest in dict.fromkeys(nests) if len(nest) > 1]
         self._wrap = always_ahead
         self._sizes = [group.nbytes for group in groups]
@@ -128,7 +128,7 @@ class Frontier:
         if found is None:
             needed = smallest_budget(self._groups, self._nests)
             raise ValueError(f"A budget of {budget} bytes is too small: the groups need {needed} bytes at least.")
-        stream = Stream(self._groups, found.kept, self._link)
+        stream = Stream(self._groups, found.kept, self._copy_engine)
         depth = stream.depth_within(found.room)
         step = stream.step(len(self._groups), found.room, depth=depth, wrap=self._wrap)
         return Choice(kept=found.kept, room=found.room, depth=depth, device_bytes=found.device_bytes, step=step)
@@ -142,7 +142,7 @@ class Frontier:
         return self.best(budget).step.seconds - self.best(budget + more).step.seconds
 
     def _search(self) -> None:
-        self._try_room(Stream(self._groups, frozenset(), self._link), frozenset(), self._stock_room())
+        self._try_room(Stream(self._groups, frozenset(), self._copy_engine), frozenset(), self._stock_room())
         self._try(frozenset())  # what fits into the smallest budget
         for kept in self._seeds():
             if self._effort < 0:
@@ -175,7 +175,7 @@ class Frontier:
         self._effort -= 10 + len(self._groups) // 5
         if not self._promises(beside + floor, bound):
             return
-        stream = Stream(self._groups, kept, self._link)
+        stream = Stream(self._groups, kept, self._copy_engine)
         self._effort -= 10 + len(self._groups) // 2
         rooms = _rooms(stream.sizes, floor)
         slowest = self._try_room(stream, kept, floor)
@@ -339,7 +339,7 @@ def _rooms(sizes: Sequence[int], floor: int) -> list[int]:
 def choose_kept(
     groups: Sequence[GroupCost],
     budget: int,
-    link: LinkSpeed,
+    link: Bandwidth,
     *,
     nests: Sequence[frozenset[int]] = (),
     always_ahead: bool = True,
@@ -364,7 +364,7 @@ def smallest_budget(groups: Sequence[GroupCost], nests: Iterable[frozenset[int]]
 def next_gain(
     groups: Sequence[GroupCost],
     budget: int,
-    link: LinkSpeed,
+    link: Bandwidth,
     nests: Sequence[frozenset[int]] = (),
     more: int = 1 << 30,
 ) -> float:

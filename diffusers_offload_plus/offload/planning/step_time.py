@@ -36,7 +36,7 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["GroupCost", "LinkSpeed", "StepTime", "Stream", "simulate_step", "stock_step"]
+__all__ = ["Bandwidth", "GroupCost", "StepTime", "Stream", "simulate_step", "stock_step"]
 
 # Relative to the step time: what rounding in sums of a thousand terms may amount to.
 ROUNDING = 1e-11
@@ -52,7 +52,7 @@ class GroupCost:
 
 
 @dataclasses.dataclass(frozen=True)
-class LinkSpeed:
+class Bandwidth:
     """How fast groups travel: one copy takes ``seconds_per_copy`` and its bytes at ``bytes_per_second``."""
 
     bytes_per_second: float
@@ -82,7 +82,7 @@ class StepTime:
     copies: int
     peak_bytes: int
 
-    def bound(self, link: LinkSpeed) -> float:
+    def bound(self, link: Bandwidth) -> float:
         """Seconds below which no schedule of these copies can be: all computing, or all copying."""
         copying = self.streamed_bytes / link.bytes_per_second + self.copies * link.seconds_per_copy
         return max(self.compute_seconds, copying)
@@ -118,7 +118,7 @@ class _Run(NamedTuple):
 class Stream:
     """The groups of a step of which those in ``kept`` are on the device already; several rooms may be tried."""
 
-    def __init__(self, groups: Sequence[GroupCost], kept: frozenset[int], link: LinkSpeed) -> None:
+    def __init__(self, groups: Sequence[GroupCost], kept: frozenset[int], link: Bandwidth) -> None:
         self.places = [index for index in range(len(groups)) if index not in kept]
         self.sizes = [groups[place].nbytes for place in self.places]
         self.copy = [link.seconds(nbytes) for nbytes in self.sizes]
@@ -351,7 +351,7 @@ def simulate_step(
     groups: Sequence[GroupCost],
     kept: frozenset[int],
     room: int,
-    link: LinkSpeed,
+    link: Bandwidth,
     *,
     depth: int | None = None,
     wrap: bool = True,
@@ -376,7 +376,7 @@ def simulate_step(
     return Stream(groups, kept, link).step(len(groups), room, depth=depth, wrap=wrap, settles=settles)
 
 
-def stock_step(groups: Sequence[GroupCost], link: LinkSpeed) -> StepTime:
+def stock_step(groups: Sequence[GroupCost], link: Bandwidth) -> StepTime:
     """The step of diffusers' own group offloading with streams: nothing is kept, one group is copied ahead while
     another computes, and the first group of each step is waited for in full."""
     sizes = [group.nbytes for group in groups]

@@ -21,9 +21,9 @@ import torch
 from ...errors import OffloadPlusError
 from ..model.tensors import is_wrapper, map_plain
 from ..stores.layout import view_of
-from ..stores.protocols import Home
-from ..transfer.transfer import Link
-from .param_group import WeightGroup
+from ..stores.protocols import WeightStorage
+from ..transfer.transfer import CopyEngine
+from .param_group import ParamGroup
 
 if TYPE_CHECKING:
     from .engine import OffloadEngine
@@ -37,8 +37,8 @@ class WeightsChangedError(OffloadPlusError, RuntimeError):
 
 @dataclasses.dataclass(eq=False, slots=True)
 class _Note:
-    group: WeightGroup
-    home: Home
+    group: ParamGroup
+    home: WeightStorage
     offset: int
     like: torch.Tensor  # on the meta device: dtype, size and strides
     version: int
@@ -57,7 +57,7 @@ class SavedWeights:
         self._engine = engine
         self._lock = threading.Lock()
         self._hooks = (self._pack, self._unpack)  # the same objects each pass, or compiled forwards are traced anew
-        self._present: tuple[Home, torch.Tensor] | None = None
+        self._present: tuple[WeightStorage, torch.Tensor] | None = None
         self._landing: dict[int, list[Any]] = {}
         self._stash: dict[int, torch.Tensor] = {}
 
@@ -118,11 +118,11 @@ class SavedWeights:
         with self._lock, torch.no_grad():
             if self._present is None or self._present[0] is not packed.home:
                 self.drop()
-                self._present = (packed.home, self._bring(self._engine.link, packed.home))
+                self._present = (packed.home, self._bring(self._engine.copy_engine, packed.home))
             device = self._engine.device
             return view_of(self._present[1].untyped_storage(), packed.offset, packed.like, device)
 
-    def _bring(self, link: Link, home: Home) -> torch.Tensor:
+    def _bring(self, link: CopyEngine, home: WeightStorage) -> torch.Tensor:
         transfer = link.start(home)
         transfer.wait()
         link.hold(home.nbytes)
@@ -135,7 +135,7 @@ class SavedWeights:
     def drop(self) -> None:
         """Take off the device what was brought there for backward."""
         if self._present is not None:
-            self._engine.link.hold(-self._present[0].nbytes)
+            self._engine.copy_engine.hold(-self._present[0].nbytes)
             self._present = None
 
     # Gradients
@@ -204,5 +204,5 @@ def _landing_of(weights: SavedWeights) -> Callable[[torch.Tensor], None]:
     return land
 
 
-def _versions(group: WeightGroup) -> int:
+def _versions(group: ParamGroup) -> int:
     return sum(entry.tensor._version for entry in group.spec.entries if not entry.tensor.is_inference())

@@ -8,20 +8,20 @@ import torch
 from torch import nn
 
 from ..model.tensors import map_plain, plain_bytes, plain_tensors, relocate, repoint
-from ..transfer.transfer import Link
+from ..transfer.transfer import CopyEngine
 
-__all__ = ["Carried", "bring_home"]
+__all__ = ["PersistentBuffers", "bring_home"]
 
 
-class Carried:
+class PersistentBuffers:
     """Parameters and buffers that live on the device between passes; forward may write them as it likes.
 
     Attributes:
         parked: they are in host memory for now.
     """
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self, link: CopyEngine) -> None:
+        self._copy_engine = link
         self._tensors: list[torch.Tensor] = []
         self._bytes = 0
         self.parked = True
@@ -54,7 +54,7 @@ class Carried:
         more = self.total_bytes - self._bytes  # a cast changes sizes, and buffers come and go
         if more > 0:
             room(more)
-        self._move(self._link.device)
+        self._move(self._copy_engine.device)
         self.parked = False
 
     def to_host(self) -> None:
@@ -69,7 +69,7 @@ class Carried:
                 repoint(tensor, map_plain(tensor.detach(), lambda t: relocate(t, device)))
             if device.type != "cpu":
                 on_device += plain_bytes(tensor)
-        self._link.hold(on_device - self._bytes)
+        self._copy_engine.hold(on_device - self._bytes)
         self._bytes = on_device
 
 

@@ -9,27 +9,27 @@ import torch
 
 from ..model.inventory import Entry
 from ..model.tensors import map_plain, plain_bytes, plain_tensors, relocate, same_bits
-from ..transfer.transfer import Link
-from .param_group import WeightGroup
+from ..transfer.transfer import CopyEngine
+from .param_group import ParamGroup
 
-__all__ = ["Loans"]
+__all__ = ["DeviceCopies"]
 
 
 @dataclasses.dataclass(eq=False, slots=True)
 class _Loan:
-    group: WeightGroup
+    group: ParamGroup
     entry: Entry
     value: torch.Tensor
     as_lent: torch.Tensor
     nbytes: int
 
 
-class Loans:
+class DeviceCopies:
     """Copies lent since the last pass. Each is kept beside its original values, so that a write to it is found and
     not lost."""
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self, link: CopyEngine) -> None:
+        self._copy_engine = link
         self._open: dict[int, _Loan] = {}
 
     @property
@@ -37,7 +37,7 @@ class Loans:
         """Device bytes held by open loans."""
         return sum(loan.nbytes for loan in self._open.values())
 
-    def lend(self, group: WeightGroup, entry: Entry, room: Callable[[int], object]) -> torch.Tensor:
+    def lend(self, group: ParamGroup, entry: Entry, room: Callable[[int], object]) -> torch.Tensor:
         """A copy of ``entry`` on the device; the same one for every reader until :meth:`settle`, unless the host
         copy changes.
 
@@ -47,14 +47,14 @@ class Loans:
         nbytes = 2 * plain_bytes(entry.tensor)  # as it is now: it may have been cast
         room(nbytes)
         known = self._open.get(id(entry.tensor))
-        fresh = map_plain(entry.tensor.detach(), lambda t: relocate(t, self._link.device))
+        fresh = map_plain(entry.tensor.detach(), lambda t: relocate(t, self._copy_engine.device))
         if known is not None and same_bits(fresh, known.as_lent):
             return known.value
         if known is not None:
             self._end(known)
         loan = _Loan(group, entry, fresh, map_plain(fresh, torch.clone), nbytes)
         self._open[id(entry.tensor)] = loan
-        self._link.hold(nbytes)
+        self._copy_engine.hold(nbytes)
         return loan.value
 
     def settle(self) -> None:
@@ -68,4 +68,4 @@ class Loans:
             for (_, home), (_, lent) in zip(plain_tensors(loan.entry.tensor), plain_tensors(loan.value), strict=True):
                 home.data.copy_(lent)
             loan.group.written_back += loan.nbytes // 2
-        self._link.hold(-loan.nbytes)
+        self._copy_engine.hold(-loan.nbytes)

@@ -18,21 +18,21 @@ from torch import nn
 from ...errors import DiskTierError
 from ..memory.device_budget import DeviceBudget
 from ..model.inventory import Entry, Residency, take_inventory
-from ..model.module_tree import Structure
+from ..model.module_tree import ModuleTree
 from ..model.partition import Unit
 from ..planning.plan import HeldGroup, OffloadPlan, make_plan
 from ..planning.residency import Keeper, fixed_bytes, keeper_of, nested_groups
 from ..policy import OffloadPolicy
 from ..transfer.tiers import Tiers
-from ..transfer.transfer import Link
+from ..transfer.transfer import CopyEngine
 from .arguments import elements_of, to_device, valid_output
 from .autograd import SavedWeights
-from .buffers import Carried, bring_home
-from .device_copies import Loans
-from .forward_pass import Frame, Passes
-from .lookups import computes_on, open_doors, uninstall
+from .buffers import PersistentBuffers, bring_home
+from .device_copies import DeviceCopies
+from .forward_pass import ForwardPass, Frame
+from .lookups import computes_on, uninstall, watch_lookups
 from .modes import engine_mode
-from .param_group import State, WeightGroup
+from .param_group import ParamGroup, State
 
 __all__ = ["OffloadEngine"]
 
@@ -57,14 +57,14 @@ class OffloadEngine:
         self.label = label
         self.device = policy.device
         self.moves = self.device.type != "cpu"
-        self.structure = Structure(root)
+        self.tree = ModuleTree(root)
         self.budget = budget or DeviceBudget()
-        self.link = Link(policy, self.budget)
-        self.tiers = Tiers(root, policy, self.link, label)
+        self.copy_engine = CopyEngine(policy, self.budget)
+        self.tiers = Tiers(root, policy, self.copy_engine, label)
         self.units: list[Unit] = []
-        self.groups: list[WeightGroup] = []
-        self.streamed: list[WeightGroup] = []
-        self.carried = Carried(self.link)
+        self.groups: list[ParamGroup] = []
+        self.streamed: list[ParamGroup] = []
+        self.persistent = PersistentBuffers(self.copy_engine)
         self.refresh: Callable[[], None] = lambda: None
         self.intact: Callable[[nn.Module], bool] = lambda module: True
         self.served: dict[str, str] = {}
@@ -72,8 +72,8 @@ class OffloadEngine:
         self._lock = self.budget.lock
         self._owner: int | None = None
         self.fixed_bytes = 0
-        self.passes = Passes(self.link, self, policy.prefetch_depth)
-        self._loans = Loans(self.link)
+        self.forward_pass = ForwardPass(self.copy_engine, self, policy.prefetch_depth)
+        self._loans = DeviceCopies(self.copy_engine)
         self._kept_for: int | None = None  # the limit
         self._keeper: tuple[tuple[int, ...], Keeper] | None = None  # and the sizes it is for
         self._built = False  # all of it: groups, doors, residents
@@ -89,9 +89,9 @@ class OffloadEngine:
         return make_plan(
             self._inventory,
             held,
-            self.carried.total_bytes,
+            self.persistent.total_bytes,
             self.policy,
-            room=None if self.budget.limit is None else self.passes.window.room,
+            room=None if self.budget.limit is None else self.forward_pass.prefetcher.room,
         )
 
     # Set-up
@@ -115,22 +115,22 @@ class OffloadEngine:
             self._build()
 
     def _build(self) -> None:
-        self.park()
+        self.to_host()
         inventory = take_inventory(self.root, self.policy, self.label)
         known = {group.spec.key: group for group in self.groups}
         self.tiers.prepare(inventory.groups, [group.spec for group in self.groups])
         self._built = False
-        self._close_doors()
-        groups: list[WeightGroup] = []
-        self.link.drain()
+        self._unwatch_lookups()
+        groups: list[ParamGroup] = []
+        self.copy_engine.drain()
         try:
             for spec in inventory.groups:
                 group = known.get(spec.key)
                 if group is None:
-                    placement = self.tiers.placement_of(spec)
+                    placement = self.tiers.allocator_of(spec)
                     if placement is None:
                         continue
-                    group = WeightGroup(spec, self.link, placement)
+                    group = ParamGroup(spec, self.copy_engine, placement)
                 group.spec = spec
                 groups.append(group)
                 known.pop(spec.key, None)
@@ -142,15 +142,17 @@ class OffloadEngine:
         self.streamed = [group for group in groups if group.spec.residency is Residency.STREAMED]
         self._keeper = None
         self.units = inventory.units
-        self._inventory = dataclasses.replace(inventory, carried=[])  # buffers replaced since must not be kept alive
-        carried = inventory.carried if self.moves else []
-        self._carried_parameters = [entry.tensor for entry in carried if not entry.is_buffer]
-        self.carried.replace([entry.tensor for entry in carried])
-        self.passes.replace(groups, inventory.units)
+        self._inventory = dataclasses.replace(
+            inventory, persistent=[]
+        )  # buffers replaced since must not be kept alive
+        persistent = inventory.persistent if self.moves else []
+        self._carried_parameters = [entry.tensor for entry in persistent if not entry.is_buffer]
+        self.persistent.replace([entry.tensor for entry in persistent])
+        self.forward_pass.replace(groups, inventory.units)
         self._managed = {id(entry.tensor): entry for group in groups for entry in group.spec.entries}
-        self.structure = Structure(self.root)
-        open_doors(self.structure.open_modules(), self.groups, self.carried.tensors if self.moves else (), self)
-        self.fixed_bytes = self.carried.total_bytes + sum(
+        self.tree = ModuleTree(self.root)
+        watch_lookups(self.tree.open_modules(), self.groups, self.persistent.tensors if self.moves else (), self)
+        self.fixed_bytes = self.persistent.total_bytes + sum(
             group.nbytes for group in groups if group.spec.residency is Residency.RESIDENT
         )
         self.budget.join(self)
@@ -175,11 +177,11 @@ class OffloadEngine:
     def _choose_kept(self) -> None:
         if self.budget.limit is None:
             return
-        kept, self.passes.window.room = self.keeper.within(self.budget.for_groups())
+        kept, self.forward_pass.prefetcher.room = self.keeper.within(self.budget.for_groups())
         with engine_mode():
             for index, group in enumerate(self.streamed):
                 if group.kept != (index in kept):
-                    self.passes.bring_home(group)
+                    self.forward_pass.bring_home(group)
                 group.kept = index in kept
         self._kept_for = self.budget.limit
 
@@ -195,13 +197,13 @@ class OffloadEngine:
         failed: DiskTierError | None = None
         with self._lock:
             self._sweep()
-            self.park()
+            self.to_host()
             self.budget.leave(self)
-            self._close_doors()
+            self._unwatch_lookups()
             with engine_mode():
                 bring_home(self.root, self.device)
             self._saved.forget()
-            self.link.drain()
+            self.copy_engine.drain()
             with engine_mode():
                 for group in self.groups if leave else ():
                     try:
@@ -209,27 +211,27 @@ class OffloadEngine:
                     except DiskTierError as error:
                         failed = failed or error
             self.groups = self.streamed = []
-            self.link.close()
+            self.copy_engine.close()
         if failed is not None:
             raise failed
 
-    def park(self) -> None:
+    def to_host(self) -> None:
         """Bring what stays on the device between passes back to the host, writes kept. No effect inside a pass."""
         with self._lock:
-            if self.passes.frames:
+            if self.forward_pass.frames:
                 return
             with engine_mode():
-                self.passes.evict_all()
+                self.forward_pass.evict_all()
                 self._loans.settle()
                 for group in self.groups:
                     group.offload(compare=True)
-                if self.groups or self.carried.tensors:
+                if self.groups or self.persistent.tensors:
                     self._recount_buffers(self.root)
-                self.carried.to_host()
+                self.persistent.to_host()
 
-    def unpark(self) -> None:
+    def buffers_to_device(self) -> None:
         """A buffer is looked up that was brought to the host; if that is to compute with it, all go to the device."""
-        if self.passes.frames or not computes_on(self.device, self.structure.ids):
+        if self.forward_pass.frames or not computes_on(self.device, self.tree.ids):
             return
         with self._lock, engine_mode():
             self._recount_buffers(self.root)
@@ -258,31 +260,31 @@ class OffloadEngine:
                 id(t) for part in module.modules() for t in (*part._parameters.values(), *part._buffers.values())
             }
             groups = tuple(g for g in self.groups if any(id(entry.tensor) in tensors for entry in g.spec.entries))
-            depth = len(self.passes.frames)
+            depth = len(self.forward_pass.frames)
             try:
-                self.passes.enter(Frame(module, groups, compare=True), prefetch=False)
+                self.forward_pass.enter(Frame(module, groups, compare=True), prefetch=False)
                 yield
             finally:
-                self.passes.exit(depth)
+                self.forward_pass.exit(depth)
 
-    def serve(self, group: WeightGroup, entry: Entry) -> torch.Tensor:
+    def serve(self, group: ParamGroup, entry: Entry) -> torch.Tensor:
         """Answer a lookup of an offloaded tensor that no hook announced; see [Note: doors].
 
         Inside a pass the group is onloaded while the innermost hooked module runs. Outside of one there is
         no telling how long the caller needs it, so it is lent a device copy that lives as long as it is held.
         """
-        if self._owner == threading.get_ident() and self.passes.frames:
-            self.served.setdefault(entry.names[0], self.structure.name_of(self.passes.frames[-1].module))
+        if self._owner == threading.get_ident() and self.forward_pass.frames:
+            self.served.setdefault(entry.names[0], self.tree.name_of(self.forward_pass.frames[-1].module))
             with engine_mode():
-                self.passes.serve(group)
+                self.forward_pass.serve(group)
             return entry.tensor
         if group.state is State.KEPT:
-            if not computes_on(self.device, self.structure.ids):
+            if not computes_on(self.device, self.tree.ids):
                 with self._lock:
-                    self.passes.bring_home(group)
+                    self.forward_pass.bring_home(group)
             return entry.tensor
-        if not self.moves or not computes_on(self.device, self.structure.ids):
-            self.settle_host()
+        if not self.moves or not computes_on(self.device, self.tree.ids):
+            self.wait_for_copies()
             return entry.tensor
         self.served.setdefault(entry.names[0], "a method other than forward")
         if torch.is_grad_enabled() and entry.tensor.requires_grad:
@@ -290,22 +292,22 @@ class OffloadEngine:
         with self._lock, engine_mode():
             return self._loans.lend(group, entry, functools.partial(self._make_room, pooled=False))
 
-    def settle_host(self) -> None:
+    def wait_for_copies(self) -> None:
         """Somebody is about to look at host weights, and may write them: no copy may be reading them any more."""
-        if self.link.reading_host:
+        if self.copy_engine.reading_host:
             with self._lock, engine_mode():
-                for group in self.passes.window.ahead:
+                for group in self.forward_pass.prefetcher.ahead:
                     group.discard()
-                self.link.drain()
+                self.copy_engine.drain()
 
-    def group_of_storage(self, tensor: torch.Tensor) -> WeightGroup | None:
+    def group_of_storage(self, tensor: torch.Tensor) -> ParamGroup | None:
         """The onloaded group whose device slab ``tensor`` (a plain tensor) is a view of."""
         for group in self.groups:
             if group.owns_storage(tensor):
                 return group
         return None
 
-    # Passes
+    # ForwardPass
 
     @contextlib.contextmanager
     def _pass(self, entry: nn.Module, size: int | None = None) -> Iterator[None]:
@@ -325,35 +327,35 @@ class OffloadEngine:
 
     def _begin(self, entry: nn.Module) -> None:
         self._sweep()
-        if not self._built or not self.structure.unchanged(entry, self.intact):
+        if not self._built or not self.tree.unchanged(entry, self.intact):
             self.refresh()
         self._recount_buffers(entry)
         with engine_mode():
             self._loans.settle()
         if self.budget.limit != self._kept_for:
             self._choose_kept()
-        self.passes.begin(entry)
+        self.forward_pass.begin(entry)
         self._onload_residents()
 
     def _sweep(self, finished: bool = False) -> None:
-        self.passes.sweep(finished)
+        self.forward_pass.sweep(finished)
 
     def evict(self, nbytes: int) -> None:
         """Take groups that are not in use off the device until ``nbytes`` are free, or none is left."""
-        self.passes.evict(nbytes)
+        self.forward_pass.evict(nbytes)
 
     def evict_kept(self) -> None:
         """Take everything off the device that a budget keeps there between passes: somebody wants to see the model."""
-        if self.passes.keeps:
+        if self.forward_pass.keeps:
             with self._lock:
-                self.passes.evict_all()
+                self.forward_pass.evict_all()
 
     # Frames
 
     def _run_frame(
         self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        passes = self.passes
+        passes = self.forward_pass
         depth = len(passes.frames)
         try:
             passes.enter(Frame(module, passes.groups_of(module), passes.compare))
@@ -371,18 +373,18 @@ class OffloadEngine:
             for group in self.groups:
                 if group.spec.residency is Residency.RESIDENT:
                     group.onload(self._make_room)
-            self.carried.to_device(functools.partial(self._make_room, pooled=False))
+            self.persistent.to_device(functools.partial(self._make_room, pooled=False))
 
     def _make_room(self, nbytes: int, *, pooled: bool = True) -> bool:
         return self.budget.reserve(nbytes, self, required=True, displace=True, pooled=pooled)
 
     def _recount_buffers(self, below: nn.Module) -> None:
         # Forward and ``.to`` put new tensors in place of buffers; whatever is there now is what the model has.
-        if self.moves and self.structure.buffers_changed(below):
-            self.carried.replace([*self._carried_parameters, *self.structure.loose_buffers(self._managed)])
+        if self.moves and self.tree.buffers_changed(below):
+            self.persistent.replace([*self._carried_parameters, *self.tree.loose_buffers(self._managed)])
 
-    def _close_doors(self) -> None:
+    def _unwatch_lookups(self) -> None:
         for module in self.root.modules():
             uninstall(module)
-        for module in self.structure.modules():
+        for module in self.tree.modules():
             uninstall(module)

@@ -17,12 +17,12 @@ from torch import nn
 from ..memory.device_budget import Member
 from ..model.inventory import Residency
 from ..model.partition import Unit
-from ..transfer.transfer import Link
+from ..transfer.transfer import CopyEngine
 from .modes import engine_mode, profiled
-from .param_group import State, WeightGroup
-from .prefetch import Window
+from .param_group import ParamGroup, State
+from .prefetch import Prefetcher
 
-__all__ = ["Frame", "Passes"]
+__all__ = ["ForwardPass", "Frame"]
 
 
 class Frame:
@@ -35,14 +35,14 @@ class Frame:
 
     __slots__ = ("compare", "groups", "module", "served")
 
-    def __init__(self, module: nn.Module, groups: Sequence[WeightGroup], compare: bool) -> None:
+    def __init__(self, module: nn.Module, groups: Sequence[ParamGroup], compare: bool) -> None:
         self.module = module
         self.groups = groups
         self.compare = compare
-        self.served: dict[WeightGroup, int] = {}
+        self.served: dict[ParamGroup, int] = {}
 
 
-class Passes:
+class ForwardPass:
     """The frames of the pass under way, and the groups it has touched.
 
     Attributes:
@@ -50,25 +50,25 @@ class Passes:
         kept: groups that are to stay on the device, in the order in which they were used.
     """
 
-    def __init__(self, link: Link, member: Member, depth: int) -> None:
+    def __init__(self, link: CopyEngine, member: Member, depth: int) -> None:
         self._budget = link.budget
         self._member = member
-        self._waits = link.waits
-        self.window = Window(link, member, depth)
+        self._waits = link.stall_timer
+        self.prefetcher = Prefetcher(link, member, depth)
         self.frames: list[Frame] = []
         self.compare = False
-        self._active: dict[WeightGroup, None] = {}  # touched in this pass, in order
-        self._lingering: list[WeightGroup] = []
-        self._resting: dict[WeightGroup, None] = {}  # on the device between passes, in the order of their last use
-        self._groups_of: dict[int, tuple[WeightGroup, ...]] = {}
+        self._active: dict[ParamGroup, None] = {}  # touched in this pass, in order
+        self._deferred: list[ParamGroup] = []
+        self._cached: dict[ParamGroup, None] = {}  # on the device between passes, in the order of their last use
+        self._groups_of: dict[int, tuple[ParamGroup, ...]] = {}
         self._keeps_until_later: set[int] = set()
 
-    def replace(self, groups: Sequence[WeightGroup], units: Sequence[Unit]) -> None:
+    def replace(self, groups: Sequence[ParamGroup], units: Sequence[Unit]) -> None:
         """These are the groups and units from now on; none is on the device."""
-        self.window.replace(groups)
+        self.prefetcher.replace(groups)
         self._waits.reset()
-        self._resting.clear()
-        needed: dict[int, list[WeightGroup]] = {}
+        self._cached.clear()
+        needed: dict[int, list[ParamGroup]] = {}
         self._keeps_until_later = set()
         for index, unit in enumerate(units):
             found = [group for group in groups if index in group.spec.units]
@@ -77,16 +77,16 @@ class Passes:
             self._keeps_until_later.update(id(trigger) for _, trigger in unit.triggers[:-1])
         self._groups_of = {module: tuple(dict.fromkeys(found)) for module, found in needed.items()}
 
-    def groups_of(self, module: nn.Module) -> tuple[WeightGroup, ...]:
+    def groups_of(self, module: nn.Module) -> tuple[ParamGroup, ...]:
         """The groups that ``module`` needs when it runs."""
         return self._groups_of.get(id(module), ())
 
     @property
     def keeps(self) -> bool:
         """Whether groups are on the device between passes now."""
-        return bool(self._resting) and not self.frames
+        return bool(self._cached) and not self.frames
 
-    # Passes
+    # ForwardPass
 
     def begin(self, entry: nn.Module) -> None:
         """A pass begins."""
@@ -94,52 +94,52 @@ class Passes:
         with engine_mode():
             if self.compare:
                 self.evict_all()
-            self.window.begin(id(entry))
-            self._waits.begin(learned=bool(self.window.order))
+            self.prefetcher.begin(id(entry))
+            self._waits.begin(learned=bool(self.prefetcher.order))
 
     def sweep(self, finished: bool = False) -> None:
         """End the pass: frames that an interruption left behind end here as well."""
         self.exit(0)
         with engine_mode():
-            self._lingering.clear()
+            self._deferred.clear()
             stays = self._staying(finished)
             for group in self._active:
                 group.users = 0
                 if group in stays and not group.under_way:
                     group.stay()
-                    self._resting[group] = None
+                    self._cached[group] = None
                 else:
                     group.offload(compare=self.compare)
             self._active.clear()
         self._budget.rest()
         self._waits.end(finished)
-        self.window.end(finished)
+        self.prefetcher.end(finished)
 
-    def _staying(self, finished: bool) -> set[WeightGroup]:
+    def _staying(self, finished: bool) -> set[ParamGroup]:
         if self._budget.limit is None or self.compare or not finished:
             return set()
-        return {*self.window.ahead, *(group for group in self._active if group.kept)}
+        return {*self.prefetcher.ahead, *(group for group in self._active if group.kept)}
 
     # Frames
 
     def enter(self, frame: Frame, *, prefetch: bool = True) -> None:
         """A module begins to run: what it needs comes to the device."""
         self.frames.append(frame)
-        if not frame.groups and not self._lingering and not self.window.reaches:
+        if not frame.groups and not self._deferred and not self.prefetcher.reaches:
             return
         for group in frame.groups:
             group.users += 1
             group.runs += 1
         with engine_mode():
-            if self._lingering:
-                for group in self._lingering:
+            if self._deferred:
+                for group in self._deferred:
                     if not group.users:
                         self._offload(group, compare=self.compare)
-                self._lingering.clear()
+                self._deferred.clear()
             for group in frame.groups:
                 self._onload(group)
             if prefetch:
-                for group in self.window.advance():
+                for group in self.prefetcher.advance():
                     self._active[group] = None
 
     def exit(self, depth: int) -> None:
@@ -157,7 +157,7 @@ class Passes:
                 for group in frame.groups:
                     self._release(group, frame, compare=frame.compare)
 
-    def serve(self, group: WeightGroup) -> None:
+    def serve(self, group: ParamGroup) -> None:
         """The innermost frame reads a group that no hook announced: it holds it as well."""
         frame = self.frames[-1]
         self._end_claims(frame)
@@ -174,27 +174,27 @@ class Passes:
                 del frame.served[group]
                 self._release(group, frame, compare=True)
 
-    def _release(self, group: WeightGroup, frame: Frame, *, compare: bool) -> None:
+    def _release(self, group: ParamGroup, frame: Frame, *, compare: bool) -> None:
         group.users = max(0, group.users - 1)
         if group.users or group.spec.residency is Residency.RESIDENT:
             return
         if id(frame.module) in self._keeps_until_later and not compare and self.frames:
-            self._lingering.append(group)
+            self._deferred.append(group)
             return
         self._offload(group, compare=compare)
 
-    def _offload(self, group: WeightGroup, *, compare: bool) -> None:
+    def _offload(self, group: ParamGroup, *, compare: bool) -> None:
         if group.kept and not self.compare and not compare:
             return
         with profiled("offload", group.spec.name):
             group.offload(compare=compare)
 
-    def _onload(self, group: WeightGroup) -> None:
+    def _onload(self, group: ParamGroup) -> None:
         if group.spec.residency is Residency.STREAMED:
-            self.window.use(group)
+            self.prefetcher.use(group)
             self._active[group] = None
-            if self._resting:
-                self._resting.pop(group, None)
+            if self._cached:
+                self._cached.pop(group, None)
         with profiled("onload", group.spec.name):
             group.onload(self._make_room)
 
@@ -207,8 +207,8 @@ class Passes:
     def evict(self, nbytes: int) -> None:
         """Take groups that are not in use off the device, those used last first: they are needed latest. What is
         expected next goes only if that is not enough."""
-        soon = self.window.ahead
-        later = [group for group in (*self._resting, *self._active) if group not in soon]
+        soon = self.prefetcher.ahead
+        later = [group for group in (*self._cached, *self._active) if group not in soon]
         for group in (*reversed(later), *reversed(list(soon))):
             if nbytes <= 0:
                 return
@@ -218,12 +218,12 @@ class Passes:
 
     def evict_all(self) -> None:
         """Take everything off the device that is there between passes."""
-        for group in list(self._resting):
+        for group in list(self._cached):
             self.bring_home(group)
 
-    def bring_home(self, group: WeightGroup) -> None:
+    def bring_home(self, group: ParamGroup) -> None:
         """Take a group off the device that nobody uses, whatever was written to it meanwhile."""
-        self._resting.pop(group, None)
+        self._cached.pop(group, None)
         if group.state is State.KEPT or group.device_bytes:
             self._budget.evictions += 1
             with engine_mode():

@@ -20,20 +20,20 @@ import torch
 from torch import nn
 
 from ..model.inventory import Entry
-from .buffers import Carried
-from .forward_pass import Passes
-from .param_group import State, WeightGroup
+from .buffers import PersistentBuffers
+from .forward_pass import ForwardPass
+from .param_group import ParamGroup, State
 
-__all__ = ["WatchedDict", "computes_on", "install", "open_doors", "uninstall"]
+__all__ = ["WatchedDict", "computes_on", "install", "uninstall", "watch_lookups"]
 
 
 class _Engine(Protocol):
-    carried: Carried
-    passes: Passes
+    persistent: PersistentBuffers
+    forward_pass: ForwardPass
 
-    def unpark(self) -> None: ...
-    def serve(self, group: WeightGroup, entry: Entry) -> torch.Tensor: ...
-    def settle_host(self) -> None: ...
+    def buffers_to_device(self) -> None: ...
+    def serve(self, group: ParamGroup, entry: Entry) -> torch.Tensor: ...
+    def wait_for_copies(self) -> None: ...
     def evict_kept(self) -> None: ...
 
 
@@ -48,13 +48,13 @@ class WatchedDict(dict[str, Any]):
     def __init__(
         self,
         plain: dict[str, Any],
-        watched: dict[str, tuple[WeightGroup, Entry]],
-        carried: frozenset[str],
+        watched: dict[str, tuple[ParamGroup, Entry]],
+        persistent: frozenset[str],
         engine: _Engine,
     ) -> None:
         super().__init__(plain)
         self._watched = watched
-        self._carried = carried
+        self._carried = persistent
         self.engine = engine
 
     def __getitem__(self, name: str) -> Any:
@@ -63,8 +63,8 @@ class WatchedDict(dict[str, Any]):
             value = dict.__getitem__(self, name)
             # A parameter put in since the inventory was taken is nobody's but the caller's.
             return self.engine.serve(*watched) if value is watched[1].tensor else value
-        if self.engine.carried.parked and name in self._carried:
-            self.engine.unpark()
+        if self.engine.persistent.parked and name in self._carried:
+            self.engine.buffers_to_device()
         return dict.__getitem__(self, name)
 
     def items(self) -> ItemsView[str, Any]:  # type: ignore[override]
@@ -78,8 +78,8 @@ class WatchedDict(dict[str, Any]):
         return super().values()
 
     def _show_host(self) -> None:
-        self.engine.settle_host()
-        if self.engine.passes.keeps and not _only_looked_at():
+        self.engine.wait_for_copies()
+        if self.engine.forward_pass.keeps and not _only_looked_at():
             self.engine.evict_kept()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -91,22 +91,22 @@ class WatchedDict(dict[str, Any]):
 
 
 def install(
-    module: nn.Module, watched: dict[str, tuple[WeightGroup, Entry]], carried: frozenset[str], engine: _Engine
+    module: nn.Module, watched: dict[str, tuple[ParamGroup, Entry]], persistent: frozenset[str], engine: _Engine
 ) -> None:
-    """Watch the lookups of ``watched`` and ``carried`` names on ``module``."""
+    """Watch the lookups of ``watched`` and ``persistent`` names on ``module``."""
     for slot in ("_parameters", "_buffers"):
         plain: dict[str, Any] = module.__dict__[slot]
         names = {name: watched[name] for name in plain if name in watched}
-        if names or not carried.isdisjoint(plain):
-            module.__dict__[slot] = WatchedDict(dict(dict.items(plain)), names, carried, engine)
+        if names or not persistent.isdisjoint(plain):
+            module.__dict__[slot] = WatchedDict(dict(dict.items(plain)), names, persistent, engine)
 
 
-def open_doors(
-    modules: Iterable[nn.Module], groups: Iterable[WeightGroup], carried: Iterable[torch.Tensor], engine: _Engine
+def watch_lookups(
+    modules: Iterable[nn.Module], groups: Iterable[ParamGroup], persistent: Iterable[torch.Tensor], engine: _Engine
 ) -> None:
-    """Watch ``modules`` for lookups of tensors of ``groups`` and of ``carried`` ones; groups that are used in place
+    """Watch ``modules`` for lookups of tensors of ``groups`` and of ``persistent`` ones; groups that are used in place
     need no watching."""
-    are_carried = set(map(id, carried))
+    are_carried = set(map(id, persistent))
     streaming = [group for group in groups if not group.in_place]
     of_tensor = {id(entry.tensor): (group, entry) for group in streaming for entry in group.spec.entries}
     for module in modules:

@@ -18,12 +18,12 @@ import torch
 from ...errors import FileChangedError
 from ..model.inventory import Entry, GroupSpec, Residency
 from ..model.tensors import cast_tensor, is_wrapper, map_plain, plain_bytes, plain_tensors, repoint, same_bits
-from ..stores.host import HostPlacement
+from ..stores.host import HostAllocator
 from ..stores.layout import view_of
-from ..stores.protocols import Home, Placement
-from ..transfer.transfer import Link, Transfer
+from ..stores.protocols import Allocator, WeightStorage
+from ..transfer.transfer import CopyEngine, Transfer
 
-__all__ = ["State", "WeightGroup"]
+__all__ = ["ParamGroup", "State"]
 
 
 Room = Callable[[int], bool]
@@ -53,7 +53,7 @@ class _Moved(Exception):
     """A parameter no longer lies in the slab: others gave it new memory."""
 
 
-class WeightGroup:
+class ParamGroup:
     """The weights of one :class:`.GroupSpec`.
 
     Attributes:
@@ -64,15 +64,15 @@ class WeightGroup:
         written_back: bytes that had to travel device to host because somebody wrote them.
     """
 
-    def __init__(self, spec: GroupSpec, link: Link, placement: Placement) -> None:
+    def __init__(self, spec: GroupSpec, link: CopyEngine, placement: Allocator) -> None:
         self.spec = spec
         self.users = 0
         self.runs = 0
         self.kept = False
         self.onloads = 0
         self.written_back = 0
-        self.rehomed = 0
-        self._link = link
+        self.repacked = 0
+        self._copy_engine = link
         self._placement = placement
         self._transfer: Transfer | None = None
         self._loans: list[_Loan] = []
@@ -119,7 +119,7 @@ class WeightGroup:
             home = self._current_home()
             if not room(0 if self.in_place else home.nbytes):
                 return False
-            self._transfer = self._link.start(home)
+            self._transfer = self._copy_engine.start(home)
             self._copied = [] if self.in_place else self._versions()
             self._take(self.device_bytes)
             self.state = State.PREFETCHED
@@ -181,15 +181,15 @@ class WeightGroup:
             transfer.cancel()
             self._take(-self.device_bytes)
             self._transfer = None
-            self._link.let_go(self.home, transfer)
+            self._copy_engine.let_go(self.home, transfer)
             del transfer
-            self._link.budget.settle()
+            self._copy_engine.budget.settle()
         self.state = State.OFFLOADED
 
     def _take(self, nbytes: int) -> None:
-        self._link.hold(nbytes)
+        self._copy_engine.hold(nbytes)
         if not self.kept and self.spec.residency is Residency.STREAMED:
-            self._link.streaming += nbytes
+            self._copy_engine.streaming += nbytes
 
     def owns_storage(self, tensor: torch.Tensor) -> bool:
         """Whether ``tensor`` is a view of the group's present device slab."""
@@ -198,7 +198,7 @@ class WeightGroup:
     def leave(self) -> None:
         """Move the weights of an offloaded group to ordinary host memory, with nothing of the group left on them."""
         if self.home.tier != "host":
-            self.home = self._settle_in(HostPlacement(lambda nbytes: torch.empty(nbytes, dtype=torch.uint8)))
+            self.home = self._settle_in(HostAllocator(lambda nbytes: torch.empty(nbytes, dtype=torch.uint8)))
 
     # At rest
 
@@ -208,21 +208,21 @@ class WeightGroup:
             cast_tensor(entry.tensor, dtype_of(entry.names[0]))
         self._current_home()
 
-    def _settle_in(self, placement: Placement) -> Home:
+    def _settle_in(self, placement: Allocator) -> WeightStorage:
         sources = [t for entry in self.spec.entries for _, t in plain_tensors(entry.tensor)]
         home = placement.place(self.spec.key, [t.detach() for t in sources])
         homes = iter(home.tensors)
         for entry in self.spec.entries:
             repoint(entry.tensor, map_plain(entry.tensor.detach(), lambda _: next(homes)))
-        self.in_place = self._link.uses_in_place(home)
+        self.in_place = self._copy_engine.uses_in_place(home)
         return home
 
-    def _current_home(self) -> Home:
+    def _current_home(self) -> WeightStorage:
         # Where others re-pointed a parameter of an offloaded group, what it points at is given a home.
         if not all(self._at_home(t) for entry in self.spec.entries for _, t in plain_tensors(entry.tensor)):
-            self._link.drain()
+            self._copy_engine.drain()
             self.home = self._settle_in(self._placement)
-            self.rehomed += 1
+            self.repacked += 1
         return self.home
 
     def _versions(self) -> list[int | None]:
@@ -235,11 +235,11 @@ class WeightGroup:
 
     def _view(self, storage: torch.UntypedStorage, host: torch.Tensor) -> torch.Tensor:
         if host.numel() == 0:
-            return torch.empty_strided(host.size(), host.stride(), dtype=host.dtype, device=self._link.device)
+            return torch.empty_strided(host.size(), host.stride(), dtype=host.dtype, device=self._copy_engine.device)
         offset = self.home.offset_of(host)
         if offset is None:
             raise _Moved
-        return view_of(storage, offset, host, self._link.device)
+        return view_of(storage, offset, host, self._copy_engine.device)
 
     def _lend(self) -> None:
         assert self._transfer is not None
@@ -267,7 +267,7 @@ class WeightGroup:
         assert self._transfer is not None
         slab = self._transfer.slab
         if compare:
-            piece = self._link.budget.scratch
+            piece = self._copy_engine.budget.scratch
             for start in range(0, slab.numel(), piece):
                 part = slice(start, min(start + piece, slab.numel()))
                 host = self.home.part(part.start, part.stop)

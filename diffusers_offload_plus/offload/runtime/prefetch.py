@@ -16,18 +16,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..memory.device_budget import Member
-from ..transfer.transfer import Link
+from ..transfer.transfer import CopyEngine
 from .modes import profiled
-from .param_group import State, WeightGroup
+from .param_group import ParamGroup, State
 
-__all__ = ["FARTHEST", "Schedule", "Window"]
+__all__ = ["FARTHEST", "Prefetcher", "UsageOrder"]
 
 Order = tuple[int, ...]
 
 KINDS = 8  # of passes remembered
 
 
-class Schedule:
+class UsageOrder:
     """Predicts the groups that come next. Groups are given by number; no tensor is involved."""
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class Schedule:
 FARTHEST = 16  # groups ahead at most; more would only be held longer
 
 
-class Window:
+class Prefetcher:
     """What comes next, as far as it is on its way.
 
     Args:
@@ -120,17 +120,17 @@ class Window:
         room: device bytes for groups that come and go; others' groups go for those at any time.
     """
 
-    def __init__(self, link: Link, member: Member, depth: int) -> None:
+    def __init__(self, link: CopyEngine, member: Member, depth: int) -> None:
         budget = link.budget
-        self._link = link
+        self._copy_engine = link
         self._budget = budget
         self._member = member
         self._depth = FARTHEST if depth and budget.limit is not None else depth
-        self._groups: Sequence[WeightGroup] = ()
-        self._number: dict[WeightGroup, int] = {}
-        self._schedules: dict[int, Schedule] = {}
-        self._schedule = Schedule()
-        self.ahead: list[WeightGroup] = []
+        self._groups: Sequence[ParamGroup] = ()
+        self._number: dict[ParamGroup, int] = {}
+        self._schedules: dict[int, UsageOrder] = {}
+        self._schedule = UsageOrder()
+        self.ahead: list[ParamGroup] = []
         self.room = 0
 
     @property
@@ -143,28 +143,28 @@ class Window:
         """The order in which the present entry is expected to use its groups, by number."""
         return self._schedule.order
 
-    def replace(self, groups: Sequence[WeightGroup]) -> None:
+    def replace(self, groups: Sequence[ParamGroup]) -> None:
         """These are the groups from now on; what was learned is of no use any more."""
         self._groups = groups
         self._number = {group: number for number, group in enumerate(groups)}
         self._schedules.clear()
-        self._schedule = Schedule()
+        self._schedule = UsageOrder()
 
     def begin(self, entry: int) -> None:
         """A pass begins by the door ``entry``; each has an order of its own."""
-        self._schedule = self._schedules.setdefault(entry, Schedule())
+        self._schedule = self._schedules.setdefault(entry, UsageOrder())
         self._schedule.begin()
 
-    def use(self, group: WeightGroup) -> None:
+    def use(self, group: ParamGroup) -> None:
         """``group`` is needed now."""
         self._schedule.use(self._number[group])
 
-    def advance(self) -> list[WeightGroup]:
+    def advance(self) -> list[ParamGroup]:
         """Start what there is room for, drop what is not expected any more; returns what is on its way."""
         if not self._depth:
             return self.ahead
         wraps = self._budget.limit is not None and self._budget.returns(self._member)
-        wanted: list[WeightGroup] = []
+        wanted: list[ParamGroup] = []
         for number in self._schedule.upcoming(self._depth, wrap=wraps):
             group = self._groups[number]
             if not group.on_its_way and not self._start(group):
@@ -182,7 +182,7 @@ class Window:
         if finished:
             self._schedule.end()
 
-    def _start(self, group: WeightGroup) -> bool:
+    def _start(self, group: ParamGroup) -> bool:
         with profiled("prefetch", group.spec.name):
             return group.prefetch(self._room_for_kept if group.kept else self._room_for_streamed)
 
@@ -193,6 +193,6 @@ class Window:
     def _room_for_streamed(self, nbytes: int) -> bool:
         if self._budget.limit is None:
             return True
-        if self._link.streaming + nbytes > self.room:
+        if self._copy_engine.streaming + nbytes > self.room:
             return False
         return self._budget.reserve(nbytes, self._member, required=False, displace=True)

@@ -15,7 +15,7 @@ import torch
 from .layout import Extent, SlabLayout, lay_out, view_of
 from .mapped_file import check_mapped
 
-__all__ = ["Allocate", "HostPlacement", "HostSlab", "Slab"]
+__all__ = ["Allocate", "HostAllocator", "HostSlab", "Slab"]
 
 Allocate = Callable[[int], torch.Tensor]
 
@@ -104,7 +104,7 @@ class HostSlab(Slab):
                 _copy_bytes(source, home)
 
 
-class HostPlacement:
+class HostAllocator:
     """Homes in host memory."""
 
     def __init__(self, allocate: Allocate) -> None:

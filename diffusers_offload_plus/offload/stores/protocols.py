@@ -9,10 +9,10 @@ import torch
 
 from .layout import Extent
 
-__all__ = ["Home", "Placement"]
+__all__ = ["Allocator", "WeightStorage"]
 
 
-class Home(Protocol):
+class WeightStorage(Protocol):
     """The packed bytes of some tensors at rest.
 
     Attributes:
@@ -53,8 +53,8 @@ class Home(Protocol):
         """Put ``values`` (uint8, on any device) in place of the bytes at ``start``, within one extent."""
 
 
-class Placement(Protocol):
+class Allocator(Protocol):
     """Gives tensors a home."""
 
-    def place(self, key: Hashable, sources: Sequence[torch.Tensor]) -> Home:
+    def place(self, key: Hashable, sources: Sequence[torch.Tensor]) -> WeightStorage:
         """A home for the values of ``sources`` (dense, on one device), which ``key`` names. Does not change them."""

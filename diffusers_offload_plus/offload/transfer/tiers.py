@@ -12,12 +12,12 @@ from ..model.tensors import plain_tensors
 from ..planning.plan import groups_in_memory, staging_bytes
 from ..planning.residency import least, packed_bytes
 from ..policy import LEAST_BUDGET, OffloadPolicy
-from ..stores.disk.placement import DiskPlacement
+from ..stores.disk.allocator import DiskAllocator
 from ..stores.disk.safetensors_files import snapshot_of
-from ..stores.host import HostPlacement
-from ..stores.protocols import Placement
-from ..stores.shared.placement import SharedPlacement
-from .transfer import Link
+from ..stores.host import HostAllocator
+from ..stores.protocols import Allocator
+from ..stores.shared.allocator import SharedAllocator
+from .transfer import CopyEngine
 
 __all__ = ["Tiers"]
 
@@ -30,21 +30,21 @@ class Tiers:
         shared: the placement in memory that processes share, likewise.
     """
 
-    def __init__(self, root: nn.Module, policy: OffloadPolicy, link: Link, label: str) -> None:
+    def __init__(self, root: nn.Module, policy: OffloadPolicy, link: CopyEngine, label: str) -> None:
         self._policy = policy
-        self._link = link
-        self._host = HostPlacement(link.allocate_host)
+        self._copy_engine = link
+        self._host = HostAllocator(link.allocate_host)
         self._on_disk: set[int] = set()
         self._prepared: set[tuple[object, ...]] = set()
         self._sizes: list[int] = []
         self._places: dict[tuple[object, ...], int] = {}
-        self.disk: DiskPlacement | None = None
-        self.shared: SharedPlacement | None = None
+        self.disk: DiskAllocator | None = None
+        self.shared: SharedAllocator | None = None
         if policy.share_host_copy:
             register = link.register_host if policy.pins_host_memory else None
-            self.shared = SharedPlacement(label, link.allocate_host, register)
+            self.shared = SharedAllocator(label, link.allocate_host, register)
         if policy.disk is not None:
-            self.disk = DiskPlacement(
+            self.disk = DiskAllocator(
                 policy.disk.directory,
                 label,
                 type(root).__name__,
@@ -67,7 +67,7 @@ class Tiers:
             return
         self._sizes = sizes = [packed_bytes(spec) for spec in specs]
         self._places = {spec.key: place for place, spec in enumerate(specs)}
-        self._link.staging_limit = staging_bytes(sizes, self._policy.disk.host_budget) or None
+        self._copy_engine.staging_limit = staging_bytes(sizes, self._policy.disk.host_budget) or None
         in_memory = self._in_memory(self._policy.disk.host_budget)
         self._on_disk = {id(spec) for index, spec in enumerate(specs) if index not in in_memory}
         done = self._prepared | {spec.key for spec in known}
@@ -96,7 +96,7 @@ class Tiers:
         if self.shared is not None:
             self.shared.forget()
 
-    def placement_of(self, spec: GroupSpec) -> Placement | None:
+    def allocator_of(self, spec: GroupSpec) -> Allocator | None:
         """What gives the group a home; None if it is to stay as it is, in the memory of the device that computes."""
         if id(spec) in self._on_disk:
             return self.disk

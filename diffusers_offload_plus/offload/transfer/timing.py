@@ -20,14 +20,14 @@ from typing import Any
 
 import torch
 
-__all__ = ["LateOn", "Waited", "Waits"]
+__all__ = ["Bottleneck", "StallTimer", "Waited"]
 
 FIRST = 3  # passes measured at once
 EVERY = 16  # one in so many later
 PENDING = 4  # passes whose events have not been read; no more are measured before
 
 
-class LateOn(enum.StrEnum):
+class Bottleneck(enum.StrEnum):
     """What a group that came late was held up by."""
 
     DISK = "disk"  # its bytes had not been read when they were needed
@@ -45,7 +45,7 @@ class Waited:
 @dataclasses.dataclass(slots=True)
 class _Wait:
     group: Hashable
-    link: LateOn
+    link: Bottleneck
     start: Any
     end: Any
 
@@ -66,9 +66,9 @@ class Tally:
     """
 
     passes: int = 0
-    waited: dict[tuple[Hashable, LateOn], Waited] = dataclasses.field(default_factory=dict)
+    waited: dict[tuple[Hashable, Bottleneck], Waited] = dataclasses.field(default_factory=dict)
 
-    def add(self, totals: dict[tuple[Hashable, LateOn], float]) -> None:
+    def add(self, totals: dict[tuple[Hashable, Bottleneck], float]) -> None:
         """One more pass, with the seconds it waited."""
         self.passes += 1
         for key, seconds in totals.items():
@@ -78,7 +78,7 @@ class Tally:
                 waited.worst = max(waited.worst, seconds)
 
 
-class Waits:
+class StallTimer:
     """Marks moments of a pass, and adds up later what lay between them.
 
     Args:
@@ -148,7 +148,7 @@ class Waits:
         event.record(torch.accelerator.current_stream(self._device))
         return event
 
-    def note(self, group: Hashable, link: LateOn, start: Any, end: Any) -> None:
+    def note(self, group: Hashable, link: Bottleneck, start: Any, end: Any) -> None:
         """From ``start``, computing waited for ``group`` to ``end``, which may have come before. Both marks are ours
         from now on."""
         assert self._now is not None
@@ -168,7 +168,7 @@ class Waits:
         with self._lock:
             while self._pending and self._is_over(self._pending[0]):
                 done = self._pending.popleft()
-                totals: dict[tuple[Hashable, LateOn], float] = collections.defaultdict(float)
+                totals: dict[tuple[Hashable, Bottleneck], float] = collections.defaultdict(float)
                 for wait in done.waits:
                     totals[wait.group, wait.link] += max(0.0, self._seconds(wait))
                     if self._has_events:

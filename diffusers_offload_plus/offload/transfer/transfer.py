@@ -23,12 +23,12 @@ from ..memory.slots import Slot, held_alone
 from ..memory.staging import Staging, pinned, registered
 from ..policy import OffloadPolicy, supports_streams
 from ..stores.disk.slab import DiskSlab
-from ..stores.protocols import Home
+from ..stores.protocols import WeightStorage
 from ..stores.shared.memory import NotShared, SharedMemory
 from .reader import Reader, Reading
-from .timing import LateOn, Waits
+from .timing import Bottleneck, StallTimer
 
-__all__ = ["Link", "Transfer", "lockable"]
+__all__ = ["CopyEngine", "Transfer", "lockable"]
 
 
 class Transfer:
@@ -44,13 +44,13 @@ class Transfer:
     def __init__(
         self,
         slab: torch.Tensor,
-        waits: Waits,
+        waits: StallTimer,
         *,
         event: Any = None,
         stream: Any = None,
         side_owned: bool = False,
         reading: Reading | None = None,
-        blocked: tuple[LateOn, Any, Any] | None = None,
+        blocked: tuple[Bottleneck, Any, Any] | None = None,
     ) -> None:
         self.slab = slab
         self._waits = waits
@@ -75,7 +75,7 @@ class Transfer:
         Raises:
             DiskTierError: reading failed.
         """
-        waits, link = self._waits, LateOn.DISK if self.under_way else LateOn.LINK
+        waits, link = self._waits, Bottleneck.DISK if self.under_way else Bottleneck.LINK
         start = waits.mark() if self._is_noted(group) else None
         if self._reading is not None:
             self._event = self._reading.finish()
@@ -98,7 +98,7 @@ class Transfer:
         pending = self._event is not None or self.under_way or (self._reading is not None and self._stream is not None)
         return pending and group is not None and self._waits.watching
 
-    def _note_blocked(self, group: Hashable, link: LateOn, start: Any) -> None:
+    def _note_blocked(self, group: Hashable, link: Bottleneck, start: Any) -> None:
         if start is not None:
             self._waits.note(group, link, start, self._waits.mark())
         elif self._blocked is not None and group is not None and self._waits.watching:
@@ -114,7 +114,7 @@ class Transfer:
             self.wait()
 
 
-class Link:
+class CopyEngine:
     """The way from host and disk to one device: allocation, copies and, with streams, the side stream they run on.
 
     Attributes:
@@ -125,7 +125,7 @@ class Link:
         live: device bytes held by what has been copied.
         peak: highest value of ``live``.
         streaming: device bytes of groups that come and go.
-        strays: groups whose memory somebody still held when they were taken off the device.
+        externally_held: groups whose memory somebody still held when they were taken off the device.
         staging_limit: most bytes a staging buffer may take; groups that are larger pass it in several copies.
         unpinned: bytes of host memory that were to be pinned and could not be.
         waits: how long computing waited for what has been copied.
@@ -142,7 +142,7 @@ class Link:
         self._staging = Staging(self.device) if policy.use_stream and policy.low_cpu_mem_usage else None
         self._read_buffers = Staging(self.device, pin=self._stream is not None)
         self._reader = Reader()
-        self.waits = Waits(self.device, has_events=supports_streams(self.device))
+        self.stall_timer = StallTimer(self.device, has_events=supports_streams(self.device))
         self.staging_limit: int | None = None
         self.unpinned = 0
         self.copies = 0
@@ -152,7 +152,7 @@ class Link:
         self.peak = 0
         self.reading_host = False
         self.streaming = 0
-        self.strays = 0
+        self.externally_held = 0
 
     def hold(self, nbytes: int) -> None:
         """Account for ``nbytes`` of device memory taken (negative: given back)."""
@@ -194,23 +194,23 @@ class Link:
                 "Raise the limit, or pass `share_host_copy=False`"
             ) from error
 
-    def uses_in_place(self, home: Home) -> bool:
+    def uses_in_place(self, home: WeightStorage) -> bool:
         """Whether the device computes with ``home`` where it lies."""
         return self.device.type == "cpu" and home.is_aligned
 
-    def start(self, home: Home) -> Transfer:
+    def start(self, home: WeightStorage) -> Transfer:
         """Begin bringing the bytes of ``home`` to the device."""
         memory = home.in_memory
         if memory is None:
             return self._start_reading(home)
         if self.uses_in_place(home):
-            return Transfer(torch.empty(0, dtype=torch.uint8), self.waits)
+            return Transfer(torch.empty(0, dtype=torch.uint8), self.stall_timer)
         self._count(home, staged=self._staging is not None)
         if self._stream is None:
             slab = self._slot(memory.numel()).slab
             start = self._mark()
             slab.copy_(memory, non_blocking=self._non_blocking)
-            return self._blocking(slab, LateOn.LINK, start)
+            return self._blocking(slab, Bottleneck.LINK, start)
         self.reading_host = True
         compute = torch.accelerator.current_stream(self.device)
         if not self._record_stream:
@@ -221,21 +221,21 @@ class Link:
                 slab = torch.empty(memory.numel(), dtype=torch.uint8, device=self.device)
             if self._staging is None:
                 slab.copy_(memory, non_blocking=True)
-                event = self._stream.record_event(self.waits.event())
+                event = self._stream.record_event(self.stall_timer.event())
             else:
                 event = self._through(
                     self._staging, slab, lambda part, start: part.copy_(memory[start : start + len(part)])
                 )
-        return Transfer(slab, self.waits, event=event, stream=compute, side_owned=self._record_stream)
+        return Transfer(slab, self.stall_timer, event=event, stream=compute, side_owned=self._record_stream)
 
-    def let_go(self, home: Home, transfer: Transfer) -> None:
+    def let_go(self, home: WeightStorage, transfer: Transfer) -> None:
         """The device is done with ``home`` for now, and nobody reads what ``transfer`` brought."""
         if isinstance(home, DiskSlab) and self.uses_in_place(home):
             home.release()
         if not transfer.slab.numel() or not (self.budget.pools or self.device.type == "cpu"):
             return
         if not held_alone(transfer.slab):
-            self.strays += 1
+            self.externally_held += 1
         elif not transfer.foreign:
             stream = self._stream and torch.accelerator.current_stream(self.device)
             self.budget.give(Slot(transfer.slab, stream and stream.record_event()))
@@ -256,46 +256,46 @@ class Link:
         """End the reader thread."""
         self.drain()
         self._reader.close()
-        self.waits.reset()
+        self.stall_timer.reset()
 
     def _mark(self) -> Any:
-        return self.waits.mark() if self.waits.watching else None
+        return self.stall_timer.mark() if self.stall_timer.watching else None
 
-    def _blocking(self, slab: torch.Tensor, link: LateOn, start: Any) -> Transfer:
+    def _blocking(self, slab: torch.Tensor, link: Bottleneck, start: Any) -> Transfer:
         """A transfer that was made on the computing stream itself, from the mark ``start`` to now."""
-        blocked = None if start is None else (link, start, self.waits.mark())
-        return Transfer(slab, self.waits, blocked=blocked)
+        blocked = None if start is None else (link, start, self.stall_timer.mark())
+        return Transfer(slab, self.stall_timer, blocked=blocked)
 
-    def _start_reading(self, home: Home) -> Transfer:
+    def _start_reading(self, home: WeightStorage) -> Transfer:
         self.disk_bytes += home.nbytes
         if isinstance(home, DiskSlab) and self.uses_in_place(home):
             reading = self._reader.submit(home.populate, _what(home))
-            return Transfer(torch.empty(0, dtype=torch.uint8), self.waits, reading=reading)
+            return Transfer(torch.empty(0, dtype=torch.uint8), self.stall_timer, reading=reading)
         slab, free = self._slot(home.nbytes)
         self._count(home, staged=self.device.type != "cpu")
         if self.device.type == "cpu":
             reading = self._reader.submit(functools.partial(home.read_into, slab), _what(home))
-            return Transfer(slab, self.waits, reading=reading)
+            return Transfer(slab, self.stall_timer, reading=reading)
         if self._stream is None:
             start = self._mark()
             self._through(self._read_buffers, slab, home.read_into)
-            return self._blocking(slab, LateOn.DISK, start)
+            return self._blocking(slab, Bottleneck.DISK, start)
         self.reading_host = True
         compute = torch.accelerator.current_stream(self.device)
         work = functools.partial(self._read_and_copy, home, slab, free or compute.record_event())
-        return Transfer(slab, self.waits, stream=compute, reading=self._reader.submit(work, _what(home)))
+        return Transfer(slab, self.stall_timer, stream=compute, reading=self._reader.submit(work, _what(home)))
 
     def _slot(self, nbytes: int) -> Slot:
         """Device memory for a slab: a free slot, or fresh memory that the present stream may use at once."""
         slot = self.budget.slots.take(nbytes)
         return slot or Slot(torch.empty(nbytes, dtype=torch.uint8, device=self.device), None)
 
-    def _read_and_copy(self, home: Home, slab: torch.Tensor, before: Any) -> Any:
+    def _read_and_copy(self, home: WeightStorage, slab: torch.Tensor, before: Any) -> Any:
         self._stream.wait_event(before)
         with self._stream:
             return self._through(self._read_buffers, slab, home.read_into)
 
-    def _count(self, home: Home, *, staged: bool) -> None:
+    def _count(self, home: WeightStorage, *, staged: bool) -> None:
         self.copies += -(-home.nbytes // self._chunk(home.nbytes)) if staged else 1
         self.bytes += home.nbytes
 
@@ -315,7 +315,7 @@ class Link:
                 event = self._stream.record_event()
                 staging.release(event)
         # The buffers keep the event of their last copy; that of the whole is handed round.
-        return event and self._stream.record_event(self.waits.event())
+        return event and self._stream.record_event(self.stall_timer.event())
 
 
 def lockable() -> str:
@@ -324,6 +324,6 @@ def lockable() -> str:
     return "" if limit is None else f" ({limit} bytes may be locked, see `ulimit -l`)"
 
 
-def _what(home: Home) -> str:
+def _what(home: WeightStorage) -> str:
     files = home.files() if isinstance(home, DiskSlab) else []
     return f"{home.nbytes} bytes of {', '.join(file.path for file in files)}"

@@ -136,7 +136,7 @@ IN_A_PROCESS_OF_ITS_OWN = """
 import json, sys, torch
 import diffusers_offload_plus as dop
 from diffusers import FluxTransformer2DModel
-from diffusers_offload_plus.offload.memory import give_memory_back, process_memory
+from diffusers_offload_plus.offload.memory.process import give_memory_back, process_memory
 from tests.zoo.models import MODELS
 folder, dtype = sys.argv[1], getattr(torch, sys.argv[2])
 give_memory_back()

@@ -94,7 +94,7 @@ def test_figures_are_those_of_the_plan(saved: Callable[[str], Path], capsys: pyt
 
     for c in dop.plan_group_offload(read_blueprint(saved("wan")), vram_budget="200KiB").components:
         (line,) = [line for line in lines if line.startswith("200.0 KiB") and line.split()[2] == c.name]
-        for figure in (format_bytes(c.kept_bytes), format_bytes(c.streamed_bytes), f"{c.seconds:.4f}"):
+        for figure in (format_bytes(c.cached_bytes), format_bytes(c.streamed_bytes), f"{c.seconds:.4f}"):
             assert f" {figure}" in line
 
 

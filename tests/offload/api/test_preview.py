@@ -12,7 +12,7 @@ from torch import nn
 import diffusers_offload_plus as dop
 from diffusers_offload_plus.offload.api.preview import ComponentPlan
 from diffusers_offload_plus.offload.hooks.hook import attachment_of
-from diffusers_offload_plus.offload.memory.device_budget import room_for_groups
+from diffusers_offload_plus.offload.memory.device_budget import bytes_for_groups
 from diffusers_offload_plus.offload.planning.plan import OffloadPlan
 from diffusers_offload_plus.offload.planning.residency import ASSUMED_SPEED
 from tests.support.meter import Meter
@@ -46,7 +46,7 @@ def agree(planned: ComponentPlan, engine: Any) -> None:
     kept = tuple(group.name for group in plan.groups if group.residency.value == "kept")
     assert planned.kept == kept
     assert planned.cut == engine.policy.offload_type.value
-    assert (planned.kept_bytes, planned.streamed_bytes) == (plan.kept_bytes, plan.streamed_bytes)
+    assert (planned.cached_bytes, planned.streamed_bytes) == (plan.cached_bytes, plan.streamed_bytes)
     assert planned.fixed_bytes == plan.resident_bytes
     assert planned.room == plan.room
     assert planned.bound == plan.device_bound
@@ -154,8 +154,8 @@ def test_a_plan_is_within_its_budget() -> None:
     model = seeded(lambda: Stack(depth=12))
     for limit in range(60_000, 200_000, 20_000):
         one = dop.plan_group_offload(model, vram_budget=limit)["Stack"]
-        assert one.bound <= one.fixed_bytes + room_for_groups(limit, one.fixed_bytes)
-        assert one.kept_bytes + one.streamed_bytes + one.fixed_bytes == one.total_bytes
+        assert one.bound <= one.fixed_bytes + bytes_for_groups(limit, one.fixed_bytes)
+        assert one.cached_bytes + one.streamed_bytes + one.fixed_bytes == one.total_bytes
 
 
 def test_a_plan_prints_as_a_table_that_says_what_it_rests_on() -> None:

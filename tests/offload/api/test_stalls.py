@@ -243,7 +243,7 @@ def test_events_that_have_not_happened_are_left_for_later(device: torch.device, 
     side, host = torch.Stream(device=device), torch.ones(4).pin_memory()
     with side:
         late = torch.empty(4, device=device).copy_(host, non_blocking=True)
-        engine_of(model).link.waits._pending[-1].waits[-1].end.record(side)
+        engine_of(model).copy_engine.stall_timer._pending[-1].stall_timer[-1].end.record(side)
     assert dop.offload_report(model).components[0].measured_passes == 1
     side.synchronize()
     assert dop.offload_report(model).components[0].measured_passes == 2
@@ -314,7 +314,7 @@ def tier_of(model: nn.Module, name: str) -> str:
 def test_bytes_that_had_been_read_and_were_on_their_way_are_the_link_s(device: torch.device, meter: Meter) -> None:
     model = timed([(2, 4.0), (2, 4.0), (9, 4.0), (2, 4.0)])
     dop.enable_group_offload(model, device, use_stream=True, offload_to_disk_path=DIRECTORY)
-    model[1].register_forward_hook(lambda *_: engine_of(model).link._reader.drain())
+    model[1].register_forward_hook(lambda *_: engine_of(model).copy_engine._reader.drain())
     (stall,) = (s for s in settled(model).components[0].stalls if s.group == "2")
     assert stall.link == "host to device"
     dop.disable_group_offload(model)

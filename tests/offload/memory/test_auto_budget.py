@@ -96,7 +96,7 @@ def test_what_is_measured_is_free_of_weights(record_stream: bool, device: torch.
         model, device, vram_budget="auto", offload_type="leaf_level", use_stream=True, record_stream=record_stream
     )
     assert torch.equal(computed(model, x).cpu(), want)
-    assert dop.offload_report(model).components[0].beside_bytes == need
+    assert dop.offload_report(model).components[0].activation_bytes == need
     dop.disable_group_offload(model)
 
 
@@ -112,14 +112,14 @@ def test_weights_take_what_passes_leave(part: float, level: str, device: torch.d
         for number in range(4):
             assert torch.equal(computed(model, x).cpu(), want)
             report = dop.offload_report(model).components[0]
-            assert report.beside_bytes == need
+            assert report.activation_bytes == need
             assert auto_of(model).passes_measured == 1
             if not number:
                 assert report.peak_device_bytes <= auto_of(model).least
         limit = total - x.nbytes - int(MARGIN * need) - auto_of(model).slack
         assert report.budget_bytes == max(auto_of(model).least, limit)
         assert report.peak_device_bytes <= limit
-        kept = report.kept_bytes + report.resident_bytes
+        kept = report.cached_bytes + report.resident_bytes
         assert kept == report.peak_device_bytes if part >= 1.0 else 0.3 * limit < kept < limit
         assert (report.streamed_bytes == 0) == (part >= 1.0)
         dop.disable_group_offload(model)
@@ -139,7 +139,7 @@ def test_garbage_is_no_need_of_a_pass(device: torch.device, meter: Meter) -> Non
     assert auto_of(model).passes_measured == 0, "what was freed meanwhile may have hidden some of the need"
     computed(model, x)
     assert auto_of(model).passes_measured == 1
-    assert dop.offload_report(model).components[0].beside_bytes == need
+    assert dop.offload_report(model).components[0].activation_bytes == need
     dop.disable_group_offload(model)
 
 
@@ -152,7 +152,7 @@ def test_larger_inputs_are_measured_before_they_fail(device: torch.device, meter
         dop.enable_group_offload(model, device, vram_budget="auto")
         computed(model, x)
         computed(model, x)
-        before = dop.offload_report(model).components[0].kept_bytes
+        before = dop.offload_report(model).components[0].cached_bytes
         assert before + much > total - x.nbytes - large.nbytes, "the larger inputs do not fit beside what is kept"
         for _ in range(2):
             assert torch.equal(computed(model, large).cpu(), want)
@@ -160,7 +160,7 @@ def test_larger_inputs_are_measured_before_they_fail(device: torch.device, meter
         computed(model, x)
         assert auto_of(model).passes_measured == 2
         after = dop.offload_report(model).components[0]
-        assert (after.beside_bytes, after.kept_bytes < before) == (much, True)
+        assert (after.activation_bytes, after.cached_bytes < before) == (much, True)
         dop.disable_group_offload(model)
 
 
@@ -214,7 +214,7 @@ def test_each_component_has_the_device_while_it_works(device: torch.device, mete
             for model in models_of(pipe).values():
                 forget_caches(model)
             np.testing.assert_array_equal(PIPELINES["flux"].run(pipe, PROMPT, 0), want)
-        needs = {c.name: c.beside_bytes for c in dop.offload_report(pipe).components}
+        needs = {c.name: c.activation_bytes for c in dop.offload_report(pipe).components}
         assert all(needs[name] for name in models_of(pipe)), needs
         assert len(set(needs.values())) == len(needs)
         dop.disable_group_offload(pipe)
@@ -244,7 +244,7 @@ def test_a_pass_inside_another_is_measured_for_itself(device: torch.device, mete
         computed(outer, x)
     before, after = outer.limits[-2:]
     assert before == after
-    needs = {c.name: c.beside_bytes for c in dop.offload_report(pair).components}
+    needs = {c.name: c.activation_bytes for c in dop.offload_report(pair).components}
     inside, around = needs.values()
     assert inside == alone
     assert around is not None

@@ -71,7 +71,7 @@ def test_weights_on_the_device_never_exceed_the_budget(
     assert counter.peak <= limit + activations
     report = dop.offload_report(model).components[0]
     assert report.peak_device_bytes <= engine_of(model).budget.peak <= limit
-    assert report.kept_bytes + report.streamed_bytes + report.resident_bytes >= sum(
+    assert report.cached_bytes + report.streamed_bytes + report.resident_bytes >= sum(
         p.nbytes for p in model.parameters()
     )
     if part == 1.0:
@@ -137,10 +137,10 @@ def test_the_next_step_begins_while_the_last_one_ends(
     for _ in range(2):
         computed(model, x)
     first = next(group for group in engine_of(model).groups if not group.kept)
-    before = engine_of(model).link.copies
+    before = engine_of(model).copy_engine.copies
     assert first.device_bytes == first.nbytes, "the first group that streams is there when the pass begins"
     held: list[int] = []
-    handle = model[0].register_forward_pre_hook(lambda *_: held.append(engine_of(model).link.copies - before))
+    handle = model[0].register_forward_pre_hook(lambda *_: held.append(engine_of(model).copy_engine.copies - before))
     computed(model, x)
     handle.remove()
     assert held[0] <= 2
@@ -171,7 +171,7 @@ def test_memory_that_somebody_holds_is_not_reused(
             for block in model:
                 held.append(block(x))
         assert_same([t.cpu() for t in held], want)
-    assert engine_of(model).link.strays > 0
+    assert engine_of(model).copy_engine.externally_held > 0
     del held
 
 
@@ -254,7 +254,7 @@ def test_writes_to_what_is_kept_count(
     pair = Pair(seeded(Stack), device, "whole")
     weights = {name: dict(m.named_parameters())["blocks.1.up.weight"] for name, m in pair_of(pair).items()}
     pair.agree(lambda m: m(noise(device)))
-    assert engine_of(pair.model).passes.keeps
+    assert engine_of(pair.model).forward_pass.keeps
 
     def write(model: nn.Module, weight: torch.Tensor) -> None:
         if writes == "held":
@@ -288,7 +288,7 @@ def test_who_looks_at_weights_sees_the_host_and_who_asks_for_a_dtype_moves_nothi
     dop.enable_group_offload(model, device, **settings("whole", model, device))
     with torch.no_grad():
         MODELS["flux"].run(model, "forward", device)
-    passes = engine_of(model).passes
+    passes = engine_of(model).forward_pass
     assert model.dtype is torch.float32
     assert passes.keeps
     look: Callable[[], Any]
@@ -338,11 +338,11 @@ def test_one_that_comes_once_takes_no_more_than_it_streams_through(
     dop.enable_group_offload(two, device, vram_budget=whole + whole // 10)
     copies = []
     for _ in range(4):
-        start = engine_of(often).link.copies
+        start = engine_of(often).copy_engine.copies
         computed(once, x)
         for _ in range(5):
             computed(often, x)
-        copies.append(engine_of(often).link.copies - start)
+        copies.append(engine_of(often).copy_engine.copies - start)
     groups = len(plan_of(often).groups)
     assert copies[0] >= groups - 1
     assert copies[-1] < groups / 2, "the other one has come back for one pass, and pushed everything out"

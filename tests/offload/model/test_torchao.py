@@ -79,7 +79,7 @@ def test_every_kind_under_every_policy(name: str, kind: str, policy: str, device
         assert_same(got, want)
         assert meter.d2h - travelled == allowed, "no weight travels back"
     report = dop.offload_report(model).components[0]
-    assert report.written_back_bytes == report.rehomed == 0
+    assert report.written_back_bytes == report.repacked == 0
     assert report.peak_device_bytes <= report.device_bound
     assert quantised_parameters(model) == weights
     dop.disable_group_offload(model)
@@ -300,7 +300,7 @@ import sys
 sys.modules["torchao"] = None  # as if it were not installed
 import torch
 import diffusers_offload_plus as dop
-from tests.offload.models import Stack, noise, seeded
+from tests.support.models import Stack, noise, seeded
 from tests.simulated import DEVICE
 model, plain = seeded(Stack), seeded(Stack)
 want = plain.to(DEVICE)(noise(DEVICE))

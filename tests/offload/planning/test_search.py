@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from diffusers_offload_plus.offload.planning import search as residency
 from diffusers_offload_plus.offload.planning.search import Frontier, choose_kept, next_gain, smallest_budget
-from diffusers_offload_plus.offload.planning.step_time import GroupCost, LinkSpeed, Stream, simulate_step, stock_step
+from diffusers_offload_plus.offload.planning.step_time import Bandwidth, GroupCost, Stream, simulate_step, stock_step
 from tests.support.steps import SHAPES, SLOW, costs, group_lists, links, real_groups
 
 close = dict(rel=1e-9, abs=1e-9)
@@ -27,7 +27,7 @@ def nested(draw: st.DrawFn, max_size: int = 8) -> tuple[list[GroupCost], Nests]:
     return groups, draw(st.lists(st.frozensets(st.integers(0, len(groups) - 1), max_size=3), max_size=3))
 
 
-def brute_force(groups: Sequence[GroupCost], link: LinkSpeed, nests: Nests, wrap: bool) -> list[tuple[int, float]]:
+def brute_force(groups: Sequence[GroupCost], link: Bandwidth, nests: Nests, wrap: bool) -> list[tuple[int, float]]:
     """Bytes and seconds of every set with every room at which its step could change."""
     sizes = [group.nbytes for group in groups]
     found = []
@@ -55,7 +55,7 @@ def worst_gap(frontier: Frontier, every: list[tuple[int, float]]) -> float:
 
 @settings(deadline=None, max_examples=60)
 @given(nested(10), links(), st.booleans(), st.integers(0, 60))
-def test_never_over_budget(case: tuple[list[GroupCost], Nests], link: LinkSpeed, ahead: bool, more: int) -> None:
+def test_never_over_budget(case: tuple[list[GroupCost], Nests], link: Bandwidth, ahead: bool, more: int) -> None:
     groups, nests = case
     budget = smallest_budget(groups, nests) + more
     choice = choose_kept(groups, budget, link, nests=nests, always_ahead=ahead)
@@ -71,7 +71,7 @@ def test_never_over_budget(case: tuple[list[GroupCost], Nests], link: LinkSpeed,
 
 @settings(deadline=None, max_examples=40)
 @given(nested(10), links(), st.booleans())
-def test_more_memory_is_never_slower(case: tuple[list[GroupCost], Nests], link: LinkSpeed, ahead: bool) -> None:
+def test_more_memory_is_never_slower(case: tuple[list[GroupCost], Nests], link: Bandwidth, ahead: bool) -> None:
     groups, nests = case
     frontier = Frontier(groups, link, nests, always_ahead=ahead)
     smallest, total = smallest_budget(groups, nests), sum(group.nbytes for group in groups)
@@ -83,11 +83,11 @@ def test_more_memory_is_never_slower(case: tuple[list[GroupCost], Nests], link: 
 
 @settings(deadline=None, max_examples=40)
 @given(nested(7), links(), st.booleans())
-def test_a_faster_link_is_never_slower(case: tuple[list[GroupCost], Nests], link: LinkSpeed, ahead: bool) -> None:
+def test_a_faster_link_is_never_slower(case: tuple[list[GroupCost], Nests], link: Bandwidth, ahead: bool) -> None:
     groups, nests = case
     budget = smallest_budget(groups, nests) + 5
     slow = choose_kept(groups, budget, link, nests=nests, always_ahead=ahead)
-    faster = LinkSpeed(link.bytes_per_second * 2, link.seconds_per_copy)
+    faster = Bandwidth(link.bytes_per_second * 2, link.seconds_per_copy)
     fast = choose_kept(groups, budget, faster, nests=nests, always_ahead=ahead)
     # What is not worth looking into may differ between the two.
     assert fast.step.seconds <= slow.step.seconds * (1 + 2 * residency.WORTH) + 1e-9
@@ -95,7 +95,7 @@ def test_a_faster_link_is_never_slower(case: tuple[list[GroupCost], Nests], link
 
 @settings(deadline=None, max_examples=40)
 @given(group_lists(12), links(), st.booleans(), st.integers(0, 30))
-def test_never_slower_than_stock(groups: list[GroupCost], link: LinkSpeed, ahead: bool, more: int) -> None:
+def test_never_slower_than_stock(groups: list[GroupCost], link: Bandwidth, ahead: bool, more: int) -> None:
     stock = stock_step(groups, link)
     choice = choose_kept(groups, stock.peak_bytes + more, link, always_ahead=ahead)
     assert choice.step.seconds <= stock.seconds * (1 + 1e-9)
@@ -104,7 +104,7 @@ def test_never_slower_than_stock(groups: list[GroupCost], link: LinkSpeed, ahead
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("gigabytes", [6, 25, 55])
 def test_never_slower_than_stock_on_real_shapes(name: str, gigabytes: int) -> None:
-    groups, link = SHAPES[name], LinkSpeed(gigabytes * 1e9, 2e-5)
+    groups, link = SHAPES[name], Bandwidth(gigabytes * 1e9, 2e-5)
     stock = stock_step(groups, link)
     assert choose_kept(groups, stock.peak_bytes, link).step.seconds <= stock.seconds * (1 + 1e-9)
 
@@ -163,7 +163,7 @@ def test_spread_follows_compute_time() -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(nested(7), links(), st.booleans())
-def test_few_groups_by_brute_force(case: tuple[list[GroupCost], Nests], link: LinkSpeed, ahead: bool) -> None:
+def test_few_groups_by_brute_force(case: tuple[list[GroupCost], Nests], link: Bandwidth, ahead: bool) -> None:
     groups, nests = case
     frontier = Frontier(groups, link, nests, always_ahead=ahead)
     assert worst_gap(frontier, brute_force(groups, link, nests, ahead)) <= 0.02
@@ -171,7 +171,7 @@ def test_few_groups_by_brute_force(case: tuple[list[GroupCost], Nests], link: Li
 
 @settings(deadline=None, max_examples=40)
 @given(nested(8), links(), st.booleans())
-def test_the_search_by_brute_force(case: tuple[list[GroupCost], Nests], link: LinkSpeed, ahead: bool) -> None:
+def test_the_search_by_brute_force(case: tuple[list[GroupCost], Nests], link: Bandwidth, ahead: bool) -> None:
     groups, nests = case
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(residency, "EXHAUSTIVE", 0)
@@ -182,11 +182,11 @@ def test_the_search_by_brute_force(case: tuple[list[GroupCost], Nests], link: Li
 @pytest.mark.parametrize(
     ("groups", "link"),
     [
-        (costs(*[(6, 1)] * 5, *[(10, 1)] * 3), LinkSpeed(2.0)),
-        (costs(*[(3, 2)] * 4, *[(6, 4)] * 4), LinkSpeed(0.5)),
+        (costs(*[(6, 1)] * 5, *[(10, 1)] * 3), Bandwidth(2.0)),
+        (costs(*[(3, 2)] * 4, *[(6, 4)] * 4), Bandwidth(0.5)),
     ],
 )
-def test_the_search_passes_through_what_is_not_the_best(groups: list[GroupCost], link: LinkSpeed) -> None:
+def test_the_search_passes_through_what_is_not_the_best(groups: list[GroupCost], link: Bandwidth) -> None:
     """Two groups have to change at once, and what lies between is slower than both."""
     assert worst_gap(Frontier(groups, link), brute_force(groups, link, [], True)) <= 0.02
 
@@ -201,7 +201,7 @@ def test_the_search_on_ten_groups_of_any_sizes(seed: int) -> None:
 @pytest.mark.parametrize("gigabytes", [6, 25, 55])
 def test_real_shapes_come_near_the_bound(name: str, gigabytes: int) -> None:
     """The bound of a budget: if all but two groups' room went into what need not travel."""
-    groups, link = SHAPES[name], LinkSpeed(gigabytes * 1e9)
+    groups, link = SHAPES[name], Bandwidth(gigabytes * 1e9)
     frontier = Frontier(groups, link)
     total, largest = sum(group.nbytes for group in groups), max(group.nbytes for group in groups)
     compute = sum(group.compute_seconds for group in groups)
@@ -214,7 +214,7 @@ def test_real_shapes_come_near_the_bound(name: str, gigabytes: int) -> None:
 @pytest.mark.parametrize("count", [30, 101, 333, 1000])
 def test_many_groups_use_what_the_budget_gives(count: int) -> None:
     """Equal groups that take long to copy: with a room of two, the link never rests."""
-    frontier = Frontier(costs(*[(100, 1)] * count), LinkSpeed(20))
+    frontier = Frontier(costs(*[(100, 1)] * count), Bandwidth(20))
     assert frontier.best(100).device_bytes == 100
     for share in (0.1, 0.3, 0.5, 0.8, 0.95):
         slots = int(share * count)
@@ -233,7 +233,7 @@ def test_takes_no_time(count: int, seconds: float) -> None:
 
 @pytest.mark.parametrize("gigabytes", [6, 25])
 def test_little_is_left_to_a_search_of_twenty_times_the_effort(gigabytes: int) -> None:
-    groups, link = SHAPES["flux"], LinkSpeed(gigabytes * 1e9)
+    groups, link = SHAPES["flux"], Bandwidth(gigabytes * 1e9)
     usual = Frontier(groups, link)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(residency, "_effort", lambda count: 700_000)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusers_offload_plus.offload.planning.step_time import GroupCost, LinkSpeed, simulate_step, stock_step
+from diffusers_offload_plus.offload.planning.step_time import Bandwidth, GroupCost, simulate_step, stock_step
 from tests.support.steps import SLOW, SlowRun, costs, group_lists, links
 
 NONE: frozenset[int] = frozenset()
@@ -21,7 +21,7 @@ class Case:
     groups: list[GroupCost]
     kept: frozenset[int]
     room: int
-    link: LinkSpeed
+    link: Bandwidth
     depth: int | None
     wrap: bool
     settles: bool
@@ -57,7 +57,7 @@ def test_compute_bound() -> None:
 
 
 def test_transfer_bound() -> None:
-    step = simulate_step(costs(*[(5, 2)] * 4), NONE, 10, LinkSpeed(1.0, 0.5))
+    step = simulate_step(costs(*[(5, 2)] * 4), NONE, 10, Bandwidth(1.0, 0.5))
     assert step.seconds == pytest.approx(22)
     assert step.stalls == pytest.approx([3.5] * 4)
 
@@ -114,11 +114,11 @@ def test_what_is_under_way_when_a_step_ends_is_waited_for() -> None:
     assert step.seconds == pytest.approx(11)
     assert step.stalls == pytest.approx([0, 1, 0])
     # A copy whose turn comes in the next step alone comes after that as well: 1 + 0.5 + 0.5.
-    ahead = simulate_step(costs((0, 1), (0, 0), (0, 0)), frozenset({0}), 0, LinkSpeed(1.0, 0.5), depth=1, settles=True)
+    ahead = simulate_step(costs((0, 1), (0, 0), (0, 0)), frozenset({0}), 0, Bandwidth(1.0, 0.5), depth=1, settles=True)
     assert ahead.seconds == pytest.approx(2)
     # Nor is a copy under way beside a kept last group whose turn comes in the next step, though there is room for it.
     others = costs((0, 0), (0, 1), (1, 0), (0, 0))
-    ahead = simulate_step(others, frozenset({3}), 1, LinkSpeed(0.25), depth=2, settles=True)
+    ahead = simulate_step(others, frozenset({3}), 1, Bandwidth(0.25), depth=2, settles=True)
     assert ahead.seconds == pytest.approx(4)
     # With nothing after it, it is not under way when the step ends.
     assert simulate_step(groups[:2], frozenset({0}), 5, SLOW, settles=True).seconds == pytest.approx(7)
@@ -136,7 +136,7 @@ def test_stock_by_hand() -> None:
 
 @settings(deadline=None)
 @given(group_lists(), links())
-def test_stock_in_closed_form(groups: list[GroupCost], link: LinkSpeed) -> None:
+def test_stock_in_closed_form(groups: list[GroupCost], link: Bandwidth) -> None:
     copies = [link.seconds(group.nbytes) for group in groups]
     seconds = copies[0] + sum(
         max(group.compute_seconds, following) for group, following in zip(groups, [*copies[1:], 0.0], strict=True)
@@ -172,7 +172,7 @@ def test_what_always_holds(case: Case) -> None:
 def test_more_of_anything_is_never_slower(case: Case, more: int, factor: float) -> None:
     case = dataclasses.replace(case, settles=False)
     seconds = simulate(case).seconds * (1 + 1e-9) + 1e-9
-    faster = LinkSpeed(case.link.bytes_per_second * factor, case.link.seconds_per_copy)
+    faster = Bandwidth(case.link.bytes_per_second * factor, case.link.seconds_per_copy)
     assert simulate(case, link=faster).seconds <= seconds
     assert simulate(case, room=case.room + more).seconds <= seconds
     assert simulate(case, wrap=True).seconds <= seconds
@@ -183,6 +183,6 @@ def test_more_of_anything_is_never_slower(case: Case, more: int, factor: float) 
 def test_a_run_that_is_nearly_balanced_settles_at_once() -> None:
     # From a cold start, copies gain a millionth a step until they are ten groups ahead.
     groups = costs(*[(1_000_000, 1.0)] * 10)
-    link = LinkSpeed(1_000_000 * (1 + 1e-7))
+    link = Bandwidth(1_000_000 * (1 + 1e-7))
     assert simulate_step(groups, NONE, 5_000_000, link).seconds == 10
     assert math.isclose(simulate_step(groups, NONE, 1_000_000, link).seconds, 20, rel_tol=1e-6)

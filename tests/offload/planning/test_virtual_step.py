@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import diffusers_offload_plus as dop
-from diffusers_offload_plus.offload.planning.step_time import LinkSpeed, simulate_step, stock_step
+from diffusers_offload_plus.offload.planning.step_time import Bandwidth, simulate_step, stock_step
 from tests.support.meter import Meter
 from tests.support.virtual import (
     UNIT,
@@ -38,7 +38,7 @@ PERIOD = 12  # passes after which they do, all of a whole number of units of tim
 class Case:
     groups: list[tuple[int, float]]
     part: float
-    speed: LinkSpeed
+    speed: Bandwidth
 
     @property
     def limit(self) -> int:
@@ -54,7 +54,7 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(
         groups=draw(st.lists(st.tuples(sizes, st.integers(0, 12).map(float)), min_size=2, max_size=8)),
         part=draw(st.sampled_from([0.0, 0.2, 0.4, 0.6, 0.8, 0.95])),
-        speed=LinkSpeed(UNIT * draw(st.sampled_from([0.25, 0.5, 1.0, 4.0])), draw(st.sampled_from([0.0, 0.5, 3.0]))),
+        speed=Bandwidth(UNIT * draw(st.sampled_from([0.25, 0.5, 1.0, 4.0])), draw(st.sampled_from([0.0, 0.5, 3.0]))),
     )
 
 
@@ -62,7 +62,7 @@ def predicted(model: Any, case: Case) -> Any:
     """By the model of the step, for what the engine keeps and the room it has for the others."""
     engine = engine_of(model)
     kept = frozenset(index for index, group in enumerate(engine.groups) if group.kept)
-    return simulate_step(costs_of(case.groups), kept, engine.passes.window.room, case.speed, settles=True)
+    return simulate_step(costs_of(case.groups), kept, engine.forward_pass.prefetcher.room, case.speed, settles=True)
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -80,15 +80,15 @@ def test_a_step_takes_what_the_model_predicts_and_waits_are_what_it_takes_beyond
     seconds = seconds_of(model, PERIOD)
     want = predicted(model, case)
     assert seconds == pytest.approx(want.seconds, rel=1e-9)
-    assert engine_of(model).link.streaming <= engine_of(model).passes.window.room
-    engine_of(model).link.waits.reset()
+    assert engine_of(model).copy_engine.streaming <= engine_of(model).forward_pass.prefetcher.room
+    engine_of(model).copy_engine.stall_timer.reset()
     total, stalls = 0.0, 0.0
     for _ in range(PERIOD // 3):
         total += 3 * seconds_of(model, 3)
         report = dop.offload_report(model).components[0]
         assert report.measured_passes == 3
         stalls += sum(3 * stall.seconds for stall in report.stalls)
-        engine_of(model).link.waits.reset()
+        engine_of(model).copy_engine.stall_timer.reset()
     assert stalls == pytest.approx(total - PERIOD * want.compute_seconds, abs=1e-9 * total)
     dop.disable_group_offload(model)
     assert stats().races == 0, stats().race_log
@@ -115,11 +115,11 @@ def test_in_a_longer_loop_the_host_waits_for_nothing_while_all_of_it_is_measured
     model = timed([(2, 1.0)] * 8)
     dop.enable_group_offload(model, device, vram_budget=limit_of(6))
     run(model, 2)
-    engine_of(model).link.waits.reset()
+    engine_of(model).copy_engine.stall_timer.reset()
     reset_stats()
     before = host_seconds()
     run(model, 3)
-    assert engine_of(model).link.waits._begun == 3
+    assert engine_of(model).copy_engine.stall_timer._begun == 3
     assert stats().host_syncs == 0
     assert host_seconds() == before, "the host has issued it all at once"
     torch.sim.synchronize()
@@ -131,7 +131,7 @@ def test_without_a_budget_a_step_is_stock_s_at_best(device: torch.device, meter:
     model = timed(groups)
     dop.enable_group_offload(model, device, use_stream=True)
     run(model, 3)
-    assert seconds_of(model, 4) == stock_step(costs_of(groups), LinkSpeed(UNIT)).seconds
+    assert seconds_of(model, 4) == stock_step(costs_of(groups), Bandwidth(UNIT)).seconds
 
 
 def test_more_memory_is_not_slower_where_it_matters(device: torch.device, meter: Meter) -> None:

@@ -74,13 +74,13 @@ def test_no_wait_before_a_read(device: torch.device, monkeypatch: pytest.MonkeyP
 
 
 def test_no_wait_before_an_overwrite(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = transfer.Link.__init__
+    original = transfer.CopyEngine.__init__
 
-    def deafened(self: transfer.Link, *args: Any) -> None:
+    def deafened(self: transfer.CopyEngine, *args: Any) -> None:
         original(self, *args)
         self._stream = Deaf(self._stream)
 
-    monkeypatch.setattr(transfer.Link, "__init__", deafened)
+    monkeypatch.setattr(transfer.CopyEngine, "__init__", deafened)
     assert races(device) > 0
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import diffusers_offload_plus as dop
 from diffusers_offload_plus.offload.hooks.hook import attachment_of
-from diffusers_offload_plus.offload.runtime.param_group import State, WeightGroup
+from diffusers_offload_plus.offload.runtime.param_group import ParamGroup, State
 from tests.support.meter import Meter
 from tests.support.policies import settings
 
@@ -80,7 +80,7 @@ def test_the_next_group_is_under_way_while_one_computes(policy: str, device: tor
     dop.disable_group_offload(model)
 
 
-def following(model: nn.Module, number: int) -> WeightGroup:
+def following(model: nn.Module, number: int) -> ParamGroup:
     """The group of the block after this one."""
     wanted = model[(number + 1) % len(model)][0].__dict__["_parameters"]
     weight = dict.__getitem__(wanted, "weight")

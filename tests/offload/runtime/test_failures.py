@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 import diffusers_offload_plus as dop
-from diffusers_offload_plus.offload.stores.disk.placement import DiskPlacement
-from diffusers_offload_plus.offload.stores.host import HostPlacement
-from diffusers_offload_plus.offload.stores.shared.placement import SharedPlacement
-from diffusers_offload_plus.offload.transfer.transfer import Link
+from diffusers_offload_plus.offload.stores.disk.allocator import DiskAllocator
+from diffusers_offload_plus.offload.stores.host import HostAllocator
+from diffusers_offload_plus.offload.stores.shared.allocator import SharedAllocator
+from diffusers_offload_plus.offload.transfer.transfer import CopyEngine
 from tests.support.meter import Meter
 from tests.support.models import (
     CHOSEN,
@@ -197,16 +197,16 @@ def test_out_of_memory_while_onloading(
     pair = Pair(seeded(Stack), device, policy)
     if warm:
         pair.agree(lambda m: m(noise(device)))
-    start, done = Link.start, []
+    start, done = CopyEngine.start, []
 
-    def exhausted(link: Link, *args: Any, **kwargs: Any) -> Any:
+    def exhausted(link: CopyEngine, *args: Any, **kwargs: Any) -> Any:
         done.append(None)
         if len(done) == min(number, 3 if policy == "block-2-stream" else number) + 1:
             raise torch.OutOfMemoryError("no memory left")
         return start(link, *args, **kwargs)
 
     live = held_by(meter)
-    monkeypatch.setattr(Link, "start", exhausted)
+    monkeypatch.setattr(CopyEngine, "start", exhausted)
     with torch.no_grad(), pytest.raises(torch.OutOfMemoryError):
         pair.model(noise(device))
     monkeypatch.undo()
@@ -225,7 +225,7 @@ def test_enabling_fails_midway(
     model.register_buffer("table", torch.arange(3))
     before, tensors, found = {k: v.clone() for k, v in held(model).items()}, held(model), attributes(model)
     done: list[object] = []
-    for placement in (HostPlacement, SharedPlacement, DiskPlacement):
+    for placement in (HostAllocator, SharedAllocator, DiskAllocator):
 
         def exhausted(self: Any, key: object, sources: Any, place: Any = placement.place) -> Any:
             done.append(key)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import diffusers_offload_plus as dop
-from diffusers_offload_plus.offload.runtime.prefetch import KINDS, Schedule
+from diffusers_offload_plus.offload.runtime.prefetch import KINDS, UsageOrder
 from tests.offload.memory.test_budgets import engine_of, limit_for
 from tests.support.meter import Meter
 from tests.support.models import Block, noise, seeded
@@ -17,7 +17,7 @@ from tests.support.models import Block, noise, seeded
 orders = st.lists(st.integers(0, 9), min_size=1, max_size=8, unique=True).map(tuple)
 
 
-def missed(schedule: Schedule, order: tuple[int, ...]) -> list[int]:
+def missed(schedule: UsageOrder, order: tuple[int, ...]) -> list[int]:
     """A pass; the groups that were not expected next when they were used."""
     schedule.begin()
     found = []
@@ -31,7 +31,7 @@ def missed(schedule: Schedule, order: tuple[int, ...]) -> list[int]:
 
 @given(st.lists(orders, min_size=1, max_size=KINDS, unique=True))
 def test_kinds_of_passes_that_come_in_turn_are_all_expected(kinds: list[tuple[int, ...]]) -> None:
-    schedule = Schedule()
+    schedule = UsageOrder()
     for _ in range(2):
         for order in kinds:
             missed(schedule, order)
@@ -41,7 +41,7 @@ def test_kinds_of_passes_that_come_in_turn_are_all_expected(kinds: list[tuple[in
 
 @given(st.lists(orders, min_size=1, max_size=KINDS, unique=True))
 def test_the_next_pass_is_expected_while_this_one_runs(kinds: list[tuple[int, ...]]) -> None:
-    schedule = Schedule()
+    schedule = UsageOrder()
     for _ in range(2):
         for order in kinds:
             missed(schedule, order)
@@ -56,7 +56,7 @@ def test_the_next_pass_is_expected_while_this_one_runs(kinds: list[tuple[int, ..
 
 @given(orders, orders)
 def test_a_change_costs_one_pass(before: tuple[int, ...], after: tuple[int, ...]) -> None:
-    schedule = Schedule()
+    schedule = UsageOrder()
     for _ in range(3):
         missed(schedule, before)
     missed(schedule, after)
@@ -66,7 +66,7 @@ def test_a_change_costs_one_pass(before: tuple[int, ...], after: tuple[int, ...]
 
 def test_a_known_kind_is_recognised_by_how_it_begins() -> None:
     """A cache that finds after the first block whether the others are needed."""
-    schedule = Schedule()
+    schedule = UsageOrder()
     whole, cached = (0, 1, 2, 3, 4), (0, 7, 8)
     for order in (whole, whole, cached, whole, whole):
         missed(schedule, order)
@@ -75,20 +75,20 @@ def test_a_known_kind_is_recognised_by_how_it_begins() -> None:
 
 
 def test_a_skipped_a_repeated_and_an_unknown_group_cost_one_each() -> None:
-    schedule = Schedule()
+    schedule = UsageOrder()
     missed(schedule, (0, 1, 2, 3, 4, 5))
     assert missed(schedule, (0, 1, 3, 4, 4, 9, 5)) == [3, 4, 9]
 
 
 def test_no_more_kinds_are_remembered_than_matter() -> None:
-    schedule = Schedule()
+    schedule = UsageOrder()
     for number in range(3 * KINDS):
         missed(schedule, (number, number + 1))
     assert len(schedule._followed) <= KINDS
 
 
 def test_a_pass_that_did_not_end_is_forgotten() -> None:
-    schedule = Schedule()
+    schedule = UsageOrder()
     missed(schedule, (0, 1, 2))
     schedule.begin()
     schedule.use(5)
@@ -101,12 +101,12 @@ class InTurn(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block() for _ in range(10))
-        self.passes = 0
+        self.forward_pass = 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.passes += 1
+        self.forward_pass += 1
         for number, block in enumerate(self.blocks):
-            if self.passes % 2 or number % 3 == 0:
+            if self.forward_pass % 2 or number % 3 == 0:
                 x = block(x)
         return x
 
@@ -125,7 +125,7 @@ def test_what_every_other_pass_skips_is_not_copied_for_it(
     for _ in range(6):
         model(x)
     blocks = [int(group.spec.name.split(".")[1]) for group in engine.groups if not group.kept]
-    before = engine.link.copies
+    before = engine.copy_engine.copies
     for _ in range(6):
         model(x)
-    assert engine.link.copies - before == 3 * (len(blocks) + sum(number % 3 == 0 for number in blocks))
+    assert engine.copy_engine.copies - before == 3 * (len(blocks) + sum(number % 3 == 0 for number in blocks))

@@ -284,9 +284,9 @@ def test_training_leaves_nothing_on_the_device(device: torch.device) -> None:
     assert attachment is not None
     with torch.no_grad():
         model(noise(device))
-    assert attachment.engine.passes.keeps
+    assert attachment.engine.forward_pass.keeps
     mean_square(model.blocks[0](noise(device))).backward()  # the others are not touched
-    assert not attachment.engine.passes.keeps
+    assert not attachment.engine.forward_pass.keeps
     dop.disable_group_offload(model)
 
 

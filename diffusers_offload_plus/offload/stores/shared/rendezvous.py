@@ -25,9 +25,9 @@ import time
 from collections.abc import Callable
 
 from .memory import NotShared
-from .server import READY, Part, is_own, listen, steward
+from .server import READY, Member, is_own, listen, memory_server
 
-__all__ = ["Handed", "meet"]
+__all__ = ["Offer", "rendezvous"]
 
 PATIENCE = 60.0  # seconds without a sign of progress after which another process is no longer waited for
 POLL = 0.2  # seconds
@@ -38,7 +38,7 @@ class _Gone(Exception):
     """The process that listened is not there any more."""
 
 
-class Handed:
+class Offer:
     """Memory that another process makes or has made.
 
     Attributes:
@@ -73,16 +73,16 @@ class Handed:
                     raise ConnectionError("the process that was filling the shared memory is gone")
                 self._ready = True
 
-    def keep(self, name: str, descriptor: int) -> Part:
+    def keep(self, name: str, descriptor: int) -> Member:
         """Stay with the others; take over when the process that listens goes. ``descriptor`` is duplicated."""
-        return steward().join(name, os.dup(descriptor), self._connection)
+        return memory_server().join(name, os.dup(descriptor), self._connection)
 
     def leave(self) -> None:
         """Not needed."""
         self._connection.close()
 
 
-def meet(name: str) -> socket.socket | Handed:
+def rendezvous(name: str) -> socket.socket | Offer:
     """What others have under ``name``; a listening socket if this process is the first.
 
     Raises:
@@ -103,7 +103,7 @@ def meet(name: str) -> socket.socket | Handed:
     raise NotShared(f"no process that listens on '{name}' stayed for longer than a moment")
 
 
-def _ask(name: str) -> Handed:
+def _ask(name: str) -> Offer:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.settimeout(PATIENCE)
@@ -113,7 +113,7 @@ def _ask(name: str) -> Handed:
         said, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
         if not said:
             raise _Gone
-        return Handed(connection, descriptors[0], said == READY)
+        return Offer(connection, descriptors[0], said == READY)
     except TimeoutError:
         connection.close()
         raise NotShared(f"the process that has the shared memory did not answer for {PATIENCE:.0f} s") from None

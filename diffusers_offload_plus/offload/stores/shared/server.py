@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 
-__all__ = ["FILLING", "READY", "Part", "Steward", "is_own", "listen", "steward"]
+__all__ = ["FILLING", "READY", "Member", "MemoryServer", "is_own", "listen", "memory_server"]
 
 logger = logging.getLogger("diffusers_offload_plus")
 
@@ -23,13 +23,13 @@ _PAUSE = 0.01  # seconds
 _TRIES = 100
 
 
-class Part:
+class Member:
     """What this process has to do with one shared memory.
 
-    Every call returns at once, from any thread and from a finalizer: the steward does the work.
+    Every call returns at once, from any thread and from a finalizer: the memory_server does the work.
     """
 
-    def __init__(self, owner: Steward, name: str, descriptor: int, *, ready: bool) -> None:
+    def __init__(self, owner: MemoryServer, name: str, descriptor: int, *, ready: bool) -> None:
         self.name = name
         self.descriptor = descriptor
         self.ready = ready
@@ -47,12 +47,12 @@ class Part:
         self._owner.call(self._owner.release, self)
 
 
-class Steward:
+class MemoryServer:
     """One thread for all shared memories of the process."""
 
     def __init__(self) -> None:
-        self._calls: collections.deque[tuple[Callable[[Part], None], Part]] = collections.deque()
-        self._parts: set[Part] = set()
+        self._calls: collections.deque[tuple[Callable[[Member], None], Member]] = collections.deque()
+        self._parts: set[Member] = set()
         self._inner, self._outer = socket.socketpair()
         self._inner.setblocking(False)
         self._outer.setblocking(False)
@@ -61,22 +61,22 @@ class Steward:
         self._selector.register(self._inner, selectors.EVENT_READ, self._obey)
         threading.Thread(target=self._run, name="diffusers_offload_plus: shared memory", daemon=True).start()
 
-    def offer(self, name: str, descriptor: int, listener: socket.socket) -> Part:
+    def offer(self, name: str, descriptor: int, listener: socket.socket) -> Member:
         """Hand ``descriptor`` to whoever connects to ``listener``; both are taken over."""
-        part = Part(self, name, descriptor, ready=False)
+        part = Member(self, name, descriptor, ready=False)
         part.listener = listener
         self.call(self._watch, part)
         return part
 
-    def join(self, name: str, descriptor: int, connection: socket.socket) -> Part:
+    def join(self, name: str, descriptor: int, connection: socket.socket) -> Member:
         """Answer for ``descriptor`` once whoever is at the other end of ``connection`` is gone; both are taken
         over."""
-        part = Part(self, name, descriptor, ready=True)
+        part = Member(self, name, descriptor, ready=True)
         part.connection = connection
         self.call(self._watch, part)
         return part
 
-    def call(self, action: Callable[[Part], None], part: Part) -> None:
+    def call(self, action: Callable[[Member], None], part: Member) -> None:
         """Have the thread do it."""
         self._calls.append((action, part))
         with contextlib.suppress(OSError):  # a full buffer wakes it as well; after a fork there is no thread
@@ -91,7 +91,7 @@ class Steward:
 
     # In the thread
 
-    def announce(self, part: Part) -> None:
+    def announce(self, part: Member) -> None:
         """Tell those who wait."""
         part.ready = True
         for client in list(part.clients):
@@ -100,7 +100,7 @@ class Steward:
             except OSError:
                 self._dismiss(part, client)
 
-    def release(self, part: Part) -> None:
+    def release(self, part: Member) -> None:
         """Close everything."""
         self._parts.discard(part)
         for one in (part.listener, part.connection, *part.clients):
@@ -121,7 +121,7 @@ class Steward:
             action, part = self._calls.popleft()
             action(part)
 
-    def _watch(self, part: Part) -> None:
+    def _watch(self, part: Member) -> None:
         self._parts.add(part)
         if part.listener is not None:
             part.listener.setblocking(False)
@@ -131,7 +131,7 @@ class Steward:
             connection.setblocking(False)
             self._selector.register(connection, selectors.EVENT_READ, lambda: self._hear(part, connection))
 
-    def _accept(self, part: Part) -> None:
+    def _accept(self, part: Member) -> None:
         if part.listener is None or part.listener.fileno() < 0:
             return
         try:
@@ -151,12 +151,12 @@ class Steward:
         part.clients.add(client)
         self._selector.register(client, selectors.EVENT_READ, lambda: self._dismiss(part, client))
 
-    def _dismiss(self, part: Part, client: socket.socket) -> None:
+    def _dismiss(self, part: Member, client: socket.socket) -> None:
         # Clients say nothing, so what there is to read is their end.
         part.clients.discard(client)
         self._forget(client)
 
-    def _hear(self, part: Part, connection: socket.socket) -> None:
+    def _hear(self, part: Member, connection: socket.socket) -> None:
         if connection.fileno() < 0:
             return
         said = b""
@@ -173,7 +173,7 @@ class Steward:
             self._forget(connection)
             self._succeed(part)
 
-    def _succeed(self, part: Part) -> None:
+    def _succeed(self, part: Member) -> None:
         # All who were connected try, and one comes first; the others connect to it.
         part.connection = None
         for _ in range(_TRIES):
@@ -192,7 +192,7 @@ class Steward:
             one.close()
 
     @staticmethod
-    def _close(part: Part) -> None:
+    def _close(part: Member) -> None:
         for one in (part.listener, part.connection, *part.clients):
             if one is not None:
                 one.close()
@@ -239,23 +239,23 @@ def _connected(name: str) -> socket.socket:
     return connection
 
 
-def steward() -> Steward:
+def memory_server() -> MemoryServer:
     """That of this process."""
-    global _STEWARD
+    global _SERVER
     with _LOCK:
-        if _STEWARD is None:
-            _STEWARD = Steward()
-        return _STEWARD
+        if _SERVER is None:
+            _SERVER = MemoryServer()
+        return _SERVER
 
 
 def _forked() -> None:
-    global _STEWARD, _LOCK
+    global _SERVER, _LOCK
     _LOCK = threading.Lock()  # another thread of the parent may have held it
-    if _STEWARD is not None:
-        _STEWARD.abandon()
-        _STEWARD = None
+    if _SERVER is not None:
+        _SERVER.abandon()
+        _SERVER = None
 
 
-_STEWARD: Steward | None = None
+_SERVER: MemoryServer | None = None
 _LOCK = threading.Lock()
 os.register_at_fork(after_in_child=_forked)

@@ -20,7 +20,7 @@ from torch import nn
 
 import diffusers_offload_plus as dop
 from diffusers_offload_plus.offload.hooks.hook import attachment_of
-from diffusers_offload_plus.offload.stores.disk.placement import DiskPlacement
+from diffusers_offload_plus.offload.stores.disk.allocator import DiskAllocator
 from diffusers_offload_plus.offload.stores.disk.slab import DiskSlab
 from diffusers_offload_plus.offload.stores.disk.store_file import verify_file
 from diffusers_offload_plus.offload.stores.mapped_file import MappedFile
@@ -66,7 +66,7 @@ def assert_usable(model: nn.Module, twin: nn.Module, where: torch.device | str, 
     assert_state(model, twin)
 
 
-def placement(model: nn.Module) -> DiskPlacement:
+def placement(model: nn.Module) -> DiskAllocator:
     """What gave the weights of an offloaded model a home."""
     attachment = attachment_of(model)
     assert attachment is not None

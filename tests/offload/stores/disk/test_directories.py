@@ -12,8 +12,8 @@ from torch import nn
 
 import diffusers_offload_plus as dop
 from diffusers_offload_plus.offload.stores import mapped_file
+from diffusers_offload_plus.offload.stores.disk.allocator import DiskAllocator
 from diffusers_offload_plus.offload.stores.disk.directory import StoreDirectory
-from diffusers_offload_plus.offload.stores.disk.placement import DiskPlacement
 from diffusers_offload_plus.offload.stores.mapped_file import MappedFile
 from tests.offload.stores.disk import children, forked
 from tests.offload.stores.disk.setup import (
@@ -142,16 +142,16 @@ def test_set_up_that_fails_between_two_groups(
     for number in (1, 3, 4):
         model.blocks[number] = seeded(lambda: nn.Linear(32, 32), number)
         twin.blocks[number] = twin_of(model.blocks[number], where)
-    place, calls = DiskPlacement.place, []
+    place, calls = DiskAllocator.place, []
 
-    def failing(self: DiskPlacement, *arguments: Any) -> Any:
+    def failing(self: DiskAllocator, *arguments: Any) -> Any:
         calls.append(arguments)
         if len(calls) == 2:
             raise dop.DiskTierError(errno.EIO, "injected", "file")
         return place(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(DiskPlacement, "place", failing)
+        patch.setattr(DiskAllocator, "place", failing)
         with pytest.raises(dop.DiskTierError, match="injected"), torch.no_grad():
             model(noise(where))
     for tree in (model, twin):

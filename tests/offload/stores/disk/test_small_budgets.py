@@ -29,7 +29,7 @@ def test_the_budget_holds(level: str, budget: int, device: torch.device, meter: 
     want = seeded(Stack).to(device)(x)
     pinned = meter.pinned
     dop.enable_group_offload(model, device, **LEVELS[level], offload_to_disk_path=DIRECTORY, host_budget=budget)
-    link = attachment_of(model).engine.link  # type: ignore[union-attr]
+    link = attachment_of(model).engine.copy_engine  # type: ignore[union-attr]
     for _ in range(3):
         copies, moved = link.copies, meter.copies
         output = model(x)

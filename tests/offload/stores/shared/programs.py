@@ -20,9 +20,9 @@ from torch import nn
 
 import diffusers_offload_plus as dop
 from diffusers_offload_plus.offload.memory.process import give_memory_back, process_memory
-from diffusers_offload_plus.offload.stores.shared import rendezvous as meeting
+from diffusers_offload_plus.offload.stores.shared import rendezvous
 from diffusers_offload_plus.offload.stores.shared.memory import SharedMemory
-from diffusers_offload_plus.offload.stores.shared.rendezvous import Handed
+from diffusers_offload_plus.offload.stores.shared.rendezvous import Offer
 from tests.offload.stores.disk.setup import assert_right, assert_state, twin_of
 from tests.offload.stores.shared.ranks import Rank
 from tests.simulated import register, trim
@@ -105,15 +105,15 @@ def share(rank: Rank, where: str, depth: int) -> dict[str, Any]:
     twice(small)
     dop.disable_group_offload(small)
     del small
-    rank.meet()
+    rank.rendezvous()
     before = proportional(where)
-    rank.meet()
+    rank.rendezvous()
     model = Wide(depth)
     nbytes = sum(t.numel() * t.element_size() for t in model.parameters())
     right = twice(model)
-    rank.meet()
+    rank.rendezvous()
     taken = proportional(where) - before
-    rank.meet()
+    rank.rendezvous()
     report = dop.offload_report(model).components[0]
     return {
         "right": right,
@@ -148,7 +148,7 @@ def killed_while_filling(rank: Rank) -> Any:
     model, twin = seeded(Stack), seeded(Stack)
     if rank.number:
         rank.hear()
-        wait = Handed.wait
+        wait = Offer.wait
 
         def waits(*arguments: Any) -> None:
             if not calls:
@@ -158,7 +158,7 @@ def killed_while_filling(rank: Rank) -> Any:
 
         calls: list[int] = []
 
-        mock.patch.object(Handed, "wait", waits).start()
+        mock.patch.object(Offer, "wait", waits).start()
     else:
         fill, calls = SharedMemory.fill, []
 
@@ -181,7 +181,7 @@ def stuck_while_filling(rank: Rank) -> Any:
     """The first rank stands still; who waits for it does not wait for ever."""
     model, twin = seeded(Stack), seeded(Stack)
     if rank.number:
-        meeting.PATIENCE = 0.5
+        rendezvous.PATIENCE = 0.5
         rank.hear()
     else:
         fill = SharedMemory.fill
@@ -221,10 +221,10 @@ def different(rank: Rank, where: str) -> Any:
     plain.load_state_dict(model.state_dict())
     offload(model, where)
     twin = twin_of(plain, where)
-    rank.meet()
+    rank.rendezvous()
     assert_right(model, twin, where)
     assert_state(model, twin)
-    rank.meet()
+    rank.rendezvous()
     return memory_of(model)
 
 
@@ -232,7 +232,7 @@ def written(rank: Rank, where: str, how: str) -> Any:
     """One rank changes weights of its own; all others see what they saw, and it sees what it wrote."""
     model, plain = seeded(Stack), seeded(Stack)
     offload(model, where)
-    rank.meet()
+    rank.rendezvous()
 
     def change(which: nn.Module) -> None:
         with torch.no_grad():
@@ -246,11 +246,11 @@ def written(rank: Rank, where: str, how: str) -> Any:
         change(plain)
         with dop.onloaded(model) if how == "onloaded" else contextlib.nullcontext():
             change(model)
-    rank.meet()
+    rank.rendezvous()
     twin = twin_of(plain, where)
     assert_right(model, twin, where)
     assert_state(model, twin)
-    rank.meet()
+    rank.rendezvous()
     return dop.offload_report(model).components[0].private_bytes
 
 
@@ -263,7 +263,7 @@ def trained(rank: Rank, where: str) -> Any:
         optimizer = torch.optim.SGD(one.parameters(), lr=0.1)
         one(noise(where, seed=rank.number)).square().sum().backward()
         optimizer.step()
-    rank.meet()
+    rank.rendezvous()
     assert_right(model, twin, where)
     assert_state(model, twin)
     return float(model.get_parameter("outlet.weight").detach().sum())
@@ -279,7 +279,7 @@ def replaced(rank: Rank, where: str) -> Any:
     twin = twin_of(plain, where)
     assert_right(model, twin, where)
     assert_state(model, twin)
-    rank.meet()
+    rank.rendezvous()
     rest = nn.ModuleList(block for number, block in enumerate(model.blocks) if number != 1)
     return memory_of(rest), memory_of(model.blocks[1])
 
@@ -289,7 +289,7 @@ def disabled(rank: Rank, where: str) -> Any:
     model = seeded(Stack)
     offload(model, where)
     twin = twin_of(seeded(Stack), where)
-    rank.meet()
+    rank.rendezvous()
     during = memory_of(model)
     if rank.number == 0:
         dop.disable_group_offload(model)
@@ -299,7 +299,7 @@ def disabled(rank: Rank, where: str) -> Any:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.zero_()
-    rank.meet()
+    rank.rendezvous()
     if rank.number:
         assert_right(model, twin, where)
         dop.disable_group_offload(model)
@@ -308,7 +308,7 @@ def disabled(rank: Rank, where: str) -> Any:
     deadline = time.monotonic() + 20
     while traces() and time.monotonic() < deadline:
         time.sleep(0.01)
-    rank.meet()
+    rank.rendezvous()
     return during, traces()
 
 
@@ -317,15 +317,15 @@ def limited(rank: Rank, where: str, nbytes: int) -> Any:
     if rank.number == 0:
         resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, nbytes))
     else:
-        rank.meet()  # otherwise it might be the one that makes the memory, which the first could then use
+        rank.rendezvous()  # otherwise it might be the one that makes the memory, which the first could then use
     model = seeded(Stack)
     offload(model, where)
     if rank.number == 0:
-        rank.meet()
+        rank.rendezvous()
     twin = twin_of(seeded(Stack), where)
     assert_right(model, twin, where)
     assert_state(model, twin)
-    rank.meet()
+    rank.rendezvous()
     return memory_of(model), decisions(model)
 
 
@@ -343,10 +343,10 @@ def full(rank: Rank, where: str, groups: int) -> Any:
     model = seeded(Stack)
     offload(model, where)
     twin = twin_of(seeded(Stack), where)
-    rank.meet()
+    rank.rendezvous()
     assert_right(model, twin, where)
     assert_state(model, twin)
-    rank.meet()
+    rank.rendezvous()
     return len(memory_of(model)), decisions(model)
 
 
@@ -377,7 +377,7 @@ def peak(rank: Rank, depth: int) -> Any:
     offload(model, "cpu")
     gc.collect()
     after = (process_memory().anonymous or 0) - before
-    rank.meet()
+    rank.rendezvous()
     return nbytes, max(seen, default=0), after
 
 
@@ -431,7 +431,7 @@ def context_parallel(rank: Rank, where: str, order: str) -> Any:
         offload(model, where)
         if order == "after":
             parallel(model)
-        rank.meet()
+        rank.rendezvous()
         outputs = [call(model) for _ in range(3)]
         expected = call(plain)
         assert all(torch.equal(output, expected) for output in outputs)
@@ -440,5 +440,5 @@ def context_parallel(rank: Rank, where: str, order: str) -> Any:
         dop.disable_group_offload(model)
         assert torch.equal(call(model.to(where)), expected)
         assert_state(model, plain)
-        rank.meet()
+        rank.rendezvous()
     return memory

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from diffusers_offload_plus.offload.stores.shared import placement as shared_host
+from diffusers_offload_plus.offload.stores.shared import allocator
 from tests.offload.stores.disk.forked import CONTEXT, PATIENCE, Child
 
 
@@ -33,7 +33,7 @@ class Rank:
         assert self._line.poll(PATIENCE), "the test says nothing"
         return self._line.recv()
 
-    def meet(self) -> None:
+    def rendezvous(self) -> None:
         """Wait for all ranks."""
         dist.barrier()
 
@@ -101,7 +101,7 @@ def _run(
     program: Program,
     arguments: tuple[Any, ...],
 ) -> Any:
-    shared_host.NAME, store, world = group  # not to meet what other tests offload at the same time
+    allocator.NAME, store, world = group  # not to meet what other tests offload at the same time
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=number, world_size=world)

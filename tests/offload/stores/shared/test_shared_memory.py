@@ -25,12 +25,10 @@ from diffusers_offload_plus.offload.hooks.hook import attachment_of
 from diffusers_offload_plus.offload.memory import process as memory
 from diffusers_offload_plus.offload.model import inventory
 from diffusers_offload_plus.offload.policy import OffloadPolicy
+from diffusers_offload_plus.offload.stores.shared import allocator, rendezvous, server
 from diffusers_offload_plus.offload.stores.shared import memory as shared_memory
-from diffusers_offload_plus.offload.stores.shared import placement as shared_host
-from diffusers_offload_plus.offload.stores.shared import rendezvous as meeting
-from diffusers_offload_plus.offload.stores.shared import server as steward
+from diffusers_offload_plus.offload.stores.shared.allocator import SharedAllocator, SharedSlab
 from diffusers_offload_plus.offload.stores.shared.memory import NotShared, SharedMemory
-from diffusers_offload_plus.offload.stores.shared.placement import SharedPlacement, SharedSlab
 from diffusers_offload_plus.offload.transfer import transfer
 from tests.offload.stores.disk.forked import run
 from tests.offload.stores.disk.setup import assert_right, assert_state, twin_of
@@ -44,7 +42,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # Other tests, in other processes, may offload the same weights.
-    monkeypatch.setattr(shared_host, "NAME", f"{os.getpid()}-{tmp_path.name[-30:]}")
+    monkeypatch.setattr(allocator, "NAME", f"{os.getpid()}-{tmp_path.name[-30:]}")
 
 
 def offload(model: Any, where: torch.device, **options: Any) -> None:
@@ -265,8 +263,8 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
     def register(link: Any, shared: SharedMemory) -> torch.Tensor:
         return original(types.SimpleNamespace(device=torch.device("cuda")), shared)
 
-    original: Any = transfer.Link.register_host
-    monkeypatch.setattr(transfer.Link, "register_host", register)
+    original: Any = transfer.CopyEngine.register_host
+    monkeypatch.setattr(transfer.CopyEngine, "register_host", register)
     yield found
     gc.collect()
     assert found.registered == {}
@@ -318,9 +316,9 @@ def lock_limit(say: Any, limit: int) -> Any:
     """What becomes of a model whose memory is to be pinned, under a limit that holds for this user."""
     runtime = Runtime()
     torch.cuda.cudart = lambda: runtime
-    original: Any = transfer.Link.register_host
+    original: Any = transfer.CopyEngine.register_host
     stub = types.SimpleNamespace(device=torch.device("cuda"))
-    mock.patch.object(transfer.Link, "register_host", lambda link, shared: original(stub, shared)).start()
+    mock.patch.object(transfer.CopyEngine, "register_host", lambda link, shared: original(stub, shared)).start()
     from tests.simulated import register
 
     register()
@@ -362,19 +360,19 @@ def filled(value: int) -> SharedMemory:
     return made
 
 
-def offered(name: str, value: int, *, ready: bool = True) -> steward.Part:
+def offered(name: str, value: int, *, ready: bool = True) -> server.Member:
     """Memory full of `value` that others can have under `name`."""
-    listener, made = meeting.meet(name), filled(value)
+    listener, made = rendezvous.rendezvous(name), filled(value)
     assert isinstance(listener, socket.socket)
-    part = steward.steward().offer(name, os.dup(made.descriptor), listener)
+    part = server.memory_server().offer(name, os.dup(made.descriptor), listener)
     if ready:
         part.announce()
     return part
 
 
-def received(name: str) -> tuple[meeting.Handed, SharedMemory]:
-    found = meeting.meet(name)
-    assert isinstance(found, meeting.Handed)
+def received(name: str) -> tuple[rendezvous.Offer, SharedMemory]:
+    found = rendezvous.rendezvous(name)
+    assert isinstance(found, rendezvous.Offer)
     memory = SharedMemory.receive(found.descriptor, 4096)
     found.wait(memory.reserved)
     return found, memory
@@ -389,7 +387,7 @@ def test_the_name_lives_on_while_anybody_has_the_memory() -> None:
         parts.append(found.keep(name, memory.descriptor))
     while len(parts) > 1:
         parts.pop(0).release()
-        eventually(lambda: isinstance(attempt(name), meeting.Handed))
+        eventually(lambda: isinstance(attempt(name), rendezvous.Offer))
         found, memory = received(name)
         assert memory.view.bytes(0, 1).item() == 7
         found.leave()
@@ -398,7 +396,7 @@ def test_the_name_lives_on_while_anybody_has_the_memory() -> None:
 
 
 def attempt(name: str) -> Any:
-    found = meeting.meet(name)
+    found = rendezvous.rendezvous(name)
     found.close() if isinstance(found, socket.socket) else found.leave()
     return found
 
@@ -406,8 +404,8 @@ def attempt(name: str) -> Any:
 def test_memory_given_up_before_it_was_full() -> None:
     name = f"given-up-{os.getpid()}"
     part = offered(name, 7, ready=False)
-    found = meeting.meet(name)
-    assert isinstance(found, meeting.Handed)
+    found = rendezvous.rendezvous(name)
+    assert isinstance(found, rendezvous.Offer)
     part.release()
     with pytest.raises(ConnectionError):
         found.wait(lambda: 0)
@@ -422,7 +420,7 @@ def test_other_users_are_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(os, "geteuid", lambda: 4711)
         with pytest.raises(NotShared, match="another user"):
-            meeting.meet(name)
+            rendezvous.rendezvous(name)
     part.release()
 
 
@@ -430,7 +428,7 @@ def test_a_forked_child_answers_for_nothing() -> None:
     """Else the name would be taken, by a process that has nobody to answer, for as long as the child lives."""
     name = f"forked-{os.getpid()}"
     part = offered(name, 7)
-    eventually(lambda: isinstance(attempt(name), meeting.Handed))
+    eventually(lambda: isinstance(attempt(name), rendezvous.Offer))
     child = os.fork()
     if child == 0:
         time.sleep(60)
@@ -446,9 +444,9 @@ def test_a_forked_child_answers_for_nothing() -> None:
 def test_bytes_are_compared_whatever_the_name_says(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """A digest finds memory; it proves nothing."""
     monkeypatch.setattr(
-        SharedPlacement, "_content", lambda self: (sum(g.nbytes for g in self._groups.values()), "same")
+        SharedAllocator, "_content", lambda self: (sum(g.nbytes for g in self._groups.values()), "same")
     )
-    monkeypatch.setattr(shared_host, "NAME", "same")
+    monkeypatch.setattr(allocator, "NAME", "same")
     one, two = seeded(Stack, 0), seeded(Stack, 0)
     with torch.no_grad():
         two.blocks[3].up.weight[1, 1] += 1
@@ -466,7 +464,7 @@ def test_a_socket_that_is_refused(device: torch.device, monkeypatch: pytest.Monk
     def refused(*arguments: Any) -> socket.socket:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(meeting, "listen", refused)
+    monkeypatch.setattr(rendezvous, "listen", refused)
     model = seeded(Stack)
     offload(model, device)
     assert memory_of(model) == {0}

@@ -23,7 +23,7 @@ from .safetensors_files import safetensors_files
 from .slab import DiskSlab, Piece
 from .store_file import Content, digest, sync_data
 
-__all__ = ["DiskPlacement"]
+__all__ = ["DiskAllocator"]
 
 logger = logging.getLogger("diffusers_offload_plus")
 
@@ -38,7 +38,7 @@ class _Prepared(NamedTuple):
     state: list[tuple[int, int | None]]
 
 
-class DiskPlacement:
+class DiskAllocator:
     """Homes on disk for the weights of one model.
 
     Attributes:

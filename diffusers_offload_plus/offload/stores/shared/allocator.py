@@ -19,14 +19,14 @@ from typing import NamedTuple
 import torch
 import xxhash
 
-from ..host import Allocate, HostPlacement, HostSlab, Slab
+from ..host import Allocate, HostAllocator, HostSlab, Slab
 from ..layout import SlabLayout, lay_out
 from ..mapped_file import check_mapped
 from .memory import NotShared, SharedMemory, bytes_at
-from .rendezvous import Handed, meet
-from .server import Part, steward
+from .rendezvous import Offer, rendezvous
+from .server import Member, memory_server
 
-__all__ = ["Register", "SharedPlacement", "SharedSlab"]
+__all__ = ["Register", "SharedAllocator", "SharedSlab"]
 
 logger = logging.getLogger("diffusers_offload_plus")
 
@@ -81,7 +81,7 @@ class _Group(NamedTuple):
     nbytes: int
 
 
-class SharedPlacement:
+class SharedAllocator:
     """Homes in shared memory for the weights of one model; where they cannot be shared, in memory of the process.
 
     Attributes:
@@ -98,11 +98,11 @@ class SharedPlacement:
         """
         self.decisions: list[str] = []
         self._label = label
-        self._private = HostPlacement(allocate)
+        self._private = HostAllocator(allocate)
         self._register = register
         self._groups: dict[Hashable, _Group] = {}
         self._memory: SharedMemory | None = None
-        self._part: Part | None = None
+        self._part: Member | None = None
         self._fills = False
 
     def prepare(self, groups: Sequence[tuple[Hashable, Sequence[torch.Tensor]]]) -> None:
@@ -152,22 +152,22 @@ class SharedPlacement:
     def _meet(self) -> None:
         nbytes, name = self._content()
         while self._memory is None:
-            found = meet(name)
-            joined = self._take(found, name, nbytes) if isinstance(found, Handed) else self._make(found, name, nbytes)
+            found = rendezvous(name)
+            joined = self._take(found, name, nbytes) if isinstance(found, Offer) else self._make(found, name, nbytes)
             if joined is not None:
                 self._memory, self._part = joined
                 weakref.finalize(self._memory, self._part.release).atexit = False
 
-    def _make(self, listener: socket.socket, name: str, nbytes: int) -> tuple[SharedMemory, Part]:
+    def _make(self, listener: socket.socket, name: str, nbytes: int) -> tuple[SharedMemory, Member]:
         try:
             memory = SharedMemory.create(nbytes)
         except BaseException:
             listener.close()
             raise
         self._fills = True
-        return memory, steward().offer(name, os.dup(memory.descriptor), listener)
+        return memory, memory_server().offer(name, os.dup(memory.descriptor), listener)
 
-    def _take(self, found: Handed, name: str, nbytes: int) -> tuple[SharedMemory, Part] | None:
+    def _take(self, found: Offer, name: str, nbytes: int) -> tuple[SharedMemory, Member] | None:
         try:
             memory = SharedMemory.receive(found.descriptor, nbytes)
             found.wait(memory.reserved)
