@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import diffusers_offload_plus as dop
-from diffusers_offload_plus.offload.hooks.hook import attachment_of
+from diffusers_offload_plus.offload.hooks.attachment import attachment_of
 from diffusers_offload_plus.offload.memory.process import give_memory_back, process_memory
 from diffusers_offload_plus.offload.stores.disk.slab import DiskSlab
 from diffusers_offload_plus.offload.stores.mapped_file import MappedFile

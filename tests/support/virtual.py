@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import diffusers_offload_plus as dop
-from diffusers_offload_plus.offload.hooks.hook import attachment_of
+from diffusers_offload_plus.offload.hooks.attachment import attachment_of
 from diffusers_offload_plus.offload.memory.device_budget import least_limit
 from diffusers_offload_plus.offload.planning.step_time import Bandwidth, GroupCost
 

@@ -9,8 +9,9 @@ from accelerate.hooks import AlignDevicesHook, CpuOffload, SequentialHook
 from torch import nn
 
 from ...errors import CompileOrderError, HookConflictError, UnsupportedModelError
+from ..hooks.attachment import attachment_of
 from ..hooks.diffusers_api import HOOK_NAME, registry_of, stock_hooks
-from ..hooks.hook import GroupOffloadPlusHook, attachment_of
+from ..hooks.hook import GroupOffloadPlusHook
 from ..model.inventory import take_inventory
 from ..policy import OffloadPolicy
 

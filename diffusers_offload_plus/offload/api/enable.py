@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from ...errors import HookConflictError, InvalidPolicyError, NotOffloadedError
+from ..hooks.attachment import Attachment, attachment_of
 from ..hooks.diffusers_api import HOOK_NAME, STOCK_HELPER_HOOKS, registry_of, stock_hooks, stock_settings
-from ..hooks.hook import Attachment, attachment_of
 from ..memory.auto_limit import AutoLimit, DeviceMemory
 from ..memory.device_budget import DeviceBudget
 from ..memory.process import give_memory_back

@@ -17,11 +17,11 @@ import torch
 from torch import nn
 
 from ...errors import InvalidPolicyError
+from ..hooks.attachment import attachment_of
 from ..hooks.diffusers_api import is_pipeline_class
-from ..hooks.hook import attachment_of
 from ..model.tensors import cast_tensor
+from ..modes import engine_mode
 from ..policy import OffloadPolicy
-from ..runtime.modes import engine_mode
 from ..stores.disk.safetensors_files import header_of, safetensors_files
 from ..stores.mapped_file import MappedFile
 from .components import components_of

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from ...errors import NotOffloadedError
-from ..hooks.hook import attachment_of
+from ..hooks.attachment import attachment_of
 from ..runtime.engine import OffloadEngine
 from ..runtime.lookups import WatchedDict
 
@@ -34,7 +34,7 @@ def onloaded(module: nn.Module) -> Iterator[nn.Module]:
             f"{type(module).__name__} is not offloaded by diffusers_offload_plus. Call `enable_group_offload` "
             f"first, or use it as it is."
         )
-    with engine.hold(module):
+    with engine.keep_onloaded(module):
         yield module
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...errors import NotOffloadedError
 from ..formatting import format_bytes, table
-from ..hooks.hook import Attachment, attachment_of
+from ..hooks.attachment import Attachment, attachment_of
 from ..memory.process import ProcessMemory, process_memory
 from ..model.inventory import Decision, Residency
 from ..runtime.engine import OffloadEngine
@@ -161,7 +161,7 @@ def _component(name: str, attachment: Attachment, engines: list[OffloadEngine]) 
         )
     served = (
         Decision(name=tensor, reason=f"read by {reader} without its owner being called: lent while that runs")
-        for tensor, reader in engine.served.items()
+        for tensor, reader in engine.lookups.items()
     )
     return ComponentReport(
         name=name,
@@ -184,7 +184,9 @@ def _component(name: str, attachment: Attachment, engines: list[OffloadEngine]) 
         host_bytes=plan.host_bytes + engine.copy_engine.staging_bytes,
         shared_bytes=plan.shared_bytes,
         disk_bytes=plan.bytes_on("disk"),
-        private_bytes=sum(g.home.private_bytes for g in engine.groups if isinstance(g.home, (DiskSlab, SharedSlab))),
+        private_bytes=sum(
+            g.storage.private_bytes for g in engine.groups if isinstance(g.storage, (DiskSlab, SharedSlab))
+        ),
         disk_written_bytes=0 if disk is None else disk.written,
         disk_found_bytes=0 if disk is None else disk.found,
         disk_read_bytes=engine.copy_engine.disk_bytes,

@@ -99,7 +99,7 @@ class _Remedies:
             return "`use_stream=True` brings it while the group before it computes"
         if self._engine.budget.auto is not None:
             return "the device has no room for it beside what passes need: smaller inputs leave more"
-        remedy = self._of_displacement() if group.kept else self._of_memory(group)
+        remedy = self._of_displacement() if group.cached else self._of_memory(group)
         if policy.low_cpu_mem_usage:
             remedy += "; `low_cpu_mem_usage=False` spares it the copy to a pinned buffer"
         return remedy

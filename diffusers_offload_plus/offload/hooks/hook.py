@@ -1,4 +1,4 @@
-"""The hook on each module, and all hooks of one model taken together.
+"""The hook on each module.
 
 [Note: the hook and diffusers]
 The hook is registered as ``"group_offloading"``, the name diffusers looks for, so execution devices, the guards of
@@ -15,21 +15,39 @@ nothing runs in between, a hooked module's ``compile`` is, as an attribute of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import types
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from ...errors import CompileOrderError
-from ..memory.device_budget import DeviceBudget
-from ..model.partition import COMPILED_BENEATH, is_compiled, runs
-from ..policy import OffloadPolicy
+from ..model.partition import COMPILED_BENEATH
 from ..runtime.engine import OffloadEngine
-from .copying import install_reducer, uninstall_reducer
-from .diffusers_api import HOOK_NAME, HookRegistry, ModelHook, registry_of, stock_config
+from ..runtime.forward_pass import CalledModule
+from .copying import uninstall_reducer
+from .diffusers_api import HOOK_NAME, ModelHook, registry_of
 
-__all__ = ["Attachment", "GroupOffloadPlusHook", "attachment_of"]
+__all__ = ["GroupOffloadPlusHook", "HookOwner"]
+
+
+class HookOwner(Protocol):
+    """What a hook knows of the offloaded model that it belongs to.
+
+    Attributes:
+        stale: hooks were removed or displaced by others, and are to be put back before the next use.
+        config: a stock configuration with our devices.
+    """
+
+    root: nn.Module
+    label: str
+    stale: bool
+    engine: OffloadEngine
+    config: Any
+
+    def restore(self) -> None:
+        """Put hooks back that others removed. No effect unless stale."""
 
 
 class GroupOffloadPlusHook(ModelHook):
@@ -37,14 +55,16 @@ class GroupOffloadPlusHook(ModelHook):
 
     _is_stateful = False
 
-    def __init__(self, attachment: Attachment, module: nn.Module) -> None:
+    def __init__(self, attachment: HookOwner, module: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.attachment = attachment
+        self.called = CalledModule(module)
         self.installed: Any = None
         self._registry: Any = None
         self._entered: Any = None
+        self._class_forward: Any = None  # called unless the module has a forward of its own
         self.compiled: Callable[..., Any] | None = None
-        self.settled: Callable[..., Any] | None = None  # what was compiled when the model was last looked at
+        self.known_compiled: Callable[..., Any] | None = None  # when the model was last looked at
         self._module = module
 
     @property
@@ -61,11 +81,13 @@ class GroupOffloadPlusHook(ModelHook):
                     "An offloaded module is being compiled as part of another. Compile it by itself, "
                     "or compile before enabling group offloading."
                 )
-            return self._original(*args, **kwargs)
-        return self.attachment.engine.run(module, self.compiled or self._original, args, kwargs)
+            return self._forward()(*args, **kwargs)
+        return self.attachment.engine.run(self.called, self.compiled or self._forward(), args, kwargs)
 
-    @property
-    def _original(self) -> Callable[..., Any]:
+    def _forward(self) -> Callable[..., Any]:
+        """What the module's forward was before the hook; that of its class is looked up anew, as Python does."""
+        if self._class_forward is not None and type(self._module).forward is not self._class_forward:
+            return types.MethodType(type(self._module).forward, self._module)
         function: Any = self.fn_ref
         forward: Callable[..., Any] = function.original_forward
         return forward
@@ -73,7 +95,7 @@ class GroupOffloadPlusHook(ModelHook):
     def deinitalize_hook(self, module: nn.Module) -> nn.Module:  # diffusers' spelling
         """Called when the hook is removed, by us or by diffusers."""
         if not self.attachment.stale:
-            self.attachment.engine.evict_kept()  # whoever removes hooks is about to work on the weights
+            self.attachment.engine.evict_cached()  # whoever removes hooks is about to work on the weights
         self.attachment.stale = True
         uninstall_reducer(module)
         if module.__dict__.get("compile") == self.compile:
@@ -116,7 +138,7 @@ class GroupOffloadPlusHook(ModelHook):
         held, function = self._module.__dict__, self.fn_ref
         return (
             function.forward is self._entered
-            and self.compiled is self.settled
+            and self.compiled is self.known_compiled
             and self._registry.hooks.get(HOOK_NAME) is self
             and held.get("_diffusers_hook") is self._registry
             and (held.get("forward") is self.installed or self._is_reachable())
@@ -127,6 +149,9 @@ class GroupOffloadPlusHook(ModelHook):
         self.installed = self._module.__dict__["forward"]
         self._registry = registry_of(self._module)
         self._entered = self.fn_ref.forward
+        of_class = type(self._module).forward
+        captured = getattr(self.fn_ref.original_forward, "__func__", None)
+        self._class_forward = of_class if captured is of_class else None
 
     def reclaim(self) -> bool:
         """Take back the place that removing a hook beneath this one gave to the inner forward; False if displaced.
@@ -149,161 +174,3 @@ class GroupOffloadPlusHook(ModelHook):
 
     def __repr__(self) -> str:
         return f"GroupOffloadPlusHook({self.attachment.engine.tree.name_of(self._module)})"
-
-
-class Attachment:
-    """One offloaded model: its engine and the hooks on its modules.
-
-    Attributes:
-        stale: hooks were removed or displaced by others, and are to be put back before the next use.
-    """
-
-    def __init__(self, root: nn.Module, policy: OffloadPolicy, label: str, budget: DeviceBudget | None = None) -> None:
-        self.root = root
-        self.policy = policy
-        self.label = label
-        self.stale = False
-        self.engine = OffloadEngine(root, policy, label, budget)
-        self.engine.refresh = self._refresh
-        self.engine.intact = self._intact
-        self.config = stock_config(policy.onload_device, policy.offload_device)
-        self._hooked: dict[int, nn.Module] = {}
-        self._hooks_below: dict[int, list[GroupOffloadPlusHook | None]] = {}
-
-    def prepare(self) -> None:
-        """Find out that the model can be offloaded, and make room on disk, without changing anything."""
-        self.engine.prepare()
-
-    def attach(self) -> None:
-        """Take the inventory, move the weights into their slabs and register the hooks. All or nothing."""
-        try:
-            self._refresh()
-        except BaseException:
-            self.detach()
-            raise
-
-    def detach(self, *, leave: bool = True) -> None:
-        """Remove every hook of ours and leave the weights, bit for bit, in plain host memory.
-
-        Args:
-            leave: if not, the weights stay where they rest, for another attachment to take over.
-        """
-        for module in [*self._hooked.values(), *self.root.modules()]:
-            self._unhook(module)
-        self._hooked.clear()
-        try:
-            self.engine.tear_down(leave=leave)
-        finally:
-            self._invalidate()
-
-    def restore(self) -> None:
-        """Put hooks back that others removed. No effect unless stale."""
-        if self.stale:
-            self._refresh()
-
-    def hook_on(self, module: nn.Module) -> GroupOffloadPlusHook | None:
-        """Our hook on ``module``, if it is this attachment's."""
-        registry = registry_of(module)
-        hook = None if registry is None else registry.get_hook(HOOK_NAME)
-        return hook if isinstance(hook, GroupOffloadPlusHook) and hook.attachment is self else None
-
-    def _refresh(self) -> None:
-        self.stale = False
-        for module in self.root.modules():
-            self._unhook_displaced(module)
-        self.engine.build()
-        modules = list(self._to_hook())
-        wanted = {id(module) for module in modules}
-        for module in list(self._hooked.values()):
-            if id(module) not in wanted:
-                self._unhook(module)
-        for module in modules:
-            self._hook(module)
-        self._hooked = {id(module): module for module in modules}
-        self._hooks_below.clear()
-        self.engine.tree.settle()
-        self.stale = False
-        self._invalidate()
-
-    def _to_hook(self) -> Iterator[nn.Module]:
-        # Where nothing is triggered a hook only frames the pass. diffusers' re-application looks at the root and at
-        # list children.
-        compiled = {id(m) for m in self.root.modules() if is_compiled(m)}
-        found: dict[int, nn.Module] = {id(self.root): self.root}
-        for child in self.root.children():
-            if isinstance(child, (nn.ModuleList, nn.Sequential)):
-                found.update((id(block), block) for block in child.children())
-            if runs(child):
-                found.setdefault(id(child), child)
-        for unit in self.engine.units:
-            found.update((id(trigger), trigger) for _, trigger in unit.triggers)
-        beneath = {
-            id(m) for owner in self.root.modules() if id(owner) in compiled for m in owner.modules() if m is not owner
-        }
-        return (module for key, module in found.items() if key not in beneath)
-
-    def _hook(self, module: nn.Module) -> None:
-        hook = self.hook_on(module)
-        if hook is None:
-            registry = registry_of(module, create=True)
-            assert registry is not None
-            hook = GroupOffloadPlusHook(self, module)
-            registry.register_hook(hook, HOOK_NAME)
-            hook.note_installed()
-            install_reducer(module, self.engine.to_host)
-            module.__dict__.setdefault("compile", hook.compile)
-        hook.take_compiled()
-        hook.settled = hook.compiled
-
-    def _unhook(self, module: nn.Module) -> None:
-        hook = self.hook_on(module)
-        if hook is not None:
-            hook.reclaim()
-            registry = registry_of(module)
-            assert registry is not None
-            registry.remove_hook(HOOK_NAME, recurse=False)
-            _tidy(module, registry)
-
-    def _unhook_displaced(self, module: nn.Module) -> None:
-        # Removing the hook sets ``forward`` to what lay beneath it when it was registered; what displaced it stays
-        # instead.
-        hook = self.hook_on(module)
-        if hook is not None and not hook.reclaim():
-            kept = module.__dict__.get("forward")
-            self._unhook(module)
-            if kept is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.forward = kept
-
-    def _intact(self, entry: nn.Module) -> bool:
-        hooks = self._hooks_below.get(id(entry))
-        if hooks is None:
-            hooked = (m for m in (self.root, *entry.modules()) if id(m) in self._hooked)
-            hooks = self._hooks_below[id(entry)] = list(map(self.hook_on, hooked))
-        return all(hook is not None and hook.fires() for hook in hooks)
-
-    def _invalidate(self) -> None:
-        registry = registry_of(self.root)
-        if registry is not None:
-            registry.invalidate_child_registries_cache()
-
-
-def attachment_of(module: nn.Module) -> Attachment | None:
-    """The attachment of the first module at or below ``module`` that carries a hook of ours."""
-    for part in module.modules():
-        registry = registry_of(part)
-        hook = None if registry is None else registry.get_hook(HOOK_NAME)
-        if isinstance(hook, GroupOffloadPlusHook):
-            return hook.attachment
-    return None
-
-
-def _tidy(module: nn.Module, registry: HookRegistry) -> None:
-    # Leave the instance as it was found: no empty registry, and no ``forward`` where the class's own will do.
-    if registry.hooks:
-        return
-    module.__dict__.pop("_diffusers_hook", None)
-    forward = module.__dict__.get("forward")
-    if getattr(forward, "__func__", None) is type(module).forward and getattr(forward, "__self__", None) is module:
-        del module.__dict__["forward"]

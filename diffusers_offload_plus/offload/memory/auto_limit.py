@@ -55,7 +55,7 @@ class DeviceMemory:
 
 
 @dataclasses.dataclass(slots=True)
-class _Turn:
+class _PassRecord:
     """A pass under way.
 
     Attributes:
@@ -93,14 +93,14 @@ class AutoLimit:
         self.capacity = memory.capacity()
         self.passes_measured = 0
         self._needs: dict[tuple[int, int], _Need] = {}
-        self._turns: list[_Turn] = []
+        self._records: list[_PassRecord] = []
         self._last: dict[int, int] = {}
         self._unsure: set[tuple[int, int]] = set()
 
     @property
     def measures(self) -> bool:
         """Whether a pass is being measured."""
-        return any(turn.measured for turn in self._turns)
+        return any(record.measured for record in self._records)
 
     @property
     def slack(self) -> int:
@@ -121,24 +121,24 @@ class AutoLimit:
         known = self._needs.get((member, entry))
         measured = size is not None and not torch.is_grad_enabled() and (known is None or size > known.size)
         limit = self.least if measured or torch.is_grad_enabled() else self._limit_of(member, used)
-        self._turns.append(_Turn((member, entry), size, limit, measured))
+        self._records.append(_PassRecord((member, entry), size, limit, measured))
         return limit
 
     def started(self, used: int) -> None:
         """Weights that had to go to keep the limit are gone: what is measured is measured from here."""
-        turn = self._turns[-1]
-        if turn.measured:
+        record = self._records[-1]
+        if record.measured:
             self.note(used)
             self.capacity = self._memory.capacity()
-            turn.before = turn.most = turn.lowest = self._memory.taken() - used
+            record.before = record.most = record.lowest = self._memory.taken() - used
             self._memory.restart()
 
     def note(self, used: int) -> None:
         """Weights, which have taken ``used`` bytes since the last note, take more or less from now on."""
         most, now = self._memory.peak() - used, self._memory.taken() - used
-        for turn in self._turns:
-            turn.most = max(turn.most, most)
-            turn.lowest = min(turn.lowest, now)
+        for record in self._records:
+            record.most = max(record.most, most)
+            record.lowest = min(record.lowest, now)
         self._memory.restart()
 
     def restart(self) -> None:
@@ -153,19 +153,19 @@ class AutoLimit:
         """
         if self.measures:
             self.note(used)
-        turn = self._turns.pop()
+        record = self._records.pop()
         if not finished:
-            self._needs.pop(turn.entry, None)
-        elif turn.measured:
-            assert turn.size is not None
-            if turn.lowest < turn.before and turn.entry not in self._unsure:
+            self._needs.pop(record.entry, None)
+        elif record.measured:
+            assert record.size is not None
+            if record.lowest < record.before and record.entry not in self._unsure:
                 # Something of before was freed meanwhile, and may have hidden what the pass took: once more.
-                self._unsure.add(turn.entry)
+                self._unsure.add(record.entry)
             else:
-                self._unsure.discard(turn.entry)
-                self._needs[turn.entry] = _Need(turn.size, turn.most - turn.lowest)
+                self._unsure.discard(record.entry)
+                self._needs[record.entry] = _Need(record.size, record.most - record.lowest)
                 self.passes_measured += 1
-        return self._turns[-1].limit if self._turns else None
+        return self._records[-1].limit if self._records else None
 
     def forget(self, member: int) -> None:
         """A model is done."""

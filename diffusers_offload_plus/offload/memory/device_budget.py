@@ -19,7 +19,7 @@ from typing import Protocol
 from ...errors import BudgetExceededError
 from ..formatting import format_bytes
 from .auto_limit import AutoLimit
-from .slots import Slot, SlotPool
+from .slabs import DeviceSlab, SlabPool
 
 __all__ = ["DeviceBudget", "Member", "bytes_for_groups", "least_limit", "scratch_bytes"]
 
@@ -65,10 +65,10 @@ class DeviceBudget:
 
     Attributes:
         limit: bytes of weights on the device at most; None: no limit, and nothing is kept between passes.
-        live: bytes held by weights now, without free slots.
-        peak: the most that ``live`` and free slots were together.
+        live: bytes held by weights now, without free slabs.
+        peak: the most that ``live`` and free slabs were together.
         lock: held during each pass of a member, so that one makes room while no other runs.
-        slots: memory kept for reuse; counts against the limit.
+        slabs: memory kept for reuse; counts against the limit.
         evictions: groups taken off the device for want of room.
         auto: sets the limit anew for each pass; None: it never changes.
     """
@@ -80,32 +80,32 @@ class DeviceBudget:
         self.peak = 0
         self.evictions = 0
         self.lock = threading.RLock()
-        self.slots = SlotPool()
+        self.slabs = SlabPool()
         self._members: list[Member] = []  # the one that ran last at the end
         self._runs: dict[int, int] = {}
         self._passes = 0
 
     @property
     def used(self) -> int:
-        """Device bytes taken now: weights and free slots."""
-        return self.live + self.slots.nbytes
+        """Device bytes taken now: weights and free slabs."""
+        return self.live + self.slabs.nbytes
 
     @property
     def pools(self) -> bool:
         """Whether the device's memory is kept for reuse between two transfers."""
         return self.limit is not None
 
-    def give(self, slot: Slot) -> None:
+    def give(self, slab: DeviceSlab) -> None:
         """Keep memory for the next transfer. Without a limit only the latest, and only to the end of the pass: so much
         was needed a moment ago."""
         if self.limit is None:
-            self.slots.trim(self.slots.nbytes)
-        self.slots.give(slot)
+            self.slabs.trim(self.slabs.nbytes)
+        self.slabs.give(slab)
 
-    def rest(self) -> None:
+    def end_pass(self) -> None:
         """A pass is over: without a limit no memory is kept."""
         if self.limit is None:
-            self.slots.trim(self.slots.nbytes)
+            self.slabs.trim(self.slabs.nbytes)
 
     @property
     def scratch(self) -> int:
@@ -130,10 +130,10 @@ class DeviceBudget:
         if self.auto is not None:
             self.auto.forget(id(member))
         if not self._members:
-            self._trim(self.slots.nbytes)
+            self._trim(self.slabs.nbytes)
 
     @contextlib.contextmanager
-    def turn(self, member: Member, entry: int, size: int | None) -> Iterator[None]:
+    def pass_scope(self, member: Member, entry: int, size: int | None) -> Iterator[None]:
         """A pass of ``member``, through ``entry`` with inputs of ``size`` elements, runs inside."""
         self._note_run(member)
         if self.auto is None:
@@ -176,26 +176,28 @@ class DeviceBudget:
         """Whether keeping groups of ``member`` is worth others' room."""
         return self._runs.get(id(member), LONG_RUN) >= LONG_RUN
 
-    def hold(self, nbytes: int) -> None:
+    def account(self, nbytes: int) -> None:
         """Account for device memory taken (negative: given back)."""
         if nbytes < 0:
             self._note_beside()
         self.live += nbytes
-        self.peak = max(self.peak, self.used)
+        used = self.live + self.slabs.nbytes
+        if used > self.peak:
+            self.peak = used
 
     def reserve(self, nbytes: int, member: Member, *, required: bool, displace: bool, pooled: bool = True) -> bool:
         """See that ``nbytes`` more can be taken.
 
         Args:
-            pooled: they are to be one piece, and a free slot serves.
-            required: the bytes are needed now, whatever has to go; else only free slots go.
+            pooled: they are to be one piece, and a free slab serves.
+            required: the bytes are needed now, whatever has to go; else only free slabs go.
             displace: other members' groups may go before.
 
         Raises:
             BudgetExceededError: they are required, and what is in use leaves no room below a limit that is a promise.
         """
         self._note_beside()
-        if self.limit is None or (pooled and self.slots.has(nbytes)) or self._short(nbytes) <= 0:
+        if self.limit is None or (pooled and self.slabs.has(nbytes)) or self._short(nbytes) <= 0:
             return True
         self._trim(self._short(nbytes))
         if displace:
@@ -213,14 +215,14 @@ class DeviceBudget:
             )
         return required or self._short(nbytes) <= 0
 
-    def settle(self) -> None:
+    def memory_given_back(self) -> None:
         """What was given back is free by now: what is measured beside weights no longer has it in it."""
         if self.auto is not None and self.auto.measures:
             self.auto.restart()
 
     def _trim(self, nbytes: int) -> None:
-        self.slots.trim(nbytes)
-        self.settle()
+        self.slabs.trim(nbytes)
+        self.memory_given_back()
 
     def _note_beside(self) -> None:
         if self.auto is not None and self.auto.measures:

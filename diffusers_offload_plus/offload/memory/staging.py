@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from ..modes import engine_mode
+
 __all__ = ["Staging", "pinned", "registered"]
 
 logger = logging.getLogger("diffusers_offload_plus")
@@ -48,7 +50,8 @@ class Staging:
         buffer = self._buffers[turn]
         if buffer is None or buffer.numel() < nbytes:
             self._buffers[turn] = None  # the old one is given back before the new one is asked for
-            buffer = pinned(nbytes, self._device) if self._pin else torch.empty(nbytes, dtype=torch.uint8)
+            with engine_mode():
+                buffer = pinned(nbytes, self._device) if self._pin else torch.empty(nbytes, dtype=torch.uint8)
             self._buffers[turn] = buffer
         return buffer[:nbytes]
 

@@ -65,9 +65,9 @@ class _Part:
         self.dicts = list(map(vars, modules))
         self.weights_and_tree = _Holding(self._weights_and_tree())
         self.buffers = _Holding(map(_buffers, modules))
-        self.settle()
+        self.note_compiled()
 
-    def settle(self) -> None:
+    def note_compiled(self) -> None:
         """Take the compiled forwards that the modules have now as given. What lies beneath a hook is the hook's."""
         self.compiled = list(self._compiled())
 
@@ -106,10 +106,10 @@ class ModuleTree:
         closed = {id(below) for module in self.modules() if is_compiled(module) for below in module.modules()}
         return [module for module in self.modules() if id(module) not in closed]
 
-    def settle(self) -> None:
+    def note_compiled(self) -> None:
         """Take the compiled forwards that modules have now as given."""
         for part in (*self._recorded.values(), *self._parts.values()):
-            part.settle()
+            part.note_compiled()
 
     def name_of(self, module: nn.Module) -> str:
         """The qualified name ``module`` was recorded under, or its class name."""

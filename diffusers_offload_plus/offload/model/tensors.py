@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 __all__ = [
     "cast_tensor",
     "has_memory",
+    "inner_names",
     "is_packable",
     "is_wrapper",
     "map_plain",
@@ -73,7 +74,7 @@ def repoint(tensor: torch.Tensor, value: torch.Tensor) -> None:
     """
     tensor.data = value
     if is_wrapper(value):
-        for name in _flatten(value)[0]:
+        for name in inner_names(value):
             setattr(tensor, name, getattr(value, name))
 
 
@@ -124,6 +125,11 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def inner_names(tensor: torch.Tensor) -> list[str]:
+    """Names of the attributes that hold the inner tensors of a wrapper."""
+    return _flatten(tensor)[0]
 
 
 def _flatten(tensor: torch.Tensor) -> tuple[list[str], Any]:

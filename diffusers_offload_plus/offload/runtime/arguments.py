@@ -25,12 +25,17 @@ def to_device(
     in ``exclude`` are never touched.
     """
     for value in args:
-        if _elsewhere(value, device):
+        # Plain tensors are nearly all there is: they are spared a call.
+        if value.device != device if type(value) is torch.Tensor else _elsewhere(value, device):
             args = send_to_device(args, device, non_blocking=non_blocking)
             break
+    if not kwargs:
+        return args, kwargs
     moved = None
     for name, value in kwargs.items():
-        if _elsewhere(value, device) and name not in exclude:
+        if value.device != device if type(value) is torch.Tensor else _elsewhere(value, device):
+            if name in exclude:
+                continue
             moved = moved or dict(kwargs)
             moved[name] = send_to_device(value, device, non_blocking=non_blocking)
     return args, moved or kwargs

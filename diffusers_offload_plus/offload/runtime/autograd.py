@@ -13,8 +13,8 @@ import contextlib
 import dataclasses
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -24,9 +24,6 @@ from ..stores.layout import view_of
 from ..stores.protocols import WeightStorage
 from ..transfer.transfer import CopyEngine
 from .param_group import ParamGroup
-
-if TYPE_CHECKING:
-    from .engine import OffloadEngine
 
 __all__ = ["SavedWeights", "WeightsChangedError"]
 
@@ -38,7 +35,7 @@ class WeightsChangedError(OffloadPlusError, RuntimeError):
 @dataclasses.dataclass(eq=False, slots=True)
 class _Note:
     group: ParamGroup
-    home: WeightStorage
+    storage: WeightStorage
     offset: int
     like: torch.Tensor  # on the meta device: dtype, size and strides
     version: int
@@ -51,10 +48,16 @@ class _NotedWrapper:
 
 
 class SavedWeights:
-    """The saved-tensor hooks of one engine, and the landing of gradients on the host beside their parameters."""
+    """The saved-tensor hooks of one engine, and the landing of gradients on the host beside their parameters.
 
-    def __init__(self, engine: OffloadEngine) -> None:
-        self._engine = engine
+    Attributes:
+        groups: those whose weights autograd may save.
+    """
+
+    def __init__(self, copy_engine: CopyEngine) -> None:
+        self.groups: Sequence[ParamGroup] = ()
+        self._copy_engine = copy_engine
+        self._device = copy_engine.device
         self._lock = threading.Lock()
         self._hooks = (self._pack, self._unpack)  # the same objects each pass, or compiled forwards are traced anew
         self._present: tuple[WeightStorage, torch.Tensor] | None = None
@@ -69,7 +72,7 @@ class SavedWeights:
         is saved.
         """
         others = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
-        if not torch.is_grad_enabled() or not self._engine.moves or others:
+        if not torch.is_grad_enabled() or self._device.type == "cpu" or others:
             yield
             return
         self._land_gradients()
@@ -96,13 +99,13 @@ class SavedWeights:
                 return torch.empty_like(plain, device="meta")
 
             return _NotedWrapper(map_plain(tensor, note), parts)
-        group = self._engine.group_of_storage(tensor)
+        group = next((group for group in self.groups if group.owns_storage(tensor)), None)
         if group is None:
             # Detached: a node that kept its own output, graph and all, would keep itself alive.
             return tensor.detach()
         offset = int(tensor.storage_offset()) * tensor.element_size()
         like = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
-        return _Note(group, group.home, offset, like, _versions(group))
+        return _Note(group, group.storage, offset, like, _versions(group))
 
     def _unpack(self, packed: Any) -> torch.Tensor:
         if isinstance(packed, _NotedWrapper):
@@ -116,32 +119,33 @@ class SavedWeights:
                 "Call backward before changing them (optimizer.step, load_state_dict), or run forward again."
             )
         with self._lock, torch.no_grad():
-            if self._present is None or self._present[0] is not packed.home:
+            if self._present is None or self._present[0] is not packed.storage:
                 self.drop()
-                self._present = (packed.home, self._bring(self._engine.copy_engine, packed.home))
-            device = self._engine.device
+                self._present = (packed.storage, self._bring(self._copy_engine, packed.storage))
+            device = self._device
             return view_of(self._present[1].untyped_storage(), packed.offset, packed.like, device)
 
-    def _bring(self, link: CopyEngine, home: WeightStorage) -> torch.Tensor:
-        transfer = link.start(home)
+    def _bring(self, link: CopyEngine, storage: WeightStorage) -> torch.Tensor:
+        transfer = link.start(storage)
         transfer.wait()
-        link.hold(home.nbytes)
+        link.account(storage.nbytes)
         # Dropped at the end of this backward; the tensors it handed out live as long as their holders.
         engine: Any = torch.autograd.Variable._execution_engine
         with contextlib.suppress(RuntimeError):  # unpacked outside of a backward: dropped with the next group
             engine.queue_callback(_dropping_of(self))
-        return transfer.slab
+        assert transfer.slab is not None
+        return transfer.slab.bytes
 
     def drop(self) -> None:
         """Take off the device what was brought there for backward."""
         if self._present is not None:
-            self._engine.copy_engine.hold(-self._present[0].nbytes)
+            self._copy_engine.account(-self._present[0].nbytes)
             self._present = None
 
     # Gradients
 
     def _land_gradients(self) -> None:
-        for group in self._engine.groups:
+        for group in self.groups:
             for entry in group.spec.entries:
                 tensor = entry.tensor
                 if tensor.requires_grad and tensor.is_leaf and id(tensor) not in self._landing:
@@ -153,7 +157,7 @@ class SavedWeights:
     def set_aside(self, tensor: torch.Tensor) -> None:
         """A gradient of ``tensor`` is about to be added to one on the host: autograd accumulates on the device, and
         never mixes devices."""
-        if tensor.grad is not None and tensor.grad.device != self._engine.device:
+        if tensor.grad is not None and tensor.grad.device != self._device:
             self._stash[id(tensor)] = tensor.grad
             tensor.grad = None
 

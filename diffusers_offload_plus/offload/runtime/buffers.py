@@ -1,4 +1,4 @@
-"""Tensors carried to the device one by one and kept there: small buffers, and what cannot be copied as bytes."""
+"""Tensors that live on the device between passes: small buffers, and what cannot be copied as bytes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class PersistentBuffers:
     """Parameters and buffers that live on the device between passes; forward may write them as it likes.
 
     Attributes:
-        parked: they are in host memory for now.
+        on_host: they are in host memory for now.
     """
 
     def __init__(self, link: CopyEngine) -> None:
         self._copy_engine = link
         self._tensors: list[torch.Tensor] = []
         self._bytes = 0
-        self.parked = True
+        self.on_host = True
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
@@ -33,7 +33,7 @@ class PersistentBuffers:
 
     @property
     def nbytes(self) -> int:
-        """Bytes they hold on the device now: none while they are parked."""
+        """Bytes they hold on the device now: none while they are on the host."""
         return self._bytes
 
     @property
@@ -42,25 +42,25 @@ class PersistentBuffers:
         return sum(map(plain_bytes, self._tensors))
 
     def replace(self, tensors: list[torch.Tensor]) -> None:
-        """Carry ``tensors`` from now on. Those no longer carried stay where they are."""
+        """Take ``tensors`` to the device from now on. Others stay where they are."""
         self._tensors = tensors
 
-    def to_device(self, room: Callable[[int], object]) -> None:
+    def to_device(self, reserve: Callable[[int], object]) -> None:
         """Bring those that are elsewhere to the device.
 
         Args:
-            room: makes room for so many bytes more than there are now, or raises.
+            reserve: reserves so many bytes more than there are now, or raises.
         """
         more = self.total_bytes - self._bytes  # a cast changes sizes, and buffers come and go
         if more > 0:
-            room(more)
+            reserve(more)
         self._move(self._copy_engine.device)
-        self.parked = False
+        self.on_host = False
 
     def to_host(self) -> None:
         """Bring all back to host memory, with what was written to them."""
         self._move(torch.device("cpu"))
-        self.parked = True
+        self.on_host = True
 
     def _move(self, device: torch.device) -> None:
         on_device = 0
@@ -69,7 +69,7 @@ class PersistentBuffers:
                 repoint(tensor, map_plain(tensor.detach(), lambda t: relocate(t, device)))
             if device.type != "cpu":
                 on_device += plain_bytes(tensor)
-        self._copy_engine.hold(on_device - self._bytes)
+        self._copy_engine.account(on_device - self._bytes)
         self._bytes = on_device
 
 

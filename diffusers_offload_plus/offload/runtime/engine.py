@@ -1,4 +1,4 @@
-"""The engine of one model: its inventory, the homes of its weights, and what the hooks and doors call.
+"""The engine of one model: its inventory, where its weights are stored, and what hooks and lookups call.
 
 One pass runs at a time, here or in any engine that shares the device budget: other threads wait.
 """
@@ -20,6 +20,7 @@ from ..memory.device_budget import DeviceBudget
 from ..model.inventory import Entry, Residency, take_inventory
 from ..model.module_tree import ModuleTree
 from ..model.partition import Unit
+from ..modes import engine_mode
 from ..planning.plan import HeldGroup, OffloadPlan, make_plan
 from ..planning.residency import Keeper, fixed_bytes, keeper_of, nested_groups
 from ..policy import OffloadPolicy
@@ -29,10 +30,9 @@ from .arguments import elements_of, to_device, valid_output
 from .autograd import SavedWeights
 from .buffers import PersistentBuffers, bring_home
 from .device_copies import DeviceCopies
-from .forward_pass import ForwardPass, Frame
+from .forward_pass import CalledModule, ForwardPass
 from .lookups import computes_on, uninstall, watch_lookups
-from .modes import engine_mode
-from .param_group import ParamGroup, State
+from .param_group import Compare, GroupState, ParamGroup
 
 __all__ = ["OffloadEngine"]
 
@@ -67,31 +67,32 @@ class OffloadEngine:
         self.persistent = PersistentBuffers(self.copy_engine)
         self.refresh: Callable[[], None] = lambda: None
         self.intact: Callable[[nn.Module], bool] = lambda module: True
-        self.served: dict[str, str] = {}
+        self.lookups: dict[str, str] = {}
         self._exclude = frozenset(policy.exclude_kwargs or getattr(root, "_skip_keys", None) or ())
+        self._non_blocking = policy.non_blocking or policy.use_stream
         self._lock = self.budget.lock
         self._owner: int | None = None
         self.fixed_bytes = 0
         self.forward_pass = ForwardPass(self.copy_engine, self, policy.prefetch_depth)
-        self._loans = DeviceCopies(self.copy_engine)
-        self._kept_for: int | None = None  # the limit
+        self._device_copies = DeviceCopies(self.copy_engine)
+        self._cached_for: int | None = None  # the limit
         self._keeper: tuple[tuple[int, ...], Keeper] | None = None  # and the sizes it is for
         self._built = False  # all of it: groups, doors, residents
         self._managed: dict[int, Entry] = {}
         self._carried_parameters: list[torch.Tensor] = []
-        self._saved = SavedWeights(self)
+        self._saved = SavedWeights(self.copy_engine)
 
     @property
     def plan(self) -> OffloadPlan:
         """What moves, what stays and how much device memory that takes, in the sizes tensors have now: a cast changes
         them without a new inventory."""
-        held = [HeldGroup(g.spec, g.nbytes, g.tier, g.in_place, g.kept) for g in self.groups]
+        held = [HeldGroup(g.spec, g.nbytes, g.tier, g.in_place, g.cached) for g in self.groups]
         return make_plan(
             self._inventory,
             held,
             self.persistent.total_bytes,
             self.policy,
-            room=None if self.budget.limit is None else self.forward_pass.prefetcher.room,
+            room=None if self.budget.limit is None else self.forward_pass.prefetcher.stream_bytes,
         )
 
     # Set-up
@@ -127,10 +128,10 @@ class OffloadEngine:
             for spec in inventory.groups:
                 group = known.get(spec.key)
                 if group is None:
-                    placement = self.tiers.allocator_of(spec)
-                    if placement is None:
+                    allocator = self.tiers.allocator_of(spec)
+                    if allocator is None:
                         continue
-                    group = ParamGroup(spec, self.copy_engine, placement)
+                    group = ParamGroup(spec, self.copy_engine, allocator)
                 group.spec = spec
                 groups.append(group)
                 known.pop(spec.key, None)
@@ -138,7 +139,7 @@ class OffloadEngine:
             self.groups = [*groups, *known.values()]  # for tear_down, or another attempt
             self.tiers.forget()
             raise
-        self.groups = groups
+        self.groups = self._saved.groups = groups
         self.streamed = [group for group in groups if group.spec.residency is Residency.STREAMED]
         self._keeper = None
         self.units = inventory.units
@@ -156,7 +157,7 @@ class OffloadEngine:
             group.nbytes for group in groups if group.spec.residency is Residency.RESIDENT
         )
         self.budget.join(self)
-        self._choose_kept()
+        self._choose_cached()
         self._onload_residents()
         self._built = True
 
@@ -174,19 +175,19 @@ class OffloadEngine:
             self._keeper = (sizes, keeper_of(sizes, tuple(nests)))
         return self._keeper[1]
 
-    def _choose_kept(self) -> None:
+    def _choose_cached(self) -> None:
         if self.budget.limit is None:
             return
-        kept, self.forward_pass.prefetcher.room = self.keeper.within(self.budget.for_groups())
+        kept, self.forward_pass.prefetcher.stream_bytes = self.keeper.within(self.budget.for_groups())
         with engine_mode():
             for index, group in enumerate(self.streamed):
-                if group.kept != (index in kept):
-                    self.forward_pass.bring_home(group)
-                group.kept = index in kept
-        self._kept_for = self.budget.limit
+                if group.cached != (index in kept):
+                    self.forward_pass.evict_group(group)
+                group.cached = index in kept
+        self._cached_for = self.budget.limit
 
     def tear_down(self, *, leave: bool = True) -> None:
-        """Every weight back in plain host memory, doors closed. The engine must not be used after.
+        """Every weight back in plain host memory, lookups as they were. The engine must not be used after.
 
         Args:
             leave: if not, the weights stay where they rest, for another engine to take over.
@@ -207,10 +208,10 @@ class OffloadEngine:
             with engine_mode():
                 for group in self.groups if leave else ():
                     try:
-                        group.leave()
+                        group.to_plain_memory()
                     except DiskTierError as error:
                         failed = failed or error
-            self.groups = self.streamed = []
+            self.groups = self.streamed = self._saved.groups = []
             self.copy_engine.close()
         if failed is not None:
             raise failed
@@ -222,9 +223,9 @@ class OffloadEngine:
                 return
             with engine_mode():
                 self.forward_pass.evict_all()
-                self._loans.settle()
+                self._device_copies.end_all()
                 for group in self.groups:
-                    group.offload(compare=True)
+                    group.offload(compare=Compare.ALL)
                 if self.groups or self.persistent.tensors:
                     self._recount_buffers(self.root)
                 self.persistent.to_host()
@@ -240,17 +241,27 @@ class OffloadEngine:
     # A hooked module runs
 
     def run(
-        self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, called: CalledModule, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Call ``forward(*args, **kwargs)`` with what ``module`` needs on the device."""
-        if self._owner == threading.get_ident():
-            return self._run_frame(module, forward, args, kwargs)
-        size = None if self.budget.auto is None else elements_of((args, kwargs))
-        with self._pass(module, size):
-            return self._run_frame(module, forward, args, kwargs)
+        """Call ``forward(*args, **kwargs)`` with what the called module needs on the device."""
+        if self._owner != threading.get_ident():
+            size = None if self.budget.auto is None else elements_of((args, kwargs))
+            with self._pass(called.module, size):
+                return self.run(self.forward_pass.called(called.module), forward, args, kwargs)
+        forward_pass = self.forward_pass
+        depth = len(forward_pass.frames)
+        try:
+            forward_pass.enter(called)
+            args, kwargs = to_device(args, kwargs, self.device, self._exclude, self._non_blocking)
+            output = forward(*args, **kwargs)
+            if type(output) is torch.Tensor:  # no parameter, as nearly always
+                return output
+            return valid_output(output, self._managed)
+        finally:
+            forward_pass.exit(depth)
 
     @contextlib.contextmanager
-    def hold(self, module: nn.Module) -> Iterator[None]:
+    def keep_onloaded(self, module: nn.Module) -> Iterator[None]:
         """Keep every group with weights below ``module`` onloaded; writes made meanwhile are kept by comparing
         bytes."""
         with contextlib.ExitStack() as stack:
@@ -262,35 +273,35 @@ class OffloadEngine:
             groups = tuple(g for g in self.groups if any(id(entry.tensor) in tensors for entry in g.spec.entries))
             depth = len(self.forward_pass.frames)
             try:
-                self.forward_pass.enter(Frame(module, groups, compare=True), prefetch=False)
+                self.forward_pass.enter(CalledModule(module, groups), Compare.ALL, prefetch=False)
                 yield
             finally:
                 self.forward_pass.exit(depth)
 
-    def serve(self, group: ParamGroup, entry: Entry) -> torch.Tensor:
-        """Answer a lookup of an offloaded tensor that no hook announced; see [Note: doors].
+    def materialize(self, group: ParamGroup, entry: Entry) -> torch.Tensor:
+        """Answer a lookup of an offloaded tensor that no hook announced; see [Note: lookups].
 
         Inside a pass the group is onloaded while the innermost hooked module runs. Outside of one there is
-        no telling how long the caller needs it, so it is lent a device copy that lives as long as it is held.
+        no telling how long the caller needs it, so it gets a device copy that lives as long as it is held.
         """
         if self._owner == threading.get_ident() and self.forward_pass.frames:
-            self.served.setdefault(entry.names[0], self.tree.name_of(self.forward_pass.frames[-1].module))
-            with engine_mode():
-                self.forward_pass.serve(group)
+            reader = self.forward_pass.frames[-1].called.module
+            self.lookups.setdefault(entry.names[0], self.tree.name_of(reader))
+            self.forward_pass.materialize(group)
             return entry.tensor
-        if group.state is State.KEPT:
+        if group.state is GroupState.IDLE:
             if not computes_on(self.device, self.tree.ids):
                 with self._lock:
-                    self.forward_pass.bring_home(group)
+                    self.forward_pass.evict_group(group)
             return entry.tensor
         if not self.moves or not computes_on(self.device, self.tree.ids):
             self.wait_for_copies()
             return entry.tensor
-        self.served.setdefault(entry.names[0], "a method other than forward")
+        self.lookups.setdefault(entry.names[0], "a method other than forward")
         if torch.is_grad_enabled() and entry.tensor.requires_grad:
             return entry.tensor.to(self.device)
         with self._lock, engine_mode():
-            return self._loans.lend(group, entry, functools.partial(self._make_room, pooled=False))
+            return self._device_copies.copy_of(group, entry, functools.partial(self._reserve, pooled=False))
 
     def wait_for_copies(self) -> None:
         """Somebody is about to look at host weights, and may write them: no copy may be reading them any more."""
@@ -300,18 +311,11 @@ class OffloadEngine:
                     group.discard()
                 self.copy_engine.drain()
 
-    def group_of_storage(self, tensor: torch.Tensor) -> ParamGroup | None:
-        """The onloaded group whose device slab ``tensor`` (a plain tensor) is a view of."""
-        for group in self.groups:
-            if group.owns_storage(tensor):
-                return group
-        return None
-
-    # ForwardPass
+    # Passes
 
     @contextlib.contextmanager
     def _pass(self, entry: nn.Module, size: int | None = None) -> Iterator[None]:
-        with self._lock, self.budget.turn(self, id(entry), size):
+        with self._lock, self.budget.pass_scope(self, id(entry), size):
             self._owner = threading.get_ident()
             finished = False
             try:
@@ -331,9 +335,9 @@ class OffloadEngine:
             self.refresh()
         self._recount_buffers(entry)
         with engine_mode():
-            self._loans.settle()
-        if self.budget.limit != self._kept_for:
-            self._choose_kept()
+            self._device_copies.end_all()
+        if self.budget.limit != self._cached_for:
+            self._choose_cached()
         self.forward_pass.begin(entry)
         self._onload_residents()
 
@@ -344,27 +348,11 @@ class OffloadEngine:
         """Take groups that are not in use off the device until ``nbytes`` are free, or none is left."""
         self.forward_pass.evict(nbytes)
 
-    def evict_kept(self) -> None:
-        """Take everything off the device that a budget keeps there between passes: somebody wants to see the model."""
-        if self.forward_pass.keeps:
+    def evict_cached(self) -> None:
+        """Take everything off the device that a budget caches between passes: somebody wants to see the model."""
+        if self.forward_pass.caches:
             with self._lock:
                 self.forward_pass.evict_all()
-
-    # Frames
-
-    def _run_frame(
-        self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        passes = self.forward_pass
-        depth = len(passes.frames)
-        try:
-            passes.enter(Frame(module, passes.groups_of(module), passes.compare))
-            args, kwargs = to_device(
-                args, kwargs, self.device, self._exclude, self.policy.non_blocking or self.policy.use_stream
-            )
-            return valid_output(forward(*args, **kwargs), self._managed)
-        finally:
-            passes.exit(depth)
 
     # Helpers
 
@@ -372,10 +360,10 @@ class OffloadEngine:
         with engine_mode():
             for group in self.groups:
                 if group.spec.residency is Residency.RESIDENT:
-                    group.onload(self._make_room)
-            self.persistent.to_device(functools.partial(self._make_room, pooled=False))
+                    group.onload(self._reserve)
+            self.persistent.to_device(functools.partial(self._reserve, pooled=False))
 
-    def _make_room(self, nbytes: int, *, pooled: bool = True) -> bool:
+    def _reserve(self, nbytes: int, *, pooled: bool = True) -> bool:
         return self.budget.reserve(nbytes, self, required=True, displace=True, pooled=pooled)
 
     def _recount_buffers(self, below: nn.Module) -> None:

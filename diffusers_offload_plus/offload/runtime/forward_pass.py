@@ -1,15 +1,16 @@
 """What is on the device while the model runs: onload before use, prefetch what comes next, offload after.
 
 [Note: passes and frames]
-A *pass* is one outermost call into the model, by whatever door: ``model(x)``, ``vae.encode``, a block called alone.
-A *frame* is one hooked module running inside it. A frame holds the groups its module needs; a group is offloaded
-when no frame holds it. At the end of a pass, however it ends, nothing that streams is left on the device, but for
-what a budget has room to keep.
+A *pass* is one outermost call into the model: ``model(x)``, ``vae.encode``, a block called alone. A *frame* is one
+hooked module that runs inside of it. A frame holds the groups that its module needs; a group is offloaded when no
+frame holds it. At the end of a pass, however it ends, nothing that streams is left on the device, except what a budget
+caches there for the next one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,188 +18,244 @@ from torch import nn
 from ..memory.device_budget import Member
 from ..model.inventory import Residency
 from ..model.partition import Unit
+from ..modes import engine_mode, profiled
 from ..transfer.transfer import CopyEngine
-from .modes import engine_mode, profiled
-from .param_group import ParamGroup, State
+from .param_group import Compare, GroupState, ParamGroup
 from .prefetch import Prefetcher
 
-__all__ = ["ForwardPass", "Frame"]
+__all__ = ["CalledModule", "ForwardPass", "Frame"]
+
+
+class CalledModule:
+    """A hooked module and the groups that stream for it.
+
+    Attributes:
+        defers: another module that needs the same groups is expected to run next, so they are offloaded later.
+    """
+
+    __slots__ = ("defers", "groups", "module")
+
+    def __init__(self, module: nn.Module, groups: Sequence[ParamGroup] = (), *, defers: bool = False) -> None:
+        self.module = module
+        self.groups = groups
+        self.defers = defers
 
 
 class Frame:
     """A hooked module that runs, and what it holds.
 
     Attributes:
-        compare: the groups may be written without a trace meanwhile.
-        served: groups it read without calling their owner, and how often that had run then.
+        compare: which of its tensors may be written without a trace meanwhile.
+        materialized: groups it read without calling their owner, and how often that had run then.
     """
 
-    __slots__ = ("compare", "groups", "module", "served")
+    __slots__ = ("called", "compare", "materialized")
 
-    def __init__(self, module: nn.Module, groups: Sequence[ParamGroup], compare: bool) -> None:
-        self.module = module
-        self.groups = groups
+    def __init__(self, called: CalledModule, compare: Compare) -> None:
+        self.called = called
         self.compare = compare
-        self.served: dict[ParamGroup, int] = {}
+        self.materialized: dict[ParamGroup, int] | None = None
 
 
 class ForwardPass:
-    """The frames of the pass under way, and the groups it has touched.
+    """The frames of the pass under way, and the groups that are on the device.
 
     Attributes:
-        compare: the present pass may write weights without a trace.
-        kept: groups that are to stay on the device, in the order in which they were used.
+        compare: which tensors the present pass may write without a trace.
+        frames: the modules that run, the outermost first.
     """
 
-    def __init__(self, link: CopyEngine, member: Member, depth: int) -> None:
-        self._budget = link.budget
+    def __init__(self, copy_engine: CopyEngine, member: Member, depth: int) -> None:
+        self._budget = copy_engine.budget
+        self._copy_engine = copy_engine
         self._member = member
-        self._waits = link.stall_timer
-        self.prefetcher = Prefetcher(link, member, depth)
+        self._stall_timer = copy_engine.stall_timer
+        self.prefetcher = Prefetcher(copy_engine, member, depth)
         self.frames: list[Frame] = []
-        self.compare = False
-        self._active: dict[ParamGroup, None] = {}  # touched in this pass, in order
+        self.compare = Compare.NONE
+        self._groups: Sequence[ParamGroup] = ()
+        self._on_device: dict[ParamGroup, None] = {}  # onloaded in this pass and not offloaded yet, in order
+        self._cached: dict[ParamGroup, None] = {}  # on the device since an earlier pass, in order of last use
         self._deferred: list[ParamGroup] = []
-        self._cached: dict[ParamGroup, None] = {}  # on the device between passes, in the order of their last use
-        self._groups_of: dict[int, tuple[ParamGroup, ...]] = {}
-        self._keeps_until_later: set[int] = set()
+        self._called: dict[int, CalledModule] = {}
+        self._is_profiled = False
 
     def replace(self, groups: Sequence[ParamGroup], units: Sequence[Unit]) -> None:
         """These are the groups and units from now on; none is on the device."""
         self.prefetcher.replace(groups)
-        self._waits.reset()
+        self._stall_timer.reset()
         self._cached.clear()
-        needed: dict[int, list[ParamGroup]] = {}
-        self._keeps_until_later = set()
+        self._groups = groups
+        found: dict[int, tuple[nn.Module, list[ParamGroup], bool]] = {}
         for index, unit in enumerate(units):
-            found = [group for group in groups if index in group.spec.units]
-            for _, trigger in unit.triggers:
-                needed.setdefault(id(trigger), []).extend(found)
-            self._keeps_until_later.update(id(trigger) for _, trigger in unit.triggers[:-1])
-        self._groups_of = {module: tuple(dict.fromkeys(found)) for module, found in needed.items()}
+            needed = [group for group in groups if index in group.spec.units and group.streams]
+            for number, (_, trigger) in enumerate(unit.triggers, 1):
+                _, known, defers = found.get(id(trigger), (trigger, [], False))
+                found[id(trigger)] = (trigger, [*known, *needed], defers or number < len(unit.triggers))
+        self._called = {
+            key: CalledModule(module, tuple(dict.fromkeys(needed)), defers=defers)
+            for key, (module, needed, defers) in found.items()
+        }
 
-    def groups_of(self, module: nn.Module) -> tuple[ParamGroup, ...]:
-        """The groups that ``module`` needs when it runs."""
-        return self._groups_of.get(id(module), ())
+    def called(self, module: nn.Module) -> CalledModule:
+        """``module`` with the groups that it needs when it runs."""
+        return self._called.get(id(module)) or CalledModule(module)
 
     @property
-    def keeps(self) -> bool:
-        """Whether groups are on the device between passes now."""
+    def caches(self) -> bool:
+        """Whether groups are cached on the device between passes now."""
         return bool(self._cached) and not self.frames
 
-    # ForwardPass
+    # Passes
 
     def begin(self, entry: nn.Module) -> None:
         """A pass begins."""
-        self.compare = torch.is_grad_enabled()
-        with engine_mode():
-            if self.compare:
-                self.evict_all()
-            self.prefetcher.begin(id(entry))
-            self._waits.begin(learned=bool(self.prefetcher.order))
+        trains = torch.is_grad_enabled() and any(group.is_trained for group in self._groups)
+        self.compare = Compare.TRAINED if trains else Compare.NONE
+        self._is_profiled = torch.autograd._profiler_enabled()
+        if trains:
+            for group in list(self._cached):
+                if group.is_trained:
+                    self.evict_group(group)
+        self.prefetcher.begin(id(entry))
+        self._stall_timer.begin(learned=bool(self.prefetcher.order))
 
     def sweep(self, finished: bool = False) -> None:
         """End the pass: frames that an interruption left behind end here as well."""
         self.exit(0)
-        with engine_mode():
-            self._deferred.clear()
-            stays = self._staying(finished)
-            for group in self._active:
-                group.users = 0
-                if group in stays and not group.under_way:
-                    group.stay()
+        self._deferred.clear()
+        stays = self._budget.limit is not None and finished
+        ahead = self.prefetcher.ahead
+        for group in (*self._on_device, *ahead):
+            group.users = 0
+            if stays and group.cached and group.state is GroupState.ONLOADED and self.compare is Compare.NONE:
+                group.state = GroupState.IDLE
+                self._cached[group] = None
+            elif stays and not group.under_way and (group.cached or group in ahead) and not self._is_trained(group):
+                if group.state is not GroupState.OFFLOADED:
+                    group.keep_on_device()
                     self._cached[group] = None
-                else:
-                    group.offload(compare=self.compare)
-            self._active.clear()
-        self._budget.rest()
-        self._waits.end(finished)
+            else:
+                group.offload(compare=self.compare)
+        self._on_device.clear()
+        self._budget.end_pass()
+        self._stall_timer.end(finished)
         self.prefetcher.end(finished)
-
-    def _staying(self, finished: bool) -> set[ParamGroup]:
-        if self._budget.limit is None or self.compare or not finished:
-            return set()
-        return {*self.prefetcher.ahead, *(group for group in self._active if group.kept)}
 
     # Frames
 
-    def enter(self, frame: Frame, *, prefetch: bool = True) -> None:
+    def enter(self, called: CalledModule, compare: Compare | None = None, *, prefetch: bool = True) -> None:
         """A module begins to run: what it needs comes to the device."""
-        self.frames.append(frame)
-        if not frame.groups and not self._deferred and not self.prefetcher.reaches:
-            return
-        for group in frame.groups:
-            group.users += 1
-            group.runs += 1
-        with engine_mode():
+        frames, groups = self.frames, called.groups
+        first = not frames
+        frames.append(Frame(called, self.compare if compare is None else compare))
+        stream = None
+        if groups:
+            for group in groups:
+                group.users += 1
+                group.runs += 1
             if self._deferred:
-                for group in self._deferred:
-                    if not group.users:
-                        self._offload(group, compare=self.compare)
-                self._deferred.clear()
-            for group in frame.groups:
-                self._onload(group)
-            if prefetch:
-                for group in self.prefetcher.advance():
-                    self._active[group] = None
+                self._offload_deferred()
+            stream = self._copy_engine.current_stream
+            for group in groups:
+                self._onload(group, stream)
+        elif self._deferred:
+            self._offload_deferred()
+        elif not first and self._budget.limit is None:
+            return  # nothing has changed for what comes next
+        if prefetch and self.prefetcher.reaches:
+            for group in self.prefetcher.advance(stream):
+                if group.state is GroupState.PREFETCHED:
+                    group.discard()
+                elif not group.users and not group.cached:
+                    self._offload(group, self.compare)
 
     def exit(self, depth: int) -> None:
         """End all frames but the outermost ``depth``."""
         frames = self.frames
-        while len(frames) > depth and not frames[-1].groups and not frames[-1].served:
-            frames.pop()
-        if len(frames) <= depth:
-            return
-        with engine_mode():
-            while len(frames) > depth:
-                frame = frames.pop()
-                for group in frame.served:
-                    self._release(group, frame, compare=True)
-                for group in frame.groups:
-                    self._release(group, frame, compare=frame.compare)
+        while len(frames) > depth:
+            frame = frames.pop()
+            called = frame.called
+            if frame.materialized:
+                for group in frame.materialized:
+                    self._release(group, called, Compare.ALL)
+            for group in called.groups:
+                if group.users == 1 and group.cached and self.compare is Compare.NONE:
+                    group.users = 0  # as nearly always with a budget: it stays
+                else:
+                    self._release(group, called, frame.compare)
 
-    def serve(self, group: ParamGroup) -> None:
+    def materialize(self, group: ParamGroup) -> None:
         """The innermost frame reads a group that no hook announced: it holds it as well."""
         frame = self.frames[-1]
-        self._end_claims(frame)
-        if group not in frame.served:
+        if frame.materialized is None:
+            frame.materialized = {}
+        else:
+            self._end_claims(frame, frame.materialized)
+        if group not in frame.materialized:
             group.users += 1
-            frame.served[group] = group.runs
+            frame.materialized[group] = group.runs
         self._onload(group)
 
-    def _end_claims(self, frame: Frame) -> None:
-        # Many readers look at ``layer.weight.dtype`` just before they call the layer; holding every such group to the
-        # end of a long forward would gather the model on the device. Once its owner has run, the next read ends it.
-        for group, runs in list(frame.served.items()):
+    def _end_claims(self, frame: Frame, claims: dict[ParamGroup, int]) -> None:
+        # A module may read the weights of layers just before it calls them. To hold every such group to the end of a
+        # long forward would gather the model on the device. Once its owner has run, the next read ends the claim.
+        for group, runs in list(claims.items()):
             if group.runs > runs:
-                del frame.served[group]
-                self._release(group, frame, compare=True)
+                del claims[group]
+                self._release(group, frame.called, Compare.ALL)
 
-    def _release(self, group: ParamGroup, frame: Frame, *, compare: bool) -> None:
-        group.users = max(0, group.users - 1)
-        if group.users or group.spec.residency is Residency.RESIDENT:
+    def _release(self, group: ParamGroup, called: CalledModule, compare: Compare) -> None:
+        if group.users > 1:
+            group.users -= 1
             return
-        if id(frame.module) in self._keeps_until_later and not compare and self.frames:
+        group.users = 0
+        if not group.streams:
+            return
+        if called.defers and compare is not Compare.ALL and self.frames:
             self._deferred.append(group)
-            return
-        self._offload(group, compare=compare)
+        else:
+            self._let_go(group, compare)
 
-    def _offload(self, group: ParamGroup, *, compare: bool) -> None:
-        if group.kept and not self.compare and not compare:
+    def _let_go(self, group: ParamGroup, compare: Compare) -> None:
+        """Offload a group that nobody uses, unless it is cached, or used again soon."""
+        if group.cached and not self._is_trained(group):
+            return
+        if compare is Compare.ALL or group not in self.prefetcher.ahead:
+            self._offload(group, compare)
+
+    def _offload_deferred(self) -> None:
+        for group in self._deferred:
+            if not group.users:
+                self._let_go(group, self.compare)
+        self._deferred.clear()
+
+    def _offload(self, group: ParamGroup, compare: Compare) -> None:
+        self._on_device.pop(group, None)
+        if not self._is_profiled:
+            group.offload(compare=compare)
             return
         with profiled("offload", group.spec.name):
             group.offload(compare=compare)
 
-    def _onload(self, group: ParamGroup) -> None:
-        if group.spec.residency is Residency.STREAMED:
+    def _onload(self, group: ParamGroup, stream: Any = None) -> None:
+        if group.streams:
             self.prefetcher.use(group)
-            self._active[group] = None
+            self._on_device[group] = None
             if self._cached:
                 self._cached.pop(group, None)
+        if not self._is_profiled:
+            group.onload(self._reserve, stream)
+            return
         with profiled("onload", group.spec.name):
-            group.onload(self._make_room)
+            group.onload(self._reserve, stream)
 
-    def _make_room(self, nbytes: int) -> bool:
+    def _is_trained(self, group: ParamGroup) -> bool:
+        return self.compare is Compare.TRAINED and group.is_trained
+
+    def _reserve(self, nbytes: int) -> bool:
+        if self._budget.limit is None:
+            return True
         displace = self._budget.may_displace(self._member)
         return self._budget.reserve(nbytes, self._member, required=True, displace=displace)
 
@@ -208,23 +265,25 @@ class ForwardPass:
         """Take groups that are not in use off the device, those used last first: they are needed latest. What is
         expected next goes only if that is not enough."""
         soon = self.prefetcher.ahead
-        later = [group for group in (*self._cached, *self._active) if group not in soon]
-        for group in (*reversed(later), *reversed(list(soon))):
+        later = [group for group in (*self._cached, *self._on_device) if group not in soon]
+        for group in (*reversed(later), *reversed(soon)):
             if nbytes <= 0:
                 return
             if not group.users and group.device_bytes and group.spec.residency is Residency.STREAMED:
                 nbytes -= group.device_bytes
-                self.bring_home(group)
+                self.evict_group(group)
 
     def evict_all(self) -> None:
-        """Take everything off the device that is there between passes."""
+        """Take everything off the device that is cached there between passes."""
         for group in list(self._cached):
-            self.bring_home(group)
+            self.evict_group(group)
 
-    def bring_home(self, group: ParamGroup) -> None:
+    def evict_group(self, group: ParamGroup) -> None:
         """Take a group off the device that nobody uses, whatever was written to it meanwhile."""
         self._cached.pop(group, None)
-        if group.state is State.KEPT or group.device_bytes:
+        if group.state is GroupState.IDLE or group.device_bytes:
+            self._on_device.pop(group, None)
+            self.prefetcher.note_evicted(group)
             self._budget.evictions += 1
             with engine_mode():
-                group.offload(compare=True)
+                group.offload(compare=Compare.ALL)

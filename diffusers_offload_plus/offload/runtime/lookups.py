@@ -1,6 +1,6 @@
 """Reads that no hook can see: ``F.linear(x, other.weight)``, ``self.out_proj.weight``, a parameter read by ``encode``.
 
-[Note: doors]
+[Note: lookups]
 ``module.weight`` reaches ``module._parameters["weight"]``. While a model is offloaded that dictionary is a
 :class:`WatchedDict`, a dict like any other but for this: looking a name up while its group is not onloaded asks the
 engine first, and before it is iterated (state dicts, optimisers, ``.to``) copies still reading host memory are
@@ -22,7 +22,7 @@ from torch import nn
 from ..model.inventory import Entry
 from .buffers import PersistentBuffers
 from .forward_pass import ForwardPass
-from .param_group import ParamGroup, State
+from .param_group import GroupState, ParamGroup
 
 __all__ = ["WatchedDict", "computes_on", "install", "uninstall", "watch_lookups"]
 
@@ -32,9 +32,9 @@ class _Engine(Protocol):
     forward_pass: ForwardPass
 
     def buffers_to_device(self) -> None: ...
-    def serve(self, group: ParamGroup, entry: Entry) -> torch.Tensor: ...
+    def materialize(self, group: ParamGroup, entry: Entry) -> torch.Tensor: ...
     def wait_for_copies(self) -> None: ...
-    def evict_kept(self) -> None: ...
+    def evict_cached(self) -> None: ...
 
 
 _ONLY_LOOKING = frozenset({"device", "dtype", "get_parameter_device", "get_parameter_dtype"})
@@ -59,11 +59,11 @@ class WatchedDict(dict[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         watched = self._watched.get(name)
-        if watched is not None and watched[0].state is not State.ONLOADED:
+        if watched is not None and watched[0].state is not GroupState.ONLOADED:
             value = dict.__getitem__(self, name)
             # A parameter put in since the inventory was taken is nobody's but the caller's.
-            return self.engine.serve(*watched) if value is watched[1].tensor else value
-        if self.engine.persistent.parked and name in self._carried:
+            return self.engine.materialize(*watched) if value is watched[1].tensor else value
+        if self.engine.persistent.on_host and name in self._carried:
             self.engine.buffers_to_device()
         return dict.__getitem__(self, name)
 
@@ -79,8 +79,8 @@ class WatchedDict(dict[str, Any]):
 
     def _show_host(self) -> None:
         self.engine.wait_for_copies()
-        if self.engine.forward_pass.keeps and not _only_looked_at():
-            self.engine.evict_kept()
+        if self.engine.forward_pass.caches and not _only_looked_at():
+            self.engine.evict_cached()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return dict, (self.copy(),)

@@ -1,56 +1,52 @@
-"""One group at run time: its host slab, its device copy, and the re-pointing of parameters between the two.
+"""One group at run time: where it is stored, its device copy, and the pointing of parameters at either.
 
 [Note: a write is copied, never lost]
-Offloading re-points parameters at their host copy and drops the device copy. Before it is dropped: a parameter that
-others re-pointed is found by the identity of its storage; an in-place write is found by the version counter; where
-counters prove nothing (training, ``onloaded``) the bytes are compared; buffers are copied back always. Only what was
-written travels device to host.
+Offloading points parameters back at their stored values and drops the device copy. Before it is dropped, three things
+are looked at. A parameter that others pointed elsewhere is found by its address and layout. An in-place write is found
+by a version counter. Where counters prove nothing (training, ``onloaded``), bytes are compared. Buffers are always
+copied back. Only what was written travels from device to host.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from ...errors import FileChangedError
-from ..model.inventory import Entry, GroupSpec, Residency
+from ..memory.slabs import DeviceSlab
+from ..model.inventory import GroupSpec, Residency
+from ..model.pointers import Pointers
 from ..model.tensors import cast_tensor, is_wrapper, map_plain, plain_bytes, plain_tensors, repoint, same_bits
+from ..modes import engine_mode
 from ..stores.host import HostAllocator
 from ..stores.layout import view_of
 from ..stores.protocols import Allocator, WeightStorage
 from ..transfer.transfer import CopyEngine, Transfer
 
-__all__ = ["ParamGroup", "State"]
+__all__ = ["Compare", "GroupState", "ParamGroup"]
 
 
-Room = Callable[[int], bool]
+Reserve = Callable[[int], bool]
 
 
-def _any(nbytes: int) -> bool:
-    return True
-
-
-class State(enum.Enum):
-    """Where the group's parameters point."""
+class GroupState(enum.Enum):
+    """Where the parameters of a group point."""
 
     OFFLOADED = "offloaded"
-    PREFETCHED = "prefetched"  # still at the host copy; the device copy is on its way
+    PREFETCHED = "prefetched"  # at the stored values; the device copy is on its way
     ONLOADED = "onloaded"
-    KEPT = "kept"  # at the device copy between passes; whoever reads it there without computing brings it home
+    IDLE = "idle"  # at the device copy between two passes; whoever reads them without computing sends it home
 
 
-@dataclasses.dataclass(slots=True)
-class _Loan:
-    entry: Entry
-    host: torch.Tensor  # what the parameter goes back to
-    version: int | None
+class Compare(enum.Enum):
+    """Which tensors of a group may have been written on the device without a trace."""
 
-
-class _Moved(Exception):
-    """A parameter no longer lies in the slab: others gave it new memory."""
+    NONE = "none"
+    TRAINED = "those that require a gradient"
+    ALL = "all"
 
 
 class ParamGroup:
@@ -59,42 +55,49 @@ class ParamGroup:
     Attributes:
         users: how many running modules need the group; it stays onloaded while there are any.
         runs: how often a module that owns its weights has run.
-        kept: it is to stay on the device between passes, as far as there is room.
-        in_place: the device computes with its weights where they rest.
-        written_back: bytes that had to travel device to host because somebody wrote them.
+        cached: it is to stay on the device between passes, as far as there is memory.
+        streams: it does not stay on the device for good.
+        in_place: the device computes with the weights where they are stored.
+        written_back: bytes that travelled from device to host because somebody wrote them.
+        repacked: how often tensors that others had pointed elsewhere were stored anew.
     """
 
-    def __init__(self, spec: GroupSpec, link: CopyEngine, placement: Allocator) -> None:
+    def __init__(self, spec: GroupSpec, copy_engine: CopyEngine, allocator: Allocator) -> None:
         self.spec = spec
+        self.streams = spec.residency is Residency.STREAMED
         self.users = 0
         self.runs = 0
-        self.kept = False
+        self.cached = False
         self.onloads = 0
         self.written_back = 0
         self.repacked = 0
-        self._copy_engine = link
-        self._placement = placement
+        self.state = GroupState.OFFLOADED
+        self._tensors = [entry.tensor for entry in spec.entries]
+        self._has_buffers = any(entry.is_buffer for entry in spec.entries)
+        self._copy_engine = copy_engine
+        self._allocator = allocator
         self._transfer: Transfer | None = None
-        self._loans: list[_Loan] = []
-        self._storage = 0
-        self._copied: list[int | None] = []
-        self.state = State.OFFLOADED
-        self.home = self._settle_in(placement)
+        self._slab: DeviceSlab | None = None  # of this group alone, for its next use
+        self._views: dict[DeviceSlab, Pointers] = {}
+        self._device: Pointers | None = None  # the views that the parameters point at, or did last
+        self._copied: list[int] = []  # versions of the stored values that are on their way
+        self._seen: list[int] = []  # versions of the parameters when they were onloaded
+        self.storage = self._pack(allocator)
 
     @property
     def nbytes(self) -> int:
         """Bytes one transfer of the group moves."""
-        return self.home.nbytes
+        return self.storage.nbytes
 
     @property
     def tier(self) -> str:
-        """Where its weights rest: "disk", "pinned host", "host", or either of these shared with other processes."""
-        return self.home.tier
+        """Where its weights are stored: "disk", "pinned host", "host", or either of these shared with processes."""
+        return self.storage.tier
 
     @property
     def device_bytes(self) -> int:
         """Bytes the group holds on the device now."""
-        return 0 if self._transfer is None else self._transfer.slab.numel()
+        return 0 if self._transfer is None else self._transfer.nbytes
 
     @property
     def on_its_way(self) -> bool:
@@ -106,226 +109,254 @@ class ParamGroup:
         """Whether somebody who needs the group now would have to wait for a disk."""
         return self._transfer is not None and self._transfer.under_way
 
-    def prefetch(self, room: Room = _any) -> bool:
+    @property
+    def is_trained(self) -> bool:
+        """Whether a gradient is asked for some of its tensors."""
+        return any(tensor.requires_grad for tensor in self._tensors)
+
+    def prefetch(self, reserve: Reserve | None = None, stream: Any = None) -> bool:
         """Start bringing the group to the device. Idempotent.
 
         Args:
-            room: asked whether so many bytes may be taken there.
+            reserve: asked whether so many bytes may be taken there.
+            stream: the current stream, where the caller knows it.
 
         Returns:
             Whether it is on its way.
         """
-        if self._transfer is None:
-            home = self._current_home()
-            if not room(0 if self.in_place else home.nbytes):
-                return False
-            self._transfer = self._copy_engine.start(home)
-            self._copied = [] if self.in_place else self._versions()
-            self._take(self.device_bytes)
-            self.state = State.PREFETCHED
-            self.onloads += 1
+        if self._transfer is not None:
+            return True
+        if not self._stored.are_current():
+            self._store_anew()
+        if reserve is not None and not reserve(0 if self.in_place else self.storage.nbytes):
+            return False
+        transfer = self._transfer = self._copy_engine.start(self.storage, self._slab, stream)
+        if not self.in_place:
+            self._copied = self._stored.versions()
+            self._copy_engine.account(transfer.nbytes, streams=self.streams and not self.cached)
+        self.state = GroupState.PREFETCHED
+        self.onloads += 1
         return True
 
-    def onload(self, room: Room = _any) -> None:
-        """Point the group's parameters at the device, ordered after the transfer. Idempotent."""
-        if self.state is State.ONLOADED:
-            return
-        if self.state is State.KEPT:
-            if all(self._on_loan(entry.tensor) for entry in self.spec.entries):
-                self.state = State.ONLOADED
-                return
-            self.offload(compare=True)  # others re-pointed a parameter since the last pass
-        if self._transfer is not None and not self.in_place and self._copied != self._versions():
-            self.discard()  # written between prefetch and use: what is under way holds the old values
-        self.prefetch(room)
-        try:
-            self._lend()
-        except _Moved:
-            self.discard()
-            self.prefetch(room)
-            self._lend()
-
-    def stay(self) -> None:
-        """Leave the group on the device at the end of a pass, its parameters at the device copy: what is written
-        there from now on is written to what the next pass computes with."""
-        if self.state is State.PREFETCHED:
-            self.onload()
-        if self.state is State.ONLOADED:
-            self.state = State.KEPT
-
-    def offload(self, *, compare: bool = False) -> None:
-        """Point the parameters back at their host copy and drop the device copy, writes kept. Idempotent.
+    def onload(self, reserve: Reserve | None = None, stream: Any = None) -> None:
+        """Point the group's parameters at the device, ordered after the transfer. Idempotent.
 
         Args:
-            compare: compare all bytes instead of trusting version counters.
+            reserve, stream: as for :meth:`prefetch`.
         """
-        if self.state in (State.ONLOADED, State.KEPT):
-            try:
-                self._keep_writes(compare)
-            except FileChangedError:
-                self._rescue()
-            for loan in self._loans:
-                if self._on_loan(loan.entry.tensor):
-                    repoint(loan.entry.tensor, loan.host)
-            self._loans = []
-            self._storage = 0  # the allocator may give the same address to an activation next
-            self.state = State.OFFLOADED
+        if self.state is GroupState.IDLE:
+            assert self._device is not None
+            if self.in_place or self._device.are_current():
+                self.state = GroupState.ONLOADED
+            else:
+                self.offload(compare=Compare.ALL)  # others pointed a parameter elsewhere since the last pass
+        elif self.state is GroupState.PREFETCHED and not self.in_place and self._is_outdated():
+            self.discard()
+        if self._transfer is None:
+            self.prefetch(reserve, stream)
+        transfer = self._transfer
+        assert transfer is not None
+        if self.state is GroupState.ONLOADED:
+            transfer.wait(self, stream)  # the stream may be another than the one that waited first
+            return
+        transfer.wait(self, stream)  # first: while a thread reads into the slab, it holds views of its own
+        slab = transfer.slab
+        if slab is None:
+            self._device = self._stored
+        else:
+            device = self._device = self._views.get(slab) or self._views_over(slab)
+            device.point()
+            self._seen = device.versions()
+        self.state = GroupState.ONLOADED
+
+    def keep_on_device(self) -> None:
+        """Leave the group on the device at the end of a pass. Its parameters point at the device copy, so that what is
+        written to them from now on is written to what the next pass computes with."""
+        if self.state is GroupState.PREFETCHED:
+            self.onload()
+        if self.state is GroupState.ONLOADED:
+            self.state = GroupState.IDLE
+
+    def offload(self, *, compare: Compare = Compare.NONE) -> None:
+        """Point the parameters back at their stored values and drop the device copy, writes kept. Idempotent.
+
+        Args:
+            compare: which bytes are compared; for the others version counters are trusted.
+        """
+        if self.state in (GroupState.ONLOADED, GroupState.IDLE):
+            device = self._device
+            assert device is not None
+            if compare is Compare.TRAINED and not self.is_trained:
+                compare = Compare.NONE
+            if self.in_place:
+                pass
+            elif (
+                compare is Compare.NONE
+                and not self._has_buffers
+                and device.tracked
+                and device.versions() == self._seen
+                and device.are_current()
+            ):
+                self._stored.point()
+            else:
+                with engine_mode():
+                    self._write_back(device, compare)
+            self.state = GroupState.OFFLOADED
         self.discard()
 
     def discard(self) -> None:
-        """Drop a prefetched copy nobody used."""
-        if self.state in (State.ONLOADED, State.KEPT):
-            return
+        """Drop a prefetched copy that nobody used."""
         transfer = self._transfer
-        if transfer is not None:
-            transfer.cancel()
-            self._take(-self.device_bytes)
-            self._transfer = None
-            self._copy_engine.let_go(self.home, transfer)
-            del transfer
-            self._copy_engine.budget.settle()
-        self.state = State.OFFLOADED
-
-    def _take(self, nbytes: int) -> None:
-        self._copy_engine.hold(nbytes)
-        if not self.kept and self.spec.residency is Residency.STREAMED:
-            self._copy_engine.streaming += nbytes
+        if transfer is None or self.state is GroupState.ONLOADED or self.state is GroupState.IDLE:
+            return
+        transfer.cancel()
+        if transfer.nbytes:
+            self._copy_engine.account(-transfer.nbytes, streams=self.streams and not self.cached)
+        self._transfer = None
+        self._slab = self._copy_engine.release(self.storage, transfer)
+        if self._copy_engine.device.type == "cpu":
+            self._views.clear()  # memory there cannot be given back while views of it exist
+        self.state = GroupState.OFFLOADED
 
     def owns_storage(self, tensor: torch.Tensor) -> bool:
-        """Whether ``tensor`` is a view of the group's present device slab."""
-        return self.state in (State.ONLOADED, State.KEPT) and tensor.untyped_storage()._cdata == self._storage
+        """Whether ``tensor`` is a view of the group's present device copy."""
+        if self.in_place or self.state not in (GroupState.ONLOADED, GroupState.IDLE):
+            return False
+        assert self._transfer is not None
+        assert self._transfer.slab is not None
+        return bool(tensor.untyped_storage()._cdata == self._transfer.slab.storage._cdata)
 
-    def leave(self) -> None:
+    def to_plain_memory(self) -> None:
         """Move the weights of an offloaded group to ordinary host memory, with nothing of the group left on them."""
-        if self.home.tier != "host":
-            self.home = self._settle_in(HostAllocator(lambda nbytes: torch.empty(nbytes, dtype=torch.uint8)))
+        if self.storage.tier != "host":
+            self.storage = self._pack(HostAllocator(lambda nbytes: torch.empty(nbytes, dtype=torch.uint8)))
 
-    # At rest
+    # Stored values
 
     def cast(self, dtype_of: Callable[[str], torch.dtype | None]) -> None:
-        """Cast the tensors of the offloaded group, and give them a home as they are then."""
+        """Cast the tensors of the offloaded group, and store them as they are then."""
         for entry in self.spec.entries:
             cast_tensor(entry.tensor, dtype_of(entry.names[0]))
-        self._current_home()
+        self._store_anew()
 
-    def _settle_in(self, placement: Allocator) -> WeightStorage:
-        sources = [t for entry in self.spec.entries for _, t in plain_tensors(entry.tensor)]
-        home = placement.place(self.spec.key, [t.detach() for t in sources])
-        homes = iter(home.tensors)
-        for entry in self.spec.entries:
-            repoint(entry.tensor, map_plain(entry.tensor.detach(), lambda _: next(homes)))
-        self.in_place = self._copy_engine.uses_in_place(home)
-        return home
+    def _pack(self, allocator: Allocator) -> WeightStorage:
+        sources = [t.detach() for tensor in self._tensors for _, t in plain_tensors(tensor)]
+        storage = allocator.place(self.spec.key, sources)
+        packed = iter(storage.tensors)
+        values = [map_plain(tensor.detach(), lambda _: next(packed)) for tensor in self._tensors]
+        self._stored = Pointers(self._tensors, values)
+        self._stored.point()
+        self._views.clear()
+        self._slab = None
+        self.in_place = self._copy_engine.uses_in_place(storage)
+        return storage
 
-    def _current_home(self) -> WeightStorage:
-        # Where others re-pointed a parameter of an offloaded group, what it points at is given a home.
-        if not all(self._at_home(t) for entry in self.spec.entries for _, t in plain_tensors(entry.tensor)):
+    def _store_anew(self) -> None:
+        """Follow others who pointed a tensor elsewhere: within the storage or to memory of their own."""
+        with engine_mode():
+            if all(self._is_stored(t) for tensor in self._tensors for _, t in plain_tensors(tensor)):
+                self._stored = Pointers(self._tensors, [_alias(tensor) for tensor in self._tensors])
+                self._views.clear()
+                return
             self._copy_engine.drain()
-            self.home = self._settle_in(self._placement)
+            self.storage = self._pack(self._allocator)
             self.repacked += 1
-        return self.home
 
-    def _versions(self) -> list[int | None]:
-        return [_version(entry.tensor) for entry in self.spec.entries]
+    def _is_stored(self, tensor: torch.Tensor) -> bool:
+        return tensor.numel() == 0 or self.storage.offset_of(tensor) is not None
 
-    def _at_home(self, tensor: torch.Tensor) -> bool:
-        return tensor.numel() == 0 or self.home.offset_of(tensor) is not None
+    def _is_outdated(self) -> bool:
+        """Whether the copy that is on its way is of values that are not the present ones."""
+        return self._copied != self._stored.versions() or not self._stored.are_current()
 
-    # Device side
+    # The device copy
+
+    def _views_over(self, slab: DeviceSlab) -> Pointers:
+        with engine_mode():
+            values = [map_plain(v, lambda t: self._view(slab.storage, t)) for v in self._stored.values]
+            self._views = {known: views for known, views in self._views.items() if known.storage.nbytes()}
+            views = self._views[slab] = Pointers(self._tensors, values, slab.storage)
+            slab.note_views(views.inner)
+        return views
 
     def _view(self, storage: torch.UntypedStorage, host: torch.Tensor) -> torch.Tensor:
+        device = self._copy_engine.device
         if host.numel() == 0:
-            return torch.empty_strided(host.size(), host.stride(), dtype=host.dtype, device=self._copy_engine.device)
-        offset = self.home.offset_of(host)
-        if offset is None:
-            raise _Moved
-        return view_of(storage, offset, host, self._copy_engine.device)
+            return torch.empty_strided(host.size(), host.stride(), dtype=host.dtype, device=device)
+        offset = self.storage.offset_of(host)
+        assert offset is not None
+        return view_of(storage, offset, host, device)
 
-    def _lend(self) -> None:
+    def _write_back(self, device: Pointers, compare: Compare) -> None:
+        """Copy to the host what was written on the device, and point every parameter at the host."""
+        try:
+            kept = self._keep_writes(device, compare)
+        except FileChangedError:
+            kept = self._rescue(device)
+        for index, (tensor, value) in enumerate(zip(self._tensors, self._stored.values, strict=True)):
+            if index not in kept:
+                repoint(tensor, value)
+
+    def _keep_writes(self, device: Pointers, compare: Compare) -> set[int]:
+        """Copy writes back; returns the places of tensors that point at other values on the host now."""
         assert self._transfer is not None
-        if self.in_place:
-            self._transfer.wait(self)
-            self.state = State.ONLOADED
-            return
-        storage = self._transfer.slab.untyped_storage()
-        loans: list[tuple[_Loan, torch.Tensor]] = []
-        for entry in self.spec.entries:
-            host = _snapshot(entry.tensor)
-            loans.append((_Loan(entry, host, None), map_plain(host, lambda t: self._view(storage, t))))
-        self._transfer.wait(self)
-        self._storage = storage._cdata
-        for loan, device in loans:
-            repoint(loan.entry.tensor, device)
-            loan.version = _version(loan.entry.tensor)
-            self._loans.append(loan)
-        self.state = State.ONLOADED
+        assert self._transfer.slab is not None
+        slab = self._transfer.slab.bytes
+        if compare is Compare.ALL:
+            self._compare(slab, 0, slab.numel())
+        kept = set()
+        written = device.changed_since(self._seen)
+        for index, entry in enumerate(self.spec.entries):
+            if not device.points(index):
+                if self._adopt(entry.tensor, self._stored.values[index]):
+                    kept.add(index)
+                continue
+            for _, plain in plain_tensors(entry.tensor):
+                if not plain.numel():
+                    continue
+                extent = self.storage.extent_at(int(plain.storage_offset()) * plain.element_size())
+                start, stop = extent.offset, extent.offset + extent.nbytes
+                if entry.is_buffer or index in written:
+                    self._copy_back(slab, start, stop)
+                elif compare is Compare.TRAINED and entry.tensor.requires_grad:
+                    self._compare(slab, start, stop)
+        return kept
 
-    def _on_loan(self, tensor: torch.Tensor) -> bool:
-        return all(t.numel() == 0 or t.untyped_storage()._cdata == self._storage for _, t in plain_tensors(tensor))
-
-    def _keep_writes(self, compare: bool) -> None:
-        assert self._transfer is not None
-        slab = self._transfer.slab
-        if compare:
-            piece = self._copy_engine.budget.scratch
-            for start in range(0, slab.numel(), piece):
-                part = slice(start, min(start + piece, slab.numel()))
-                host = self.home.part(part.start, part.stop)
-                if not torch.equal(slab[part], host.to(slab.device)):
-                    self._copy_back(slab, part.start, part.stop)
-        for loan in self._loans:
-            tensor = loan.entry.tensor
-            if not self._on_loan(tensor):
-                self._adopt(loan)
-            elif loan.entry.is_buffer or loan.version is None or _version(tensor) != loan.version:
-                for _, t in plain_tensors(tensor):
-                    if t.numel():
-                        start = int(t.storage_offset()) * t.element_size()
-                        extent = self.home.extent_at(start)
-                        self._copy_back(slab, extent.offset, extent.offset + extent.nbytes)
-
-    def _rescue(self) -> None:
-        # The file at home was changed by others, and the device still has what it held before: that is kept.
-        assert self._transfer is not None
-        storage = self._transfer.slab.cpu().untyped_storage()
-        host = torch.device("cpu")
-        for loan in self._loans:
-            if self._on_loan(loan.entry.tensor):
-                value = map_plain(
-                    _snapshot(loan.entry.tensor),
-                    lambda t: view_of(storage, int(t.storage_offset()) * t.element_size(), t, host),
-                )
-                repoint(loan.entry.tensor, value)
+    def _compare(self, slab: torch.Tensor, start: int, stop: int) -> None:
+        piece = self._copy_engine.budget.scratch
+        for first in range(start, stop, piece):
+            last = min(first + piece, stop)
+            if not torch.equal(slab[first:last], self.storage.part(first, last).to(slab.device)):
+                self._copy_back(slab, first, last)
 
     def _copy_back(self, slab: torch.Tensor, start: int, stop: int) -> None:
-        self.home.write(start, slab[start:stop])
+        self.storage.write(start, slab[start:stop])
         self.written_back += stop - start
 
-    def _adopt(self, loan: _Loan) -> None:
-        # Others gave the parameter new memory while it was onloaded; its values are the truth unless they are the
-        # old ones.
-        tensor = loan.entry.tensor
-        value = map_plain(_snapshot(tensor), lambda t: t.to("cpu"))
-        if same_bits(value, loan.host):
-            value = loan.host
-        else:
-            self.written_back += plain_bytes(value)
+    def _adopt(self, tensor: torch.Tensor, stored: torch.Tensor) -> bool:
+        """Keep the values of a tensor that others gave new memory to, unless they are the old ones."""
+        value = map_plain(_alias(tensor), lambda t: t.to("cpu"))
+        if same_bits(value, stored):
+            return False
+        self.written_back += plain_bytes(value)
         repoint(tensor, value)
+        return True
+
+    def _rescue(self, device: Pointers) -> set[int]:
+        """Keep what the device still has of a file that was changed by others."""
+        assert self._transfer is not None
+        assert self._transfer.slab is not None
+        storage, host = self._transfer.slab.bytes.cpu().untyped_storage(), torch.device("cpu")
+
+        def on_host(plain: torch.Tensor) -> torch.Tensor:
+            return view_of(storage, int(plain.storage_offset()) * plain.element_size(), plain, host)
+
+        for index, tensor in enumerate(self._tensors):
+            if device.points(index):
+                repoint(tensor, map_plain(_alias(tensor), on_host))
+        return set(range(len(self._tensors)))
 
 
-def _snapshot(tensor: torch.Tensor) -> torch.Tensor:
-    """An alias of what ``tensor`` points at now, with the same inner tensor objects if it is a wrapper."""
+def _alias(tensor: torch.Tensor) -> torch.Tensor:
+    """What ``tensor`` points at now, with the same inner tensor objects if it is a wrapper."""
     return map_plain(tensor, lambda t: t) if is_wrapper(tensor) else tensor.data
-
-
-def _version(tensor: torch.Tensor) -> int | None:
-    """Sum of the version counters of ``tensor``; None where there are none (inference tensors)."""
-    if tensor.is_inference():
-        return None
-    total: int = tensor._version
-    if is_wrapper(tensor):
-        for _, inner in plain_tensors(tensor):
-            if inner.is_inference():
-                return None
-            total += inner._version
-    return total

@@ -14,11 +14,11 @@ that the link has work while the last groups of a pass compute.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ..memory.device_budget import Member
 from ..transfer.transfer import CopyEngine
-from .modes import profiled
-from .param_group import ParamGroup, State
+from .param_group import ParamGroup
 
 __all__ = ["FARTHEST", "Prefetcher", "UsageOrder"]
 
@@ -48,30 +48,35 @@ class UsageOrder:
         self._now = []
         self._cursor = 0
 
-    def use(self, group: int) -> None:
-        """``group`` is needed now."""
+    def use(self, group: int) -> bool:
+        """``group`` is needed now.
+
+        Returns:
+            Whether it was expected.
+        """
         self._now.append(group)
         expected, cursor = self._expected, self._cursor
         if cursor < len(expected) and expected[cursor] == group:
-            self._cursor += 1
-        elif not self._switch():
+            self._cursor = cursor + 1
+            return True
+        if not self._switch():
             place = self._find(group)
             if place is not None:
                 self._cursor = place + 1
+        return False
 
-    def upcoming(self, count: int, *, wrap: bool = False) -> list[int]:
-        """At most ``count`` distinct groups expected next, nearest first.
+    def peek(self, distance: int, *, wrap: bool = False) -> int | None:
+        """The group that is expected after ``distance`` others; None if there is none.
 
         Args:
             wrap: another pass is expected to follow, so after the last group of this one comes the first of that.
         """
-        found: dict[int, None] = {}
-        for order, start in ((self._expected, self._cursor), (self._after(self._expected) if wrap else (), 0)):
-            for place in range(start, len(order)):
-                if len(found) == count:
-                    break
-                found[order[place]] = None
-        return list(found)
+        place = self._cursor + distance
+        if place < len(self._expected):
+            return self._expected[place]
+        place -= len(self._expected)
+        following = self._after(self._expected) if wrap else ()
+        return following[place] if place < len(following) else None
 
     def end(self) -> None:
         """The pass is over, and was a whole one."""
@@ -110,28 +115,31 @@ FARTHEST = 16  # groups ahead at most; more would only be held longer
 
 
 class Prefetcher:
-    """What comes next, as far as it is on its way.
+    """The groups that come next, as far as they are on the device or on their way.
 
     Args:
+        member: the engine whose groups they are.
         depth: groups ahead without a budget.
-        member: whose groups they are.
 
     Attributes:
-        room: device bytes for groups that come and go; others' groups go for those at any time.
+        ahead: groups expected next, nearest first, with no gap: each is on the device or on its way.
+        stream_bytes: device bytes that a budget leaves for groups that come and go.
     """
 
-    def __init__(self, link: CopyEngine, member: Member, depth: int) -> None:
-        budget = link.budget
-        self._copy_engine = link
+    def __init__(self, copy_engine: CopyEngine, member: Member, depth: int) -> None:
+        budget = copy_engine.budget
+        self._copy_engine = copy_engine
         self._budget = budget
         self._member = member
         self._depth = FARTHEST if depth and budget.limit is not None else depth
         self._groups: Sequence[ParamGroup] = ()
         self._number: dict[ParamGroup, int] = {}
-        self._schedules: dict[int, UsageOrder] = {}
-        self._schedule = UsageOrder()
+        self._orders: dict[int, UsageOrder] = {}
+        self._order = UsageOrder()
+        self._off_course = False
+        self._wraps = False
         self.ahead: list[ParamGroup] = []
-        self.room = 0
+        self.stream_bytes = 0
 
     @property
     def reaches(self) -> bool:
@@ -141,58 +149,74 @@ class Prefetcher:
     @property
     def order(self) -> tuple[int, ...]:
         """The order in which the present entry is expected to use its groups, by number."""
-        return self._schedule.order
+        return self._order.order
 
     def replace(self, groups: Sequence[ParamGroup]) -> None:
         """These are the groups from now on; what was learned is of no use any more."""
         self._groups = groups
         self._number = {group: number for number, group in enumerate(groups)}
-        self._schedules.clear()
-        self._schedule = UsageOrder()
+        self._orders.clear()
+        self._order = UsageOrder()
 
     def begin(self, entry: int) -> None:
-        """A pass begins by the door ``entry``; each has an order of its own."""
-        self._schedule = self._schedules.setdefault(entry, UsageOrder())
-        self._schedule.begin()
+        """A pass begins by calling the module with the id ``entry``; each entry has an order of its own."""
+        self._order = self._orders.setdefault(entry, UsageOrder())
+        self._order.begin()
+        self._off_course = False
+        self._wraps = self._budget.limit is not None and self._budget.returns(self._member)
 
     def use(self, group: ParamGroup) -> None:
         """``group`` is needed now."""
-        self._schedule.use(self._number[group])
+        if not self._order.use(self._number[group]):
+            self._off_course = True
+        elif self.ahead:
+            del self.ahead[0]
 
-    def advance(self) -> list[ParamGroup]:
-        """Start what there is room for, drop what is not expected any more; returns what is on its way."""
-        if not self._depth:
-            return self.ahead
-        wraps = self._budget.limit is not None and self._budget.returns(self._member)
-        wanted: list[ParamGroup] = []
-        for number in self._schedule.upcoming(self._depth, wrap=wraps):
-            group = self._groups[number]
-            if not group.on_its_way and not self._start(group):
+    def advance(self, stream: Any = None) -> list[ParamGroup]:
+        """Start copying what there is memory for.
+
+        Args:
+            stream: the current stream, where the caller knows it.
+
+        Returns:
+            Groups that were ahead and are not expected any more.
+        """
+        ahead, dropped = self.ahead, []
+        if self._off_course:
+            self._off_course = False
+            dropped, ahead = ahead, []
+            self.ahead = ahead
+        while len(ahead) < self._depth:
+            number = self._order.peek(len(ahead), wrap=self._wraps)
+            if number is None:
                 break
-            wanted.append(group)
-        for group in self.ahead:
-            if group not in wanted and group.state is State.PREFETCHED:
-                group.discard()
-        self.ahead = wanted
-        return wanted
+            group = self._groups[number]
+            if not group.on_its_way and not self._start(group, stream):
+                break
+            ahead.append(group)
+        return [group for group in dropped if group not in ahead] if dropped else dropped
+
+    def note_evicted(self, group: ParamGroup) -> None:
+        """``group`` was taken off the device; if it was ahead, it has to be started again."""
+        if group in self.ahead:
+            self._off_course = True
 
     def end(self, finished: bool) -> None:
         """The pass is over. If it ran to its end, the next one is expected to be like it."""
         self.ahead = []
         if finished:
-            self._schedule.end()
+            self._order.end()
 
-    def _start(self, group: ParamGroup) -> bool:
-        with profiled("prefetch", group.spec.name):
-            return group.prefetch(self._room_for_kept if group.kept else self._room_for_streamed)
+    def _start(self, group: ParamGroup, stream: Any) -> bool:
+        if self._budget.limit is None:
+            return group.prefetch(None, stream)
+        return group.prefetch(self._reserve_cached if group.cached else self._reserve_streamed, stream)
 
-    def _room_for_kept(self, nbytes: int) -> bool:
+    def _reserve_cached(self, nbytes: int) -> bool:
         displace = self._budget.may_displace(self._member)
         return self._budget.reserve(nbytes, self._member, required=False, displace=displace)
 
-    def _room_for_streamed(self, nbytes: int) -> bool:
-        if self._budget.limit is None:
-            return True
-        if self._copy_engine.streaming + nbytes > self.room:
+    def _reserve_streamed(self, nbytes: int) -> bool:
+        if self._copy_engine.streaming + nbytes > self.stream_bytes:
             return False
         return self._budget.reserve(nbytes, self._member, required=False, displace=True)

@@ -84,11 +84,14 @@ class StallTimer:
     Args:
         device: where it is computed.
         has_events: it has streams, and events that tell the time.
+
+    Attributes:
+        watching: the present pass is measured.
     """
 
     def __init__(self, device: torch.device, *, has_events: bool) -> None:
         self._device = device
-        self._has_events = has_events
+        self.has_events = has_events
         self._free: collections.deque[Any] = collections.deque()
         self._lock = threading.Lock()
         self.reset()
@@ -96,16 +99,12 @@ class StallTimer:
     def reset(self) -> None:
         """Forget everything: the groups are others from now on."""
         self._now: _Pass | None = None
+        self.watching = False
         self._pending: collections.deque[_Pass] = collections.deque()
         self._begun = 0
         self._tallies = {True: Tally(), False: Tally()}
 
     # During a pass
-
-    @property
-    def watching(self) -> bool:
-        """Whether the present pass is measured."""
-        return self._now is not None
 
     def begin(self, *, learned: bool) -> None:
         """A pass begins.
@@ -114,6 +113,7 @@ class StallTimer:
             learned: the order in which it uses groups is known, so that they can be brought ahead.
         """
         self._now = None
+        self.watching = False
         if learned:
             self._begun += 1
             if self._begun > FIRST and self._begun % EVERY:
@@ -122,35 +122,30 @@ class StallTimer:
             self._read()
         if len(self._pending) < PENDING:
             self._now = _Pass(learned)
+            self.watching = True
 
     def end(self, finished: bool) -> None:
         """The pass is over; one that did not run to its end is not counted."""
         if self._now is not None and finished:
             self._pending.append(self._now)
         self._now = None
-
-    def event(self) -> Any:
-        """An event that can be timed, for the end of a copy; give it back when it is not needed any more."""
-        try:
-            return self._free.pop()
-        except IndexError:
-            return torch.Event(self._device, enable_timing=True)
-
-    def give_back(self, event: Any) -> None:
-        """Nobody will look at ``event`` again, nor wait for it from now on."""
-        self._free.append(event)
+        self.watching = False
 
     def mark(self) -> Any:
         """This moment of the current stream, or of the calling thread where there are no events."""
-        if not self._has_events:
+        if not self.has_events:
             return time.perf_counter()
         event = self.event()
         event.record(torch.accelerator.current_stream(self._device))
         return event
 
+    def event(self) -> Any:
+        """An event that can be timed, for the end of a copy that :meth:`note` is told of later."""
+        return self._free.pop() if self._free else torch.Event(self._device, enable_timing=True)
+
     def note(self, group: Hashable, link: Bottleneck, start: Any, end: Any) -> None:
-        """From ``start``, computing waited for ``group`` to ``end``, which may have come before. Both marks are ours
-        from now on."""
+        """From ``start``, computing waited for ``group`` to ``end``, which may have come before. Both marks are the
+        timer's own from now on."""
         assert self._now is not None
         self._now.waits.append(_Wait(group, link, start, end))
 
@@ -171,14 +166,14 @@ class StallTimer:
                 totals: dict[tuple[Hashable, Bottleneck], float] = collections.defaultdict(float)
                 for wait in done.waits:
                     totals[wait.group, wait.link] += max(0.0, self._seconds(wait))
-                    if self._has_events:
+                    if self.has_events:
                         self._free.extend((wait.start, wait.end))
                 self._tallies[done.learned].add(totals)
 
     def _is_over(self, done: _Pass) -> bool:
-        return not self._has_events or all(w.start.query() and w.end.query() for w in reversed(done.waits))
+        return not self.has_events or all(w.start.query() and w.end.query() for w in reversed(done.waits))
 
     def _seconds(self, wait: _Wait) -> float:
-        if not self._has_events:
+        if not self.has_events:
             return float(wait.end - wait.start)
         return float(wait.start.elapsed_time(wait.end)) / 1e3

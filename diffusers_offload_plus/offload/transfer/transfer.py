@@ -6,7 +6,7 @@ cannot overwrite memory the allocator has just taken back from it; the computing
 before the first read. Freeing the slab afterwards is ordered by the computing stream alone. No step makes the
 calling thread wait. With ``record_stream`` the slab belongs to the side stream instead, which need not wait for
 computation; the allocator then learns of the use.
-Memory that was used before by another group waits for that use alone; see [Note: slots].
+Memory that was used before by another group waits for that use alone; see [Note: slabs].
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import torch
 
 from ..memory.device_budget import DeviceBudget
 from ..memory.process import lockable_bytes
-from ..memory.slots import Slot, held_alone
+from ..memory.slabs import DeviceSlab
 from ..memory.staging import Staging, pinned, registered
+from ..modes import engine_mode
 from ..policy import OffloadPolicy, supports_streams
 from ..stores.disk.slab import DiskSlab
 from ..stores.protocols import WeightStorage
@@ -30,88 +31,101 @@ from .timing import Bottleneck, StallTimer
 
 __all__ = ["CopyEngine", "Transfer", "lockable"]
 
+current_stream: Callable[[int], Any] = torch.accelerator.current_stream
+
 
 class Transfer:
     """A group's bytes on, or on their way to, the device.
 
     Attributes:
-        slab: uint8 tensor of shape ``(nbytes,)`` on the device, empty for what is used in place; its values may be
-            read after :meth:`wait`.
+        slab: the device memory; None for what is used where it is stored. Its values may be read after :meth:`wait`.
     """
 
-    __slots__ = ("_blocked", "_event", "_reading", "_side_owned", "_stream", "_waits", "foreign", "slab")
+    __slots__ = ("_blocked", "_event", "_index", "_reading", "_side_owned", "_stall_timer", "slab")
 
     def __init__(
         self,
-        slab: torch.Tensor,
-        waits: StallTimer,
+        slab: DeviceSlab | None,
+        stall_timer: StallTimer,
         *,
+        index: int | None = None,
         event: Any = None,
-        stream: Any = None,
         side_owned: bool = False,
         reading: Reading | None = None,
         blocked: tuple[Bottleneck, Any, Any] | None = None,
     ) -> None:
         self.slab = slab
-        self._waits = waits
+        self._index = index  # of the device; None: it has no streams
+        self._stall_timer = stall_timer
         self._blocked = blocked  # computing waited while it was made, on this link from this mark to that
         self._event = event
-        self._stream = stream
-        self._side_owned = side_owned
+        self._side_owned = side_owned  # the memory belongs to the side stream
         self._reading = reading
-        self.foreign = side_owned  # another stream than the one it was allocated on uses it
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of device memory it takes."""
+        return 0 if self.slab is None else self.slab.nbytes
 
     @property
     def under_way(self) -> bool:
         """Whether a thread is still reading it from disk."""
         return self._reading is not None and not self._reading.done
 
-    def wait(self, group: Hashable = None) -> None:
+    def wait(self, group: Hashable = None, stream: Any = None) -> None:
         """Order the current stream after the copy. Idempotent; blocks the calling thread only while disk is read.
 
         Args:
             group: whose weights they are, for the record of who made computing wait; None: nobody computes.
+            stream: the current stream, where the caller knows it.
 
         Raises:
             DiskTierError: reading failed.
         """
-        waits, link = self._waits, Bottleneck.DISK if self.under_way else Bottleneck.LINK
-        start = waits.mark() if self._is_noted(group) else None
+        timer, start, bottleneck = self._stall_timer, None, Bottleneck.LINK
+        if not timer.watching and self._reading is None:
+            self._order(stream)
+            return
+        if timer.watching and group is not None:
+            if self.under_way:
+                bottleneck = Bottleneck.DISK
+            if self._reading is not None or (self._event is not None and self.slab and not self.slab.streams):
+                start = timer.mark()
         if self._reading is not None:
             self._event = self._reading.finish()
             self._reading = None
-        if self._event is None:
-            self._note_blocked(group, link, start)
-            return
-        current = torch.accelerator.current_stream(self.slab.device)
-        current.wait_event(self._event)
-        if start is None:
-            waits.give_back(self._event)
-        else:
-            waits.note(group, link, start, self._event)
-        self._event = None
-        if self._side_owned or current != self._stream:
-            self.slab.record_stream(current)
-            self.foreign = True
-
-    def _is_noted(self, group: Hashable) -> bool:
-        pending = self._event is not None or self.under_way or (self._reading is not None and self._stream is not None)
-        return pending and group is not None and self._waits.watching
-
-    def _note_blocked(self, group: Hashable, link: Bottleneck, start: Any) -> None:
-        if start is not None:
-            self._waits.note(group, link, start, self._waits.mark())
-        elif self._blocked is not None and group is not None and self._waits.watching:
-            self._waits.note(group, *self._blocked)
+        waited = self._order(stream)
+        if start is not None and (waited or not timer.has_events):
+            timer.note(group, bottleneck, start, self._event if timer.has_events else timer.mark())
+        elif self._blocked is not None and group is not None and timer.watching:
+            timer.note(group, *self._blocked)
         self._blocked = None
 
+    def _order(self, stream: Any) -> bool:
+        """Let the current stream read the slab; False if it may already."""
+        slab = self.slab
+        if slab is None or self._index is None:
+            return False
+        current = stream or current_stream(self._index)
+        streams, ready = slab.streams, current.stream_id
+        if ready in streams:
+            return False
+        if self._event is not None:
+            current.wait_event(slab.copied)
+        elif streams:
+            current.wait_stream(next(iter(streams.values())))
+        if self._side_owned or streams or slab.owner.stream_id != ready:
+            slab.bytes.record_stream(current)
+        streams[ready] = current
+        return True
+
     def cancel(self) -> None:
-        """Make it safe to free a slab nobody will read."""
+        """Make it safe to free memory that nobody will read."""
         if self._reading is not None:
             self._event = self._reading.cancel()
             self._reading = None
-        if not self._side_owned:
-            self.wait()
+        if not self._side_owned and self._event is not None:
+            self._order(None)
 
 
 class CopyEngine:
@@ -139,6 +153,9 @@ class CopyEngine:
         self._record_stream = policy.record_stream
         self._pins = policy.pins_host_memory
         self._stream: Any = torch.Stream(device=self.device) if policy.use_stream else None
+        self._index = self.device.index if supports_streams(self.device) else None
+        # Memory that belongs to the side stream goes back to the allocator, which knows when other streams are done.
+        self._pools = self.device.type == "cpu" or (budget.pools and not policy.record_stream)
         self._staging = Staging(self.device) if policy.use_stream and policy.low_cpu_mem_usage else None
         self._read_buffers = Staging(self.device, pin=self._stream is not None)
         self._reader = Reader()
@@ -154,11 +171,19 @@ class CopyEngine:
         self.streaming = 0
         self.externally_held = 0
 
-    def hold(self, nbytes: int) -> None:
-        """Account for ``nbytes`` of device memory taken (negative: given back)."""
-        self.live += nbytes
-        self.peak = max(self.peak, self.live)
-        self.budget.hold(nbytes)
+    def account(self, nbytes: int, *, streams: bool = False) -> None:
+        """Account for ``nbytes`` of device memory taken (negative: given back).
+
+        Args:
+            streams: they are of a group that comes and goes.
+        """
+        if nbytes:
+            self.live += nbytes
+            if self.live > self.peak:
+                self.peak = self.live
+            if streams:
+                self.streaming += nbytes
+            self.budget.account(nbytes)
 
     @property
     def staging_wait_seconds(self) -> float:
@@ -194,51 +219,78 @@ class CopyEngine:
                 "Raise the limit, or pass `share_host_copy=False`"
             ) from error
 
-    def uses_in_place(self, home: WeightStorage) -> bool:
-        """Whether the device computes with ``home`` where it lies."""
-        return self.device.type == "cpu" and home.is_aligned
+    def uses_in_place(self, storage: WeightStorage) -> bool:
+        """Whether the device computes with ``storage`` where it lies."""
+        return self.device.type == "cpu" and storage.is_aligned
 
-    def start(self, home: WeightStorage) -> Transfer:
-        """Begin bringing the bytes of ``home`` to the device."""
-        memory = home.in_memory
+    @property
+    def current_stream(self) -> Any:
+        """The stream that computes now; None where the device has none."""
+        return None if self._index is None else current_stream(self._index)
+
+    def start(self, storage: WeightStorage, own: DeviceSlab | None = None, stream: Any = None) -> Transfer:
+        """Begin bringing the bytes of ``storage`` to the device.
+
+        Args:
+            own: the slab that :meth:`release` returned when they were last there.
+            stream: the current stream, where the caller knows it.
+        """
+        memory = storage.in_memory
         if memory is None:
-            return self._start_reading(home)
-        if self.uses_in_place(home):
-            return Transfer(torch.empty(0, dtype=torch.uint8), self.stall_timer)
-        self._count(home, staged=self._staging is not None)
-        if self._stream is None:
-            slab = self._slot(memory.numel()).slab
+            return self._start_reading(storage, own)
+        if self.device.type == "cpu" and storage.is_aligned:
+            return Transfer(None, self.stall_timer)
+        nbytes = storage.nbytes
+        self._count(nbytes, staged=self._staging is not None)
+        side = self._stream
+        if side is None:
+            slab = self._slab(nbytes, own, stream)
             start = self._mark()
-            slab.copy_(memory, non_blocking=self._non_blocking)
+            slab.bytes.copy_(memory, non_blocking=self._non_blocking)
             return self._blocking(slab, Bottleneck.LINK, start)
         self.reading_host = True
-        compute = torch.accelerator.current_stream(self.device)
-        if not self._record_stream:
-            slab, free = self._slot(memory.numel())
-            self._stream.wait_stream(compute) if free is None else self._stream.wait_event(free)
-        with self._stream:
-            if self._record_stream:
-                slab = torch.empty(memory.numel(), dtype=torch.uint8, device=self.device)
+        if self._record_stream:
+            with side:
+                slab = self._slab(nbytes, own)
+        else:
+            slab = self._slab(nbytes, own, stream)
+            self._wait_until_free(slab)
+        with side:
             if self._staging is None:
-                slab.copy_(memory, non_blocking=True)
-                event = self._stream.record_event(self.stall_timer.event())
+                slab.bytes.copy_(memory, non_blocking=True)
             else:
-                event = self._through(
-                    self._staging, slab, lambda part, start: part.copy_(memory[start : start + len(part)])
+                self._through(
+                    self._staging, slab.bytes, lambda part, start: part.copy_(memory[start : start + len(part)])
                 )
-        return Transfer(slab, self.stall_timer, event=event, stream=compute, side_owned=self._record_stream)
+        event = self._record(slab)
+        return Transfer(slab, self.stall_timer, index=self._index, event=event, side_owned=self._record_stream)
 
-    def let_go(self, home: WeightStorage, transfer: Transfer) -> None:
-        """The device is done with ``home`` for now, and nobody reads what ``transfer`` brought."""
-        if isinstance(home, DiskSlab) and self.uses_in_place(home):
-            home.release()
-        if not transfer.slab.numel() or not (self.budget.pools or self.device.type == "cpu"):
-            return
-        if not held_alone(transfer.slab):
+    def _record(self, slab: DeviceSlab) -> Any:
+        """Mark the end of the copy to ``slab``; returns an event that can be timed if the pass is measured."""
+        self._stream.record_event(slab.copied)
+        return self._stream.record_event(self.stall_timer.event()) if self.stall_timer.watching else slab.copied
+
+    def release(self, storage: WeightStorage, transfer: Transfer) -> DeviceSlab | None:
+        """The device is done with ``storage`` for now, and nobody needs what ``transfer`` brought.
+
+        Returns:
+            The slab without its memory, for the next time; None if it serves others, or others hold it.
+        """
+        if isinstance(storage, DiskSlab) and self.uses_in_place(storage):
+            storage.release()
+        slab = transfer.slab
+        if slab is None:
+            return None
+        if slab.is_held_elsewhere:
             self.externally_held += 1
-        elif not transfer.foreign:
-            stream = self._stream and torch.accelerator.current_stream(self.device)
-            self.budget.give(Slot(transfer.slab, stream and stream.record_event()))
+            return None
+        if self._pools:
+            self.budget.give(slab)
+            return None
+        slab.give_memory_back()
+        if self.budget.auto is not None:
+            self.budget.memory_given_back()
+        return slab
 
     @property
     def read_wait_seconds(self) -> float:
@@ -261,61 +313,76 @@ class CopyEngine:
     def _mark(self) -> Any:
         return self.stall_timer.mark() if self.stall_timer.watching else None
 
-    def _blocking(self, slab: torch.Tensor, link: Bottleneck, start: Any) -> Transfer:
+    def _blocking(self, slab: DeviceSlab, bottleneck: Bottleneck, start: Any) -> Transfer:
         """A transfer that was made on the computing stream itself, from the mark ``start`` to now."""
-        blocked = None if start is None else (link, start, self.stall_timer.mark())
-        return Transfer(slab, self.stall_timer, blocked=blocked)
+        blocked = None if start is None else (bottleneck, start, self.stall_timer.mark())
+        if self._index is not None:
+            current = current_stream(self._index)
+            slab.streams[current.stream_id] = current
+        return Transfer(slab, self.stall_timer, index=self._index, blocked=blocked)
 
-    def _start_reading(self, home: WeightStorage) -> Transfer:
-        self.disk_bytes += home.nbytes
-        if isinstance(home, DiskSlab) and self.uses_in_place(home):
-            reading = self._reader.submit(home.populate, _what(home))
-            return Transfer(torch.empty(0, dtype=torch.uint8), self.stall_timer, reading=reading)
-        slab, free = self._slot(home.nbytes)
-        self._count(home, staged=self.device.type != "cpu")
+    def _start_reading(self, storage: WeightStorage, own: DeviceSlab | None) -> Transfer:
+        self.disk_bytes += storage.nbytes
+        if isinstance(storage, DiskSlab) and self.uses_in_place(storage):
+            reading = self._reader.submit(storage.populate, _what(storage))
+            return Transfer(None, self.stall_timer, reading=reading)
+        slab = self._slab(storage.nbytes, own)
+        self._count(storage.nbytes, staged=self.device.type != "cpu")
         if self.device.type == "cpu":
-            reading = self._reader.submit(functools.partial(home.read_into, slab), _what(home))
+            reading = self._reader.submit(functools.partial(storage.read_into, slab.bytes), _what(storage))
             return Transfer(slab, self.stall_timer, reading=reading)
         if self._stream is None:
             start = self._mark()
-            self._through(self._read_buffers, slab, home.read_into)
+            self._through(self._read_buffers, slab.bytes, storage.read_into)
             return self._blocking(slab, Bottleneck.DISK, start)
         self.reading_host = True
-        compute = torch.accelerator.current_stream(self.device)
-        work = functools.partial(self._read_and_copy, home, slab, free or compute.record_event())
-        return Transfer(slab, self.stall_timer, stream=compute, reading=self._reader.submit(work, _what(home)))
+        self._wait_until_free(slab)
+        work = functools.partial(self._read_and_copy, storage, slab)
+        reading = self._reader.submit(work, _what(storage))
+        return Transfer(slab, self.stall_timer, index=self._index, reading=reading)
 
-    def _slot(self, nbytes: int) -> Slot:
-        """Device memory for a slab: a free slot, or fresh memory that the present stream may use at once."""
-        slot = self.budget.slots.take(nbytes)
-        return slot or Slot(torch.empty(nbytes, dtype=torch.uint8, device=self.device), None)
+    def _slab(self, nbytes: int, own: DeviceSlab | None, stream: Any = None) -> DeviceSlab:
+        """Device memory of this size that the current stream may use, or may once the slab's ``free`` has happened."""
+        slab = self.budget.slabs.take(nbytes) if self._pools else own
+        if slab is None:
+            with engine_mode():
+                slab = DeviceSlab(nbytes, self.device)
+        elif slab.free is None:
+            slab.take_memory()
+        if slab.free is None and self._index is not None:
+            slab.owner = stream or current_stream(self._index)
+        return slab
 
-    def _read_and_copy(self, home: WeightStorage, slab: torch.Tensor, before: Any) -> Any:
-        self._stream.wait_event(before)
+    def _wait_until_free(self, slab: DeviceSlab) -> None:
+        """Let the side stream wait until it may overwrite ``slab``; see [Note: compute waits on events]."""
+        if slab.free is None:
+            self._stream.wait_stream(slab.owner)
+        else:
+            for event in slab.free:
+                self._stream.wait_event(event)
+
+    def _read_and_copy(self, storage: WeightStorage, slab: DeviceSlab) -> Any:
         with self._stream:
-            return self._through(self._read_buffers, slab, home.read_into)
+            self._through(self._read_buffers, slab.bytes, storage.read_into)
+            return self._record(slab)
 
-    def _count(self, home: WeightStorage, *, staged: bool) -> None:
-        self.copies += -(-home.nbytes // self._chunk(home.nbytes)) if staged else 1
-        self.bytes += home.nbytes
+    def _count(self, nbytes: int, *, staged: bool) -> None:
+        self.copies += -(-nbytes // self._chunk(nbytes)) if staged else 1
+        self.bytes += nbytes
 
     def _chunk(self, nbytes: int) -> int:
         return max(1, min(nbytes, self.staging_limit or nbytes))
 
-    def _through(self, staging: Staging, slab: torch.Tensor, fill: Callable[[torch.Tensor, int], object]) -> Any:
-        """Fill ``slab`` by way of staging buffers, on the current stream; returns the event of the last copy, if there
-        are streams."""
-        size, event = self._chunk(slab.numel()), None
+    def _through(self, staging: Staging, slab: torch.Tensor, fill: Callable[[torch.Tensor, int], object]) -> None:
+        """Fill ``slab`` by way of staging buffers, on the current stream."""
+        size = self._chunk(slab.numel())
         for start in range(0, slab.numel(), size):
             target = slab[start : start + size]
             part = staging.acquire(target.numel())
             fill(part, start)
             target.copy_(part, non_blocking=self._stream is not None)
             if self._stream is not None:
-                event = self._stream.record_event()
-                staging.release(event)
-        # The buffers keep the event of their last copy; that of the whole is handed round.
-        return event and self._stream.record_event(self.stall_timer.event())
+                staging.release(self._stream.record_event())
 
 
 def lockable() -> str:
@@ -324,6 +391,6 @@ def lockable() -> str:
     return "" if limit is None else f" ({limit} bytes may be locked, see `ulimit -l`)"
 
 
-def _what(home: WeightStorage) -> str:
-    files = home.files() if isinstance(home, DiskSlab) else []
-    return f"{home.nbytes} bytes of {', '.join(file.path for file in files)}"
+def _what(storage: WeightStorage) -> str:
+    files = storage.files() if isinstance(storage, DiskSlab) else []
+    return f"{storage.nbytes} bytes of {', '.join(file.path for file in files)}"

@@ -149,7 +149,7 @@ def test_the_plan_follows_a_cast(mode: str, device: torch.device) -> None:
 
 
 def plan_of(model: nn.Module) -> Any:
-    from diffusers_offload_plus.offload.hooks.hook import attachment_of
+    from diffusers_offload_plus.offload.hooks.attachment import attachment_of
 
     attachment = attachment_of(model)
     assert attachment is not None

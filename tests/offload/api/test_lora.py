@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 import diffusers_offload_plus as dop
+from diffusers_offload_plus.offload.hooks.attachment import attachment_of
 from diffusers_offload_plus.offload.hooks.diffusers_api import HOOK_NAME, registry_of, stock_hooks
-from diffusers_offload_plus.offload.hooks.hook import GroupOffloadPlusHook, attachment_of
+from diffusers_offload_plus.offload.hooks.hook import GroupOffloadPlusHook
 from tests.support.models import assert_plain
 from tests.support.policies import settings, soaked
 from tests.zoo.models import MODELS

@@ -19,8 +19,8 @@ from diffusers.hooks import apply_group_offloading
 from torch import nn
 
 import diffusers_offload_plus as dop
+from diffusers_offload_plus.offload.hooks.attachment import attachment_of
 from diffusers_offload_plus.offload.hooks.diffusers_api import stock_hooks
-from diffusers_offload_plus.offload.hooks.hook import attachment_of
 from tests.offload.api.test_real_models import forget_caches
 from tests.support.meter import Meter
 from tests.support.models import assert_plain, attributes
@@ -241,13 +241,13 @@ def test_enabling_twice_with_the_same_settings_does_nothing(
     pipeline = PIPELINES["sd3"].build()
     dop.enable_group_offload(pipeline, device, use_stream=True)
     attachments = {name: attachment_of(model) for name, model in models_of(pipeline).items()}
-    slabs = {name: [group.home for group in a.engine.groups] for name, a in attachments.items() if a is not None}
+    slabs = {name: [group.storage for group in a.engine.groups] for name, a in attachments.items() if a is not None}
     caplog.set_level(logging.INFO, logger="diffusers_offload_plus")
     dop.enable_group_offload(pipeline, device, use_stream=True)
     dop.enable_group_offload(pipeline.transformer, device, use_stream=True)
     for name, model in models_of(pipeline).items():
         assert attachment_of(model) is attachments[name]
-        assert [id(g.home) for g in attachments[name].engine.groups] == [id(slab) for slab in slabs[name]]
+        assert [id(g.storage) for g in attachments[name].engine.groups] == [id(slab) for slab in slabs[name]]
     assert caplog.records == []
     assert np.array_equal(image_of("sd3", pipeline), expected("sd3", device))
     dop.disable_group_offload(pipeline)

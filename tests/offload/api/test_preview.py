@@ -11,7 +11,7 @@ from torch import nn
 
 import diffusers_offload_plus as dop
 from diffusers_offload_plus.offload.api.preview import ComponentPlan
-from diffusers_offload_plus.offload.hooks.hook import attachment_of
+from diffusers_offload_plus.offload.hooks.attachment import attachment_of
 from diffusers_offload_plus.offload.memory.device_budget import bytes_for_groups
 from diffusers_offload_plus.offload.planning.plan import OffloadPlan
 from diffusers_offload_plus.offload.planning.residency import ASSUMED_SPEED

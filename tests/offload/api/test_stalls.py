@@ -119,9 +119,9 @@ def test_following_the_remedy_removes_the_stall(policy: str, device: torch.devic
         else:
             place = int(group)
             assert seconds == 0
-            assert engine_of(better).groups[place].kept
+            assert engine_of(better).groups[place].cached
             dop.enable_group_offload(better, device, vram_budget=change["vram_budget"] - 1)
-            assert not engine_of(better).groups[place].kept, "no more than it takes"
+            assert not engine_of(better).groups[place].cached, "no more than it takes"
         dop.disable_group_offload(better)
 
 
@@ -148,7 +148,7 @@ def test_at_leaf_level_the_remedy_names_the_cut_it_holds_for(device: torch.devic
     assert "with `offload_type='leaf_level'` keeps it" in remedy
     better = limit + figure(remedy, "vram_budget")
     dop.enable_group_offload(model, device, vram_budget=better, offload_type="leaf_level")
-    assert [g.spec.name for g in engine_of(model).groups if g.kept and g.spec.name == group] == [group]
+    assert [g.spec.name for g in engine_of(model).groups if g.cached and g.spec.name == group] == [group]
     assert group not in named(settled(model))
 
 
@@ -243,7 +243,7 @@ def test_events_that_have_not_happened_are_left_for_later(device: torch.device, 
     side, host = torch.Stream(device=device), torch.ones(4).pin_memory()
     with side:
         late = torch.empty(4, device=device).copy_(host, non_blocking=True)
-        engine_of(model).copy_engine.stall_timer._pending[-1].stall_timer[-1].end.record(side)
+        engine_of(model).copy_engine.stall_timer._pending[-1].waits[-1].end.record(side)
     assert dop.offload_report(model).components[0].measured_passes == 1
     side.synchronize()
     assert dop.offload_report(model).components[0].measured_passes == 2

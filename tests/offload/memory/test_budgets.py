@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import diffusers_offload_plus as dop
-from diffusers_offload_plus.offload.hooks.hook import attachment_of
+from diffusers_offload_plus.offload.hooks.attachment import attachment_of
 from diffusers_offload_plus.offload.planning.plan import OffloadPlan
 from tests.offload.api.test_pipelines import expected
 from tests.offload.api.test_real_models import forget_caches
@@ -125,7 +125,7 @@ def test_memory_repeats(device: torch.device, meter: Meter, monkeypatch: pytest.
         seen.append(set())
         computed(model, noise(device))
     assert seen[2] == seen[3]
-    assert engine_of(model).budget.slots.reused > 0
+    assert engine_of(model).budget.slabs.reused > 0
 
 
 def test_the_next_step_begins_while_the_last_one_ends(
@@ -136,7 +136,7 @@ def test_the_next_step_begins_while_the_last_one_ends(
     x = noise(device)
     for _ in range(2):
         computed(model, x)
-    first = next(group for group in engine_of(model).groups if not group.kept)
+    first = next(group for group in engine_of(model).groups if not group.cached)
     before = engine_of(model).copy_engine.copies
     assert first.device_bytes == first.nbytes, "the first group that streams is there when the pass begins"
     held: list[int] = []
@@ -254,7 +254,7 @@ def test_writes_to_what_is_kept_count(
     pair = Pair(seeded(Stack), device, "whole")
     weights = {name: dict(m.named_parameters())["blocks.1.up.weight"] for name, m in pair_of(pair).items()}
     pair.agree(lambda m: m(noise(device)))
-    assert engine_of(pair.model).forward_pass.keeps
+    assert engine_of(pair.model).forward_pass.caches
 
     def write(model: nn.Module, weight: torch.Tensor) -> None:
         if writes == "held":
@@ -290,7 +290,7 @@ def test_who_looks_at_weights_sees_the_host_and_who_asks_for_a_dtype_moves_nothi
         MODELS["flux"].run(model, "forward", device)
     passes = engine_of(model).forward_pass
     assert model.dtype is torch.float32
-    assert passes.keeps
+    assert passes.caches
     look: Callable[[], Any]
     for look in (
         model.state_dict,
@@ -299,7 +299,7 @@ def test_who_looks_at_weights_sees_the_host_and_who_asks_for_a_dtype_moves_nothi
     ):
         with torch.no_grad():
             MODELS["flux"].run(model, "forward", device)
-        assert passes.keeps
+        assert passes.caches
         assert all(value.device.type == "cpu" for value in look().values())
     dop.disable_group_offload(model)
 

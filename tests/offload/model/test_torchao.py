@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import diffusers_offload_plus as dop
-from diffusers_offload_plus.offload.hooks.hook import attachment_of
+from diffusers_offload_plus.offload.hooks.attachment import attachment_of
 from diffusers_offload_plus.offload.model.tensors import is_wrapper, map_plain, plain_tensors, repoint, same_bits
 from tests.support.meter import Meter, meter_for
 from tests.support.models import assert_plain, assert_same, attributes

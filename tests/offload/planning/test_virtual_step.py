@@ -61,8 +61,10 @@ def cases(draw: st.DrawFn) -> Case:
 def predicted(model: Any, case: Case) -> Any:
     """By the model of the step, for what the engine keeps and the room it has for the others."""
     engine = engine_of(model)
-    kept = frozenset(index for index, group in enumerate(engine.groups) if group.kept)
-    return simulate_step(costs_of(case.groups), kept, engine.forward_pass.prefetcher.room, case.speed, settles=True)
+    kept = frozenset(index for index, group in enumerate(engine.groups) if group.cached)
+    return simulate_step(
+        costs_of(case.groups), kept, engine.forward_pass.prefetcher.stream_bytes, case.speed, settles=True
+    )
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -80,7 +82,7 @@ def test_a_step_takes_what_the_model_predicts_and_waits_are_what_it_takes_beyond
     seconds = seconds_of(model, PERIOD)
     want = predicted(model, case)
     assert seconds == pytest.approx(want.seconds, rel=1e-9)
-    assert engine_of(model).copy_engine.streaming <= engine_of(model).forward_pass.prefetcher.room
+    assert engine_of(model).copy_engine.streaming <= engine_of(model).forward_pass.prefetcher.stream_bytes
     engine_of(model).copy_engine.stall_timer.reset()
     total, stalls = 0.0, 0.0
     for _ in range(PERIOD // 3):

@@ -69,7 +69,7 @@ def test_the_engine_as_it_is_has_none(settings: dict[str, Any], device: torch.de
 
 
 def test_no_wait_before_a_read(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer.Transfer, "wait", lambda self, group=None: None)
+    monkeypatch.setattr(transfer.Transfer, "wait", lambda self, group=None, stream=None: None)
     assert races(device) > 0
 
 
@@ -85,10 +85,12 @@ def test_no_wait_before_an_overwrite(device: torch.device, monkeypatch: pytest.M
 
 
 def test_freed_too_early(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    def forgetful(self: transfer.Transfer, group: object = None) -> None:
-        if self._event is not None:
-            torch.accelerator.current_stream(self.slab.device).wait_event(self._event)
-            self._event = None  # and no record_stream
+    def forgetful(self: transfer.Transfer, stream: object = None) -> bool:
+        assert self.slab is not None
+        current = torch.accelerator.current_stream(self.slab.bytes.device)
+        current.wait_event(self.slab.copied)
+        self.slab.streams[current.stream_id] = current  # and no record_stream
+        return True
 
-    monkeypatch.setattr(transfer.Transfer, "wait", forgetful)
+    monkeypatch.setattr(transfer.Transfer, "_order", forgetful)
     assert races(device, record_stream=True) > 0

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import diffusers_offload_plus as dop
-from diffusers_offload_plus.offload.hooks.hook import attachment_of
-from diffusers_offload_plus.offload.runtime.param_group import ParamGroup, State
+from diffusers_offload_plus.offload.hooks.attachment import attachment_of
+from diffusers_offload_plus.offload.runtime.param_group import GroupState, ParamGroup
 from tests.support.meter import Meter
 from tests.support.policies import settings
 
@@ -69,14 +69,14 @@ def test_the_next_group_is_under_way_while_one_computes(policy: str, device: tor
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Sequential(nn.Linear(32, 32)) for _ in range(6)))
     dop.enable_group_offload(model, device, **settings(policy, model, device))
-    seen: list[tuple[int, State]] = []
+    seen: list[tuple[int, GroupState]] = []
     x = torch.randn(2, 32).to(device)
     with torch.no_grad():
         model(x)
         for number, block in enumerate(model):
             block[0].register_forward_hook(lambda *_, n=number: seen.append((n, following(model, n).state)))
         model(x)
-    assert seen[:-1] == [(number, State.PREFETCHED) for number in range(5)]
+    assert seen[:-1] == [(number, GroupState.PREFETCHED) for number in range(5)]
     dop.disable_group_offload(model)
 
 

@@ -22,7 +22,7 @@ def missed(schedule: UsageOrder, order: tuple[int, ...]) -> list[int]:
     schedule.begin()
     found = []
     for group in order:
-        if schedule.upcoming(1) != [group]:
+        if schedule.peek(0) != group:
             found.append(group)
         schedule.use(group)
     schedule.end()
@@ -49,8 +49,8 @@ def test_the_next_pass_is_expected_while_this_one_runs(kinds: list[tuple[int, ..
         schedule.begin()
         for group in order:
             schedule.use(group)
-        assert schedule.upcoming(99) == []
-        assert schedule.upcoming(99, wrap=True) == list(following)
+        assert schedule.peek(0) is None
+        assert [schedule.peek(place, wrap=True) for place in range(len(following) + 1)] == [*following, None]
         schedule.end()
 
 
@@ -124,7 +124,7 @@ def test_what_every_other_pass_skips_is_not_copied_for_it(
     engine = engine_of(model)
     for _ in range(6):
         model(x)
-    blocks = [int(group.spec.name.split(".")[1]) for group in engine.groups if not group.kept]
+    blocks = [int(group.spec.name.split(".")[1]) for group in engine.groups if not group.cached]
     before = engine.copy_engine.copies
     for _ in range(6):
         model(x)

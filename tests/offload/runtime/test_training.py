@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import diffusers_offload_plus as dop
-from diffusers_offload_plus.offload.hooks.hook import attachment_of
+from diffusers_offload_plus.offload.hooks.attachment import attachment_of
 from diffusers_offload_plus.offload.model.tensors import same_bits
 from tests.support.meter import Meter
 from tests.support.models import (
@@ -284,9 +284,9 @@ def test_training_leaves_nothing_on_the_device(device: torch.device) -> None:
     assert attachment is not None
     with torch.no_grad():
         model(noise(device))
-    assert attachment.engine.forward_pass.keeps
+    assert attachment.engine.forward_pass.caches
     mean_square(model.blocks[0](noise(device))).backward()  # the others are not touched
-    assert not attachment.engine.forward_pass.keeps
+    assert not attachment.engine.forward_pass.caches
     dop.disable_group_offload(model)
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import nn
 
 import diffusers_offload_plus as dop
-from diffusers_offload_plus.offload.hooks.hook import attachment_of
+from diffusers_offload_plus.offload.hooks.attachment import attachment_of
 from diffusers_offload_plus.offload.stores.disk.allocator import DiskAllocator
 from diffusers_offload_plus.offload.stores.disk.slab import DiskSlab
 from diffusers_offload_plus.offload.stores.disk.store_file import verify_file
@@ -78,7 +78,7 @@ def on_disk(model: nn.Module) -> list[DiskSlab]:
     """The groups that rest on disk."""
     attachment = attachment_of(model)
     assert attachment is not None
-    return [group.home for group in attachment.engine.groups if isinstance(group.home, DiskSlab)]
+    return [group.storage for group in attachment.engine.groups if isinstance(group.storage, DiskSlab)]
 
 
 def objects(directory: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import diffusers_offload_plus as dop
-from diffusers_offload_plus.offload.hooks.hook import attachment_of
+from diffusers_offload_plus.offload.hooks.attachment import attachment_of
 from tests.offload.stores.disk.setup import (
     assert_right,
     assert_state,
@@ -67,15 +67,15 @@ def test_aligned_copies_take_turns_in_one_piece_of_memory(tmp_path: Path) -> Non
     assert attachment is not None
     engine = attachment.engine
     assert_right(model, twin, cpu)
-    before = engine.budget.slots.reused
+    before = engine.budget.slabs.reused
     held: list[int] = []
     for block in model.blocks:
-        block.register_forward_hook(lambda *_: held.append(engine.budget.slots.nbytes))
+        block.register_forward_hook(lambda *_: held.append(engine.budget.slabs.nbytes))
     assert_right(model, twin, cpu)
     sizes = [group.nbytes for group in engine.streamed]
-    assert engine.budget.slots.reused - before >= sum(a == b for a, b in itertools.pairwise(sizes)) > 0
+    assert engine.budget.slabs.reused - before >= sum(a == b for a, b in itertools.pairwise(sizes)) > 0
     assert max(held) <= max(sizes)
-    assert engine.budget.slots.nbytes == 0, "a pass leaves nothing"
+    assert engine.budget.slabs.nbytes == 0, "a pass leaves nothing"
     dop.disable_group_offload(model)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import diffusers_offload_plus as dop
-from diffusers_offload_plus.offload.hooks.hook import attachment_of
+from diffusers_offload_plus.offload.hooks.attachment import attachment_of
 from tests.support.meter import Meter
 from tests.support.models import Stack, assert_same, nbytes, noise, seeded
 from tests.support.policies import DIRECTORY

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 import diffusers_offload_plus as dop
-from diffusers_offload_plus.offload.hooks.hook import attachment_of
+from diffusers_offload_plus.offload.hooks.attachment import attachment_of
 from diffusers_offload_plus.offload.memory import process as memory
 from diffusers_offload_plus.offload.model import inventory
 from diffusers_offload_plus.offload.policy import OffloadPolicy
@@ -52,7 +52,7 @@ def offload(model: Any, where: torch.device, **options: Any) -> None:
 def slabs(model: Any) -> list[SharedSlab]:
     attachment = attachment_of(model)
     assert attachment is not None
-    return [group.home for group in attachment.engine.groups if isinstance(group.home, SharedSlab)]
+    return [group.storage for group in attachment.engine.groups if isinstance(group.storage, SharedSlab)]
 
 
 # Who shares

@@ -1,0 +1,176 @@
+"""All hooks of one offloaded model taken together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from ..memory.device_budget import DeviceBudget
+from ..model.partition import is_compiled, runs
+from ..policy import OffloadPolicy
+from ..runtime.engine import OffloadEngine
+from .copying import install_reducer
+from .diffusers_api import HOOK_NAME, HookRegistry, registry_of, stock_config
+from .hook import GroupOffloadPlusHook
+
+__all__ = ["Attachment", "attachment_of"]
+
+
+class Attachment:
+    """One offloaded model: its engine and the hooks on its modules.
+
+    Attributes:
+        stale: hooks were removed or displaced by others, and are to be put back before the next use.
+    """
+
+    def __init__(self, root: nn.Module, policy: OffloadPolicy, label: str, budget: DeviceBudget | None = None) -> None:
+        self.root = root
+        self.policy = policy
+        self.label = label
+        self.stale = False
+        self.engine = OffloadEngine(root, policy, label, budget)
+        self.engine.refresh = self._refresh
+        self.engine.intact = self._intact
+        self.config = stock_config(policy.onload_device, policy.offload_device)
+        self._hooked: dict[int, nn.Module] = {}
+        self._hooks_below: dict[int, list[GroupOffloadPlusHook | None]] = {}
+
+    def prepare(self) -> None:
+        """Find out that the model can be offloaded, and make room on disk, without changing anything."""
+        self.engine.prepare()
+
+    def attach(self) -> None:
+        """Take the inventory, move the weights into their slabs and register the hooks. All or nothing."""
+        try:
+            self._refresh()
+        except BaseException:
+            self.detach()
+            raise
+
+    def detach(self, *, leave: bool = True) -> None:
+        """Remove every hook of ours and leave the weights, bit for bit, in plain host memory.
+
+        Args:
+            leave: if not, the weights stay where they rest, for another attachment to take over.
+        """
+        for module in [*self._hooked.values(), *self.root.modules()]:
+            self._unhook(module)
+        self._hooked.clear()
+        try:
+            self.engine.tear_down(leave=leave)
+        finally:
+            self._invalidate()
+
+    def restore(self) -> None:
+        """Put hooks back that others removed. No effect unless stale."""
+        if self.stale:
+            self._refresh()
+
+    def hook_on(self, module: nn.Module) -> GroupOffloadPlusHook | None:
+        """Our hook on ``module``, if it is this attachment's."""
+        registry = registry_of(module)
+        hook = None if registry is None else registry.get_hook(HOOK_NAME)
+        return hook if isinstance(hook, GroupOffloadPlusHook) and hook.attachment is self else None
+
+    def _refresh(self) -> None:
+        self.stale = False
+        for module in self.root.modules():
+            self._unhook_displaced(module)
+        self.engine.build()
+        modules = list(self._to_hook())
+        wanted = {id(module) for module in modules}
+        for module in list(self._hooked.values()):
+            if id(module) not in wanted:
+                self._unhook(module)
+        for module in modules:
+            self._hook(module)
+        self._hooked = {id(module): module for module in modules}
+        self._hooks_below.clear()
+        self.engine.tree.note_compiled()
+        self.stale = False
+        self._invalidate()
+
+    def _to_hook(self) -> Iterator[nn.Module]:
+        # Where nothing is triggered a hook only frames the pass. diffusers' re-application looks at the root and at
+        # list children.
+        compiled = {id(m) for m in self.root.modules() if is_compiled(m)}
+        found: dict[int, nn.Module] = {id(self.root): self.root}
+        for child in self.root.children():
+            if isinstance(child, (nn.ModuleList, nn.Sequential)):
+                found.update((id(block), block) for block in child.children())
+            if runs(child):
+                found.setdefault(id(child), child)
+        for unit in self.engine.units:
+            found.update((id(trigger), trigger) for _, trigger in unit.triggers)
+        beneath = {
+            id(m) for owner in self.root.modules() if id(owner) in compiled for m in owner.modules() if m is not owner
+        }
+        return (module for key, module in found.items() if key not in beneath)
+
+    def _hook(self, module: nn.Module) -> None:
+        hook = self.hook_on(module)
+        if hook is None:
+            registry = registry_of(module, create=True)
+            assert registry is not None
+            hook = GroupOffloadPlusHook(self, module)
+            registry.register_hook(hook, HOOK_NAME)
+            hook.note_installed()
+            install_reducer(module, self.engine.to_host)
+            module.__dict__.setdefault("compile", hook.compile)
+        hook.called = self.engine.forward_pass.called(module)
+        hook.take_compiled()
+        hook.known_compiled = hook.compiled
+
+    def _unhook(self, module: nn.Module) -> None:
+        hook = self.hook_on(module)
+        if hook is not None:
+            hook.reclaim()
+            registry = registry_of(module)
+            assert registry is not None
+            registry.remove_hook(HOOK_NAME, recurse=False)
+            _tidy(module, registry)
+
+    def _unhook_displaced(self, module: nn.Module) -> None:
+        # Removing the hook sets ``forward`` to what lay beneath it when it was registered; what displaced it stays
+        # instead.
+        hook = self.hook_on(module)
+        if hook is not None and not hook.reclaim():
+            kept = module.__dict__.get("forward")
+            self._unhook(module)
+            if kept is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.forward = kept
+
+    def _intact(self, entry: nn.Module) -> bool:
+        hooks = self._hooks_below.get(id(entry))
+        if hooks is None:
+            hooked = (m for m in (self.root, *entry.modules()) if id(m) in self._hooked)
+            hooks = self._hooks_below[id(entry)] = list(map(self.hook_on, hooked))
+        return all(hook is not None and hook.fires() for hook in hooks)
+
+    def _invalidate(self) -> None:
+        registry = registry_of(self.root)
+        if registry is not None:
+            registry.invalidate_child_registries_cache()
+
+
+def attachment_of(module: nn.Module) -> Attachment | None:
+    """The attachment of the first module at or below ``module`` that carries a hook of ours."""
+    for part in module.modules():
+        registry = registry_of(part)
+        hook = None if registry is None else registry.get_hook(HOOK_NAME)
+        if isinstance(hook, GroupOffloadPlusHook) and isinstance(hook.attachment, Attachment):
+            return hook.attachment
+    return None
+
+
+def _tidy(module: nn.Module, registry: HookRegistry) -> None:
+    # Leave the instance as it was found: no empty registry, and no ``forward`` where the class's own will do.
+    if registry.hooks:
+        return
+    module.__dict__.pop("_diffusers_hook", None)
+    forward = module.__dict__.get("forward")
+    if getattr(forward, "__func__", None) is type(module).forward and getattr(forward, "__self__", None) is module:
+        del module.__dict__["forward"]

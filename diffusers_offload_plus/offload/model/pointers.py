@@ -1,0 +1,168 @@
+"""Pointing the tensors of a group at host memory or at a device slab, and telling whether they still point there.
+
+[Note: pointing]
+``parameter.data = value`` lets a parameter keep its identity. A wrapper subclass holds its data in inner tensors: its
+outer tensor and its inner attributes are both set, for either alone leaves device and data disagreeing. All that it
+takes is looked up once, so that pointing a group somewhere is a loop of assignments.
+
+[Note: what tells where a tensor points]
+Its address and its layout, for the memory at that address is ours for as long as we hold it. A storage object does not
+tell: ``share_memory()`` and sending a tensor to another process put other memory into the same object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from operator import is_
+from typing import Any
+
+import torch
+
+from .tensors import inner_names, is_wrapper, plain_tensors
+
+__all__ = ["Pointers", "has_version"]
+
+
+class Pointers:
+    """For each of some tensors the value that it is pointed at.
+
+    Attributes:
+        values: the values, in the order of the tensors: plain tensors, or wrappers over plain tensors.
+        inner: the plain tensors inside of wrappers among them, which the pointed tensors hold as objects.
+        tracked: every write is seen by a version counter; inference tensors have none.
+    """
+
+    __slots__ = (
+        "_attributes",
+        "_empty",
+        "_owned",
+        "_owners",
+        "_parts",
+        "_spans",
+        "_steps",
+        "_storage",
+        "_versioned",
+        "inner",
+        "tracked",
+        "values",
+    )
+
+    def __init__(
+        self,
+        tensors: Sequence[torch.Tensor],
+        values: Sequence[torch.Tensor],
+        storage: torch.UntypedStorage | None = None,
+    ) -> None:
+        """Nothing is pointed yet.
+
+        Args:
+            tensors: parameters and buffers.
+            values: what each is to be pointed at.
+            storage: all of it lies there, and may move with it; None: every value stays where it is.
+        """
+        self.values = list(values)
+        self.inner: list[torch.Tensor] = []
+        self._steps: list[tuple[torch.Tensor, torch.Tensor, tuple[tuple[str, torch.Tensor], ...]]] = []
+        self._owned: list[tuple[Any, str, torch.Tensor]] = []  # attributes that have to be these objects
+        self._owners: list[Any] = []  # wrappers, and what their attributes were when they were last pointed
+        self._attributes: list[list[Any]] = []
+        self._versioned: list[torch.Tensor] = []
+        self._spans: list[tuple[int, int]] = []  # which of the versions are of each tensor; -1: not all are counted
+        self._storage = storage
+        # Plain tensors with address (from the storage's on), shape, strides and dtype; those without elements have no
+        # address.
+        self._parts: list[tuple[torch.Tensor, int, torch.Size, tuple[int, ...], torch.dtype]] = []
+        self._empty: list[torch.Tensor] = []
+        for tensor, value in zip(tensors, values, strict=True):
+            watched = [tensor]
+            if is_wrapper(value):
+                self._steps.append((tensor, value, tuple((name, getattr(value, name)) for name in inner_names(value))))
+                self._owned.extend(_inside(tensor, value))
+                self._owners.append(tensor)
+                self._attributes.append([])
+                plain = [part for _, part in plain_tensors(value)]
+                self.inner.extend(plain)
+                watched.extend(plain)
+                for part in plain:
+                    self._note(part, part)
+            else:
+                self._steps.append((tensor, value, ()))
+                self._note(tensor, value)
+            counted = [t for t in watched if has_version(t)]
+            self._spans.append((len(self._versioned), len(counted) if len(counted) == len(watched) else -1))
+            self._versioned.extend(counted)
+        self.tracked = all(count >= 0 for _, count in self._spans)
+
+    def _note(self, part: torch.Tensor, value: torch.Tensor) -> None:
+        if not value.numel():
+            self._empty.append(part)
+            return
+        base = 0 if self._storage is None else self._storage.data_ptr()
+        self._parts.append((part, value.data_ptr() - base, value.shape, value.stride(), value.dtype))
+
+    def point(self) -> None:
+        """Point the tensors at their values; see [Note: pointing]."""
+        for tensor, value, inner in self._steps:
+            tensor.data = value
+            for name, part in inner:
+                setattr(tensor, name, part)
+        if self._owned:
+            self._attributes = [list(vars(owner).values()) for owner in self._owners]
+
+    def are_current(self) -> bool:
+        """Whether all tensors point at their values; see [Note: what tells where a tensor points]."""
+        base = 0 if self._storage is None else self._storage.data_ptr()
+        for part, address, shape, strides, dtype in self._parts:
+            if (
+                part.data_ptr() - base != address
+                or part.stride() != strides
+                or part.shape != shape
+                or part.dtype is not dtype
+            ):
+                return False
+        for owner, name, part in self._owned:
+            if getattr(owner, name) is not part:
+                return False
+        for owner, held in zip(self._owners, self._attributes, strict=True):
+            if len(held) != len(vars(owner)) or not all(map(is_, vars(owner).values(), held)):
+                return False  # an inner tensor may have been added
+        return not (self._empty and any(part.numel() for part in self._empty))
+
+    def versions(self) -> list[int]:
+        """The version counters of the tensors and of what is inside of them."""
+        return [tensor._version for tensor in self._versioned]
+
+    def changed_since(self, versions: list[int]) -> set[int]:
+        """Places of the tensors written since :meth:`versions` gave these; those without counters may have been."""
+        now = self.versions()
+        return {
+            place
+            for place, (start, count) in enumerate(self._spans)
+            if count < 0 or now[start : start + count] != versions[start : start + count]
+        }
+
+    def points(self, place: int) -> bool:
+        """Whether the tensor at ``place`` points at its value."""
+        tensor, value, _ = self._steps[place]
+        return [_where(t) for _, t in plain_tensors(tensor)] == [_where(t) for _, t in plain_tensors(value)]
+
+
+def has_version(tensor: torch.Tensor) -> bool:
+    """Whether writes to ``tensor`` are counted: not to inference tensors, nor to what began as one."""
+    try:
+        return tensor._version >= 0
+    except RuntimeError:
+        return False
+
+
+def _where(plain: torch.Tensor) -> tuple[Any, ...]:
+    return plain.data_ptr(), plain.shape, plain.stride(), plain.dtype
+
+
+def _inside(owner: Any, value: torch.Tensor) -> Iterator[tuple[Any, str, torch.Tensor]]:
+    """What hangs below ``owner`` once it is pointed at the wrapper ``value``: holder, attribute, tensor."""
+    for name in inner_names(value):
+        part = getattr(value, name)
+        yield owner, name, part
+        if is_wrapper(part):
+            yield from _inside(part, part)
