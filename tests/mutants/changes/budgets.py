@@ -1,0 +1,51 @@
+"""Budgets of device memory: those that are given, and those that are measured."""
+
+from __future__ import annotations
+
+from tests.mutants.edits import Always, Body, Drop, Never, Replace
+from tests.mutants.mutant import Mutant, Room
+
+__all__ = ["BUDGETS"]
+
+BUDGETS = Room(
+    first=(
+        "test_budgets",
+        "test_auto_budget",
+        "test_figures",
+        "test_broken_engines",
+        "test_failures",
+    ),
+    mutants=[
+        Mutant("the device budget is not kept", "room_for_groups", Body("return 2 * limit")),
+        Mutant("nobody makes room", "DeviceBudget.reserve", Always("self.limit is None or ...")),
+        Mutant(
+            "auto: weights that come and go are not told from what is beside them",
+            "DeviceBudget.hold",
+            Drop("self._note_beside()"),
+        ),
+        Mutant("auto: larger inputs are not measured", "AutoLimit.begin", Replace("size > _", "False")),
+        Mutant("auto: what is over a smaller limit stays", "DeviceBudget._shrink", Never("_ > 0")),
+        Mutant("auto: a pass that failed counts as measured", "AutoLimit.end", Drop("self._needs.pop(...)")),
+        Mutant(
+            "auto: what others put on the device is not looked at",
+            "AutoLimit._limit_of",
+            Replace("self.capacity - _", "self.capacity"),
+        ),
+        Mutant(
+            "auto: a pass inside another hides what that needs",
+            "AutoLimit.note",
+            Replace("self._turns", "self._turns[-1:]"),
+        ),
+        Mutant(
+            "auto: the choice of before the measurement stays", "OffloadEngine._begin", Never("_ != self._kept_for")
+        ),
+        Mutant("auto: what is freed during a pass hides what that needs", "AutoLimit.note", Drop("_.lowest = _")),
+        Mutant("auto: the limit of the pass inside stays", "DeviceBudget.turn", Never("_ is not None")),
+        Mutant("auto: no limit while training", "AutoLimit.begin", Replace("_1 or torch.is_grad_enabled()", "_1")),
+        Mutant(
+            "what a cast made too large for the limit stays",
+            "DeviceBudget.turn",
+            Drop("self._shrink(...)", after="self.auto.end(...)"),
+        ),
+    ],
+)
