@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from ..layout import Extent, SlabLayout, view_of
-from ..mapped_file import PAGE, MappedFile
+from ..mapped_file import MappedFile
+from ..page_cache import PAGE
 
 __all__ = ["DiskSlab", "Piece"]
 
@@ -106,7 +107,7 @@ class DiskSlab:
             if piece.file.is_private(offset, last - first):
                 piece.file.copy_into(part, offset)
             else:
-                piece.file.read_past_cache(part, offset)
+                piece.file.read_into(part, offset)
         target[end - start :].zero_()
         self.check()  # changed while it was read: half old, half new
 
