@@ -237,7 +237,11 @@ def _disk_tier(
                 "Give the snapshot that the weights were loaded from, or leave it out."
             )
         where = os.path.realpath(os.path.expanduser(checkpoint))
-    resolved = resolve_directory(directory, [where] if where else [])
+    if not isinstance(directory, (str, os.PathLike)) or not os.fspath(directory) or "\0" in str(os.fspath(directory)):
+        raise InvalidPolicyError(
+            f"`offload_to_disk_path` must be a directory's path, got {directory!r}. Leave it out for no disk tier."
+        )
+    resolved = resolve_directory(os.fspath(directory), where)
     return DiskTier(directory=resolved, checkpoint=where, host_budget=budget, keep=keep, protect=protect == "copy")
 
 

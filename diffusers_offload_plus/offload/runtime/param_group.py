@@ -20,7 +20,7 @@ from ..model.inventory import Entry, GroupSpec, Residency
 from ..model.tensors import cast_tensor, is_wrapper, map_plain, plain_bytes, plain_tensors, repoint, same_bits
 from ..stores.host import HostAllocator
 from ..stores.layout import view_of
-from ..stores.protocols import Allocator, WeightStorage
+from ..stores.storage import Allocator, WeightStorage
 from ..transfer.transfer import CopyEngine, Transfer
 
 __all__ = ["ParamGroup", "State"]
@@ -210,7 +210,7 @@ class ParamGroup:
 
     def _settle_in(self, placement: Allocator) -> WeightStorage:
         sources = [t for entry in self.spec.entries for _, t in plain_tensors(entry.tensor)]
-        home = placement.place(self.spec.key, [t.detach() for t in sources])
+        home = placement.store(self.spec.key, [t.detach() for t in sources])
         homes = iter(home.tensors)
         for entry in self.spec.entries:
             repoint(entry.tensor, map_plain(entry.tensor.detach(), lambda _: next(homes)))

@@ -29,14 +29,14 @@ import stat
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ...errors import DiskTierError, FileChangedError
 from .page_cache import PAGE, in_memory, residency_is_told
 
-__all__ = ["MappedFile", "check_mapped", "named_error", "view_bytes"]
+__all__ = ["FileRange", "MappedFile", "check_mapped", "named_error", "private_bytes", "view_bytes"]
 
 READ_AHEAD = 1 << 20  # bytes; a smaller range is in the first window that the system reads ahead
 _COLD, _POPULATE_READ = 20, 22  # of <linux/mman.h>; not all of Python's modules name these
@@ -203,6 +203,19 @@ class MappedFile:
         start = (self.address + offset) // PAGE * PAGE
         length = self.address + offset + nbytes - start
         return 0 if _libc().madvise(start, length, advice) == 0 else ctypes.get_errno()
+
+
+class FileRange(NamedTuple):
+    """Some bytes of a mapped file."""
+
+    file: MappedFile
+    offset: int
+    nbytes: int
+
+
+def private_bytes(ranges: Iterable[FileRange]) -> int:
+    """Bytes of those ``ranges`` in which this process has written to the mapping."""
+    return sum(nbytes for file, offset, nbytes in ranges if file.is_private(offset, nbytes))
 
 
 def check_mapped(tensors: Iterable[torch.Tensor]) -> None:
