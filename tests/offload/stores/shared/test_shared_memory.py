@@ -21,10 +21,10 @@ import torch
 import torch.distributed as dist
 
 import diffusers_offload_plus as dop
+from diffusers_offload_plus.offload.api.checks import policy_for
 from diffusers_offload_plus.offload.hooks.hook import attachment_of
 from diffusers_offload_plus.offload.memory import process as memory
 from diffusers_offload_plus.offload.model import inventory
-from diffusers_offload_plus.offload.policy import OffloadPolicy
 from diffusers_offload_plus.offload.stores.shared import allocator, rendezvous
 from diffusers_offload_plus.offload.stores.shared import memory as shared_memory
 from diffusers_offload_plus.offload.stores.shared.allocator import SharedAllocator, SharedSlab
@@ -147,22 +147,22 @@ def test_when_ranks_share_unasked(
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     if local is not None:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
-    assert OffloadPolicy.from_arguments(onload_device="cpu").share_host_copy is expected
-    assert not OffloadPolicy.from_arguments(onload_device="cpu", share_host_copy=False).share_host_copy
+    assert policy_for(onload_device="cpu").share_host_copy is expected
+    assert not policy_for(onload_device="cpu", share_host_copy=False).share_host_copy
 
 
 def test_what_cannot_be_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong: dict[str, Any] = {"share_host_copy": "yes"}
     with pytest.raises(dop.InvalidPolicyError, match=r"`share_host_copy` must be True, False or None, got 'yes'"):
-        OffloadPolicy.from_arguments(onload_device="cpu", **wrong)
+        policy_for(onload_device="cpu", **wrong)
     with pytest.raises(dop.InvalidPolicyError, match="`offload_to_disk_path` puts them on disk"):
-        OffloadPolicy.from_arguments(onload_device="cpu", share_host_copy=True, offload_to_disk_path=str(tmp_path))
+        policy_for(onload_device="cpu", share_host_copy=True, offload_to_disk_path=str(tmp_path))
     monkeypatch.delattr(os, "memfd_create")
     with pytest.raises(dop.InvalidPolicyError, match="needs Linux with `memfd_create`"):
-        OffloadPolicy.from_arguments(onload_device="cpu", share_host_copy=True)
+        policy_for(onload_device="cpu", share_host_copy=True)
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    assert not OffloadPolicy.from_arguments(onload_device="cpu").share_host_copy
+    assert not policy_for(onload_device="cpu").share_host_copy
 
 
 # Memory
