@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import mmap
@@ -12,7 +11,7 @@ import statistics
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -133,19 +132,14 @@ def cold(way: str, work: Path, repeat: int) -> Figures:
 
     use = computed if way == "computed with" else staged
     x = torch.ones(1, 2048)
-    found: Figures = {"bytes": path.stat().st_size, "pass": [], "buffered": [], "direct": []}
+    found: Figures = {"bytes": path.stat().st_size, "pass": [], "read": []}
     with torch.no_grad():
         use(x)
         for _ in range(repeat):
-            for name, work_of in (
-                ("pass", lambda: use(x)),
-                ("buffered", lambda: _read(path, 8 << 20, 0)),
-                ("direct", lambda: _read(path, 32 << 20, os.O_DIRECT)),
-            ):
+            for name, work_of in (("pass", lambda: use(x)), ("read", lambda: _read(path, 8 << 20))):
                 _evict(path, files)
                 found[name].append(_seconds(work_of))
         found["warm"] = [_seconds(lambda: use(x)) for _ in range(2 + repeat)][2:]
-    found["direct bytes"] = sum(file.direct.bytes for file in files)
     return found
 
 
@@ -223,20 +217,10 @@ def _evict(path: Path, files: list[MappedFile]) -> None:
         os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _read(path: Path, chunk: int, flag: int) -> None:
-    with _opened(path, flag) as descriptor, mmap.mmap(-1, chunk) as buffer:
-        offset = 0
-        while count := os.preadv(descriptor, [buffer], offset):
-            offset += count
-
-
-@contextlib.contextmanager
-def _opened(path: Path, flag: int) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY | flag)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def _read(path: Path, chunk: int) -> None:
+    with path.open("rb", buffering=0) as file, mmap.mmap(-1, chunk) as buffer:
+        while file.readinto(buffer):
+            pass
 
 
 def main(case: str, folder: str, number: str) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from ..offload.policy import OffloadPolicy, resolve_device, supports_streams
+from ..offload.api.checks import policy_for
+from ..offload.policy import supports_streams
 
 __all__ = ["DemoOptions", "device_name"]
 
@@ -55,10 +56,10 @@ class DemoOptions:
         Raises:
             InvalidPolicyError: there is no such device.
         """
-        found = OffloadPolicy.from_arguments(onload_device=device if device is not None else _best_device()).device
+        found = policy_for(onload_device=device if device is not None else _best_device()).device
         side = None if model is not None else 32 if small else 128
         return cls(
-            device=resolve_device(found),
+            device=found,
             model=model,
             small=small,
             steps=steps if steps is not None else 3 if small else 5,

@@ -1,24 +1,29 @@
-"""What the caller asked for: validated once, then immutable."""
+"""What the caller asked for: values, validated once, then immutable. ``api/checks`` knows what the machine can do."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
 import os
-import sys
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from ..errors import InvalidPolicyError
 from .formatting import parse_bytes
-from .memory.auto_limit import tells_memory
-from .stores.disk.directory import resolve_directory
-from .stores.shared.memory import can_share_memory
 
-__all__ = ["AUTO", "DiskTier", "OffloadPolicy", "OffloadType", "existing_device", "resolve_device", "supports_streams"]
+__all__ = [
+    "AUTO",
+    "LEAST_BUDGET",
+    "DiskTier",
+    "OffloadPolicy",
+    "OffloadType",
+    "computing_device",
+    "no_checkpoint",
+    "resolve_device",
+    "supports_streams",
+]
 
 
 class OffloadType(enum.StrEnum):
@@ -43,7 +48,7 @@ class DiskTier:
     """The part of a policy that concerns disk.
 
     Attributes:
-        directory: absolute path of the store.
+        directory: path of the store; absolute once the environment was checked.
         checkpoint: where the weights may lie already; None: where the model says it was loaded from.
         host_budget: bytes of host memory for weights and staging; None: as little as possible.
         keep: what is written stays for later processes.
@@ -61,9 +66,11 @@ class DiskTier:
 class OffloadPolicy:
     """The settings of one offloaded model. Two models with equal policies are offloaded alike.
 
-    Build one with :meth:`from_arguments`, which validates; fields are named after diffusers' arguments.
+    Build one with ``policy_for`` of ``api/checks``, or with :meth:`from_arguments` where the machine does not matter.
+    Fields are named after diffusers' arguments.
 
     Attributes:
+        onload_device: the device that computes, as it was given; ``device``: the same with its index.
         vram_budget: device bytes of weights at most, shared by all models of one call; None: no limit; ``AUTO``: what
             passes leave.
         host_budget: host bytes of weights and staging at most, where no disk tier takes the rest.
@@ -71,6 +78,7 @@ class OffloadPolicy:
     """
 
     onload_device: torch.device
+    device: torch.device
     offload_device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
     offload_type: OffloadType = OffloadType.BLOCK_LEVEL
     num_blocks_per_group: int = 1
@@ -86,23 +94,18 @@ class OffloadPolicy:
     share_host_copy: bool = False
 
     @property
-    def device(self) -> torch.device:
-        """The onload device with its index resolved."""
-        return resolve_device(self.onload_device)
-
-    @property
     def prefetch_depth(self) -> int:
         """How many groups are onloaded ahead of the one in use."""
         return 1 if self.use_stream or (self.disk is not None and self.onload_device.type == "cpu") else 0
 
     @property
     def pins_host_memory(self) -> bool:
-        """Whether weights rest in pinned host memory."""
+        """Whether weights are stored in pinned host memory."""
         return self.use_stream and not self.low_cpu_mem_usage
 
     @property
     def tier(self) -> str:
-        """Where weights rest that are not on disk, as reports call it."""
+        """Where weights that are not on disk are stored, as reports call it."""
         if not self.share_host_copy:
             return "pinned host" if self.pins_host_memory else "host"
         return "pinned shared host" if self.pins_host_memory and self.device.type == "cuda" else "shared host"
@@ -128,21 +131,21 @@ class OffloadPolicy:
         protect: str | None = None,
         vram_budget: int | str | None = None,
         share_host_copy: bool | None = None,
-        must_exist: bool = True,
     ) -> OffloadPolicy:
-        """Validate the arguments of ``enable_group_offload`` and return the policy they describe.
+        """Validate the values of the arguments of ``enable_group_offload`` and return the policy they describe.
 
-        Args:
-            must_exist: the onload device has to be there; not for a plan, which is of use elsewhere.
+        What depends on the machine is left as it was given: the device's index, paths, and whether to share where
+        that is not said.
 
         Raises:
             InvalidPolicyError: an argument cannot be used; the message names it, what was expected and what to do.
         """
-        device = existing_device(onload_device) if must_exist else _computing_device(onload_device)
-        rest = _device("offload_device", offload_device)
-        if rest.type != "cpu":
+        device = computing_device(onload_device)
+        host = _device("offload_device", offload_device)
+        if host.type != "cpu":
             raise InvalidPolicyError(
-                f"`offload_device` must be the CPU, got '{rest}'. Weights rest in host memory; leave the argument out."
+                f"`offload_device` must be the CPU, got '{host}'. Weights are stored in host memory; "
+                "leave the argument out."
             )
         try:
             kind = OffloadType(offload_type)
@@ -171,7 +174,8 @@ class OffloadPolicy:
         excluded = _names("exclude_kwargs", exclude_kwargs)
         return cls(
             onload_device=device,
-            offload_device=rest,
+            device=device,
+            offload_device=host,
             offload_type=kind,
             num_blocks_per_group=blocks,
             non_blocking=non_blocking,
@@ -196,11 +200,6 @@ def _device_limit(vram_budget: object, device: torch.device) -> int | Auto | Non
             f"`vram_budget` bounds the weights on a device with memory of its own, and `onload_device` is '{device}', "
             "where nothing has to move. Leave it out, or name the device."
         )
-    if limit is AUTO and not tells_memory(device):
-        raise InvalidPolicyError(
-            f"`vram_budget='auto'` needs a device that tells its free memory, and '{device}' does not. "
-            "Give bytes, such as '10GiB'."
-        )
     return limit
 
 
@@ -218,27 +217,33 @@ def _disk_tier(
         return None
     if protect not in (None, "copy"):
         raise InvalidPolicyError(f"`protect` must be 'copy' or None, got {protect!r}.")
-    if not sys.platform.startswith("linux"):
-        raise InvalidPolicyError(
-            f"`offload_to_disk_path` needs Linux, and this is {sys.platform}. Leave it out: weights then rest in host "
-            "memory."
-        )
     budget = None if host_budget is None else parse_bytes("host_budget", host_budget)
     if budget is not None and budget < LEAST_BUDGET:
         raise InvalidPolicyError(
             f"`host_budget` must be at least {LEAST_BUDGET} bytes for staging buffers, got {host_budget!r}. "
             "Leave it out to hold in memory as little as is sensible."
         )
-    where: str | None = None
-    if checkpoint is not None:
-        if not isinstance(checkpoint, (str, os.PathLike)) or not os.path.exists(os.path.expanduser(checkpoint)):
-            raise InvalidPolicyError(
-                f"`checkpoint` must be a local safetensors file, or a directory that holds some, got {checkpoint!r}. "
-                "Give the snapshot that the weights were loaded from, or leave it out."
-            )
-        where = os.path.realpath(os.path.expanduser(checkpoint))
-    resolved = resolve_directory(directory, [where] if where else [])
-    return DiskTier(directory=resolved, checkpoint=where, host_budget=budget, keep=keep, protect=protect == "copy")
+    if checkpoint is not None and not isinstance(checkpoint, (str, os.PathLike)):
+        raise no_checkpoint(checkpoint)
+    if not isinstance(directory, (str, os.PathLike)) or not os.fspath(directory) or "\0" in str(os.fspath(directory)):
+        raise InvalidPolicyError(
+            f"`offload_to_disk_path` must be a directory's path, got {directory!r}. Leave it out for no disk tier."
+        )
+    return DiskTier(
+        directory=os.fspath(directory),
+        checkpoint=None if checkpoint is None else os.fspath(checkpoint),
+        host_budget=budget,
+        keep=keep,
+        protect=protect == "copy",
+    )
+
+
+def no_checkpoint(value: object) -> InvalidPolicyError:
+    """The error for a ``checkpoint`` that is none."""
+    return InvalidPolicyError(
+        f"`checkpoint` must be a local safetensors file, or a directory that holds some, got {value!r}. "
+        "Give the snapshot that the weights were loaded from, or leave it out."
+    )
 
 
 def _shares(wanted: object, *, on_disk: bool) -> bool:
@@ -252,22 +257,7 @@ def _shares(wanted: object, *, on_disk: bool) -> bool:
             "`share_host_copy=True` concerns weights in host memory, and `offload_to_disk_path` puts them on disk, "
             "where processes share them anyway. Leave one of them out."
         )
-    if wanted and not can_share_memory():
-        raise InvalidPolicyError(
-            f"`share_host_copy=True` needs Linux with `memfd_create`, and this is {sys.platform}. Leave it out."
-        )
-    if wanted is None:
-        return not on_disk and can_share_memory() and _has_local_peers()
     return bool(wanted)
-
-
-def _has_local_peers() -> bool:
-    # What torchrun and accelerate say about this machine; a launcher that says nothing may have put all ranks here.
-    if not (dist.is_available() and dist.is_initialized()):
-        return False
-    world = dist.get_world_size()
-    local = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return world > 1 and (int(local) if local.isdecimal() else world) > 1
 
 
 def supports_streams(device: torch.device) -> bool:
@@ -294,36 +284,15 @@ def _device(name: str, value: Any) -> torch.device:
         ) from None
 
 
-def _computing_device(value: Any) -> torch.device:
+def computing_device(value: Any) -> torch.device:
+    """The argument ``onload_device`` as a torch device, whether this machine has it or not.
+
+    Raises:
+        InvalidPolicyError: it names no device that computes.
+    """
     device = _device("onload_device", value)
     if device.type == "meta":
         raise InvalidPolicyError("`onload_device` must be a device that computes, got 'meta'.")
-    return device
-
-
-def existing_device(value: Any) -> torch.device:
-    """``value`` as a device of this machine.
-
-    Raises:
-        InvalidPolicyError: it is none.
-    """
-    device = _computing_device(value)
-    if device.type == "cpu":
-        return device
-    try:
-        module = torch.get_device_module(device.type)
-        available, count = module.is_available(), module.device_count()
-    except (RuntimeError, AttributeError):
-        available, count = False, 0
-    if not available or count == 0:
-        raise InvalidPolicyError(
-            f"`onload_device` is '{device}', but this machine has no usable '{device.type}' device. "
-            "Name a device that exists, or 'cpu'."
-        )
-    if device.index is not None and device.index >= count:
-        raise InvalidPolicyError(
-            f"`onload_device` is '{device}', but the highest '{device.type}' index on this machine is {count - 1}."
-        )
     return device
 
 

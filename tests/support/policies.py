@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from diffusers_offload_plus.offload.api.checks import policy_for
 from diffusers_offload_plus.offload.api.components import components_of
 from diffusers_offload_plus.offload.memory.device_budget import least_limit
 from diffusers_offload_plus.offload.planning.fitting import size_summary
-from diffusers_offload_plus.offload.policy import OffloadPolicy
 
 DIRECTORY = tempfile.mkdtemp(prefix="offload-plus-tests-")
 atexit.register(shutil.rmtree, DIRECTORY, ignore_errors=True)
@@ -61,7 +61,7 @@ def settings(policy: str, target: Any, device: Any) -> dict[str, Any]:
     chosen = dict(POLICIES[policy])
     part = chosen.get("vram_budget")
     if isinstance(part, float):
-        leaves = OffloadPolicy.from_arguments(onload_device=device, offload_type="leaf_level", use_stream=True)
+        leaves = policy_for(onload_device=device, offload_type="leaf_level", use_stream=True)
         summaries = [size_summary(module, leaves, name) for name, module in components_of(target).items()]
         fixed = sum(summary.fixed for summary in summaries)
         least = least_limit(fixed + max(summary.floor for summary in summaries))

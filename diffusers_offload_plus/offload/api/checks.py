@@ -1,21 +1,116 @@
-"""What makes a model unfit for group offloading, found before anything is changed."""
+"""What makes a model or this machine unfit for group offloading, found before anything is changed."""
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import sys
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate.hooks import AlignDevicesHook, CpuOffload, SequentialHook
 from torch import nn
 
-from ...errors import CompileOrderError, HookConflictError, UnsupportedModelError
+from ...errors import CompileOrderError, HookConflictError, InvalidPolicyError, UnsupportedModelError
 from ..hooks.attachment import attachment_of
 from ..hooks.diffusers_api import HOOK_NAME, registry_of, stock_hooks
 from ..hooks.hook import GroupOffloadPlusHook
+from ..memory.auto_limit import tells_memory
 from ..model.inventory import take_inventory
-from ..policy import OffloadPolicy
+from ..policy import AUTO, DiskTier, OffloadPolicy, computing_device, no_checkpoint, resolve_device
+from ..stores.disk.directory import resolve_directory
+from ..stores.shared.memory import can_share_memory
 
-__all__ = ["check_model"]
+__all__ = ["check_model", "existing_device", "policy_for"]
+
+
+def policy_for(
+    *,
+    onload_device: str | int | torch.device,
+    share_host_copy: bool | None = None,
+    must_exist: bool = True,
+    **arguments: Any,
+) -> OffloadPolicy:
+    """Validate the arguments of ``enable_group_offload``, check that this machine can do what they ask for, and return
+    the policy they describe, with paths, the device's index and ``share_host_copy`` decided.
+
+    Args:
+        must_exist: the onload device has to be there; False for a plan, which may be for another machine.
+
+    Raises:
+        InvalidPolicyError: an argument cannot be used; the message names it, what was expected and what to do.
+    """
+    device = existing_device(onload_device) if must_exist else computing_device(onload_device)
+    policy = OffloadPolicy.from_arguments(onload_device=device, share_host_copy=share_host_copy, **arguments)
+    if policy.vram_budget is AUTO and not tells_memory(device):
+        raise InvalidPolicyError(
+            f"`vram_budget='auto'` needs a device that tells its free memory, and '{device}' does not. "
+            "Give bytes, such as '10GiB'."
+        )
+    if share_host_copy and not can_share_memory():
+        raise InvalidPolicyError(
+            f"`share_host_copy=True` needs Linux with `memfd_create`, and this is {sys.platform}. Leave it out."
+        )
+    if share_host_copy is None:
+        share_host_copy = policy.disk is None and can_share_memory() and _has_local_peers()
+    return dataclasses.replace(
+        policy,
+        device=resolve_device(device) if must_exist else device,
+        disk=None if policy.disk is None else _resolved(policy.disk),
+        share_host_copy=share_host_copy,
+    )
+
+
+def existing_device(value: Any) -> torch.device:
+    """The argument ``onload_device`` as a device of this machine.
+
+    Raises:
+        InvalidPolicyError: this machine does not have it.
+    """
+    device = computing_device(value)
+    if device.type == "cpu":
+        return device
+    try:
+        module = torch.get_device_module(device.type)
+        available, count = module.is_available(), module.device_count()
+    except (RuntimeError, AttributeError):
+        available, count = False, 0
+    if not available or count == 0:
+        raise InvalidPolicyError(
+            f"`onload_device` is '{device}', but this machine has no usable '{device.type}' device. "
+            "Name a device that exists, or 'cpu'."
+        )
+    if device.index is not None and device.index >= count:
+        raise InvalidPolicyError(
+            f"`onload_device` is '{device}', but the highest '{device.type}' index on this machine is {count - 1}."
+        )
+    return device
+
+
+def _resolved(disk: DiskTier) -> DiskTier:
+    """``disk`` with absolute paths: of a directory that can be written, and of a checkpoint that is there."""
+    if not sys.platform.startswith("linux"):
+        raise InvalidPolicyError(
+            f"`offload_to_disk_path` needs Linux, and this is {sys.platform}. Leave it out: weights are then stored "
+            "in host memory."
+        )
+    checkpoint = disk.checkpoint
+    if checkpoint is not None:
+        if not os.path.exists(os.path.expanduser(checkpoint)):
+            raise no_checkpoint(checkpoint)
+        checkpoint = os.path.realpath(os.path.expanduser(checkpoint))
+    directory = resolve_directory(disk.directory, checkpoint)
+    return dataclasses.replace(disk, directory=directory, checkpoint=checkpoint)
+
+
+def _has_local_peers() -> bool:
+    # What torchrun and accelerate say about this machine; a launcher that says nothing may have put all ranks here.
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
+    world = dist.get_world_size()
+    local = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return world > 1 and (int(local) if local.isdecimal() else world) > 1
 
 
 def check_model(

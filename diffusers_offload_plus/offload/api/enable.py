@@ -20,7 +20,7 @@ from ..memory.process import give_memory_back
 from ..model.tensors import plain_bytes
 from ..planning.fitting import fit_budgets
 from ..policy import AUTO, OffloadPolicy
-from .checks import check_model
+from .checks import check_model, policy_for
 from .components import components_of, split_excluded
 
 __all__ = ["disable_group_offload", "enable_group_offload", "upgrade"]
@@ -96,7 +96,7 @@ def enable_group_offload(
 
     In each case nothing has been changed.
     """
-    policy = OffloadPolicy.from_arguments(
+    policy = policy_for(
         onload_device=onload_device,
         offload_device=offload_device,
         offload_type=offload_type,
@@ -181,7 +181,7 @@ def upgrade(target: Any) -> None:
                     "again with `from_pretrained` and call `diffusers_offload_plus.enable_group_offload`."
                 )
         settings = stock_settings(found[0][2].config, module)
-        policy = OffloadPolicy.from_arguments(**settings)
+        policy = policy_for(**settings)
         check_model(module, policy, name, allow_stock=True)
         prepared.append(Attachment(module, policy, name))
     if not prepared:

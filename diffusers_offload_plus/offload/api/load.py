@@ -21,9 +21,9 @@ from ..hooks.attachment import attachment_of
 from ..hooks.diffusers_api import is_pipeline_class
 from ..model.tensors import cast_tensor
 from ..modes import engine_mode
-from ..policy import OffloadPolicy
 from ..stores.disk.safetensors_files import header_of, safetensors_files
 from ..stores.mapped_file import MappedFile
+from .checks import policy_for
 from .components import components_of
 from .enable import enable_group_offload
 
@@ -71,7 +71,7 @@ def load_offloaded(
             "Leave it out to compute in the dtype of the checkpoint."
         )
     names = ("exclude_modules",)
-    OffloadPolicy.from_arguments(
+    policy_for(
         onload_device=onload_device,
         offload_to_disk_path=offload_to_disk_path,
         checkpoint=folder,

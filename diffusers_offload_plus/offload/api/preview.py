@@ -22,9 +22,9 @@ from ..memory.device_budget import bytes_for_groups
 from ..planning.fitting import SizeSummary, check_host, fit_summaries, size_summaries
 from ..planning.residency import ASSUMED_SPEED, keeper_of
 from ..planning.step_time import Bandwidth, GroupCost, Stream
-from ..policy import OffloadPolicy, existing_device, supports_streams
+from ..policy import supports_streams
 from ..runtime.prefetch import FARTHEST
-from .checks import check_model
+from .checks import check_model, existing_device, policy_for
 from .components import components_of, split_excluded
 
 __all__ = ["ComponentPlan", "PipelinePlan", "plan_group_offload"]
@@ -155,7 +155,7 @@ def plan_group_offload(
         UnsupportedModelError, HookConflictError, CompileOrderError: a component cannot be offloaded.
     """
     limit = _limit(vram_budget, onload_device)
-    policy = OffloadPolicy.from_arguments(
+    policy = policy_for(
         onload_device=onload_device,
         offload_type=offload_type,
         vram_budget=limit,
@@ -187,7 +187,7 @@ def _limit(vram_budget: int | str, onload_device: str | torch.device) -> int:
     if vram_budget != "auto":
         return parse_bytes("vram_budget", vram_budget)
     device = existing_device(onload_device)
-    OffloadPolicy.from_arguments(onload_device=device, vram_budget="auto")  # it has to tell
+    policy_for(onload_device=device, vram_budget="auto")  # it has to tell
     return DeviceMemory(device).capacity()
 
 

@@ -1,4 +1,4 @@
-"""What memory the process takes, kind by kind, and giving back what was freed."""
+"""Host memory of this process: how much it uses, may use and may lock, and returning freed memory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _CAP_IPC_LOCK = 14  # of <linux/capability.h>
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProcessMemory:
-    """Resident memory of this process in bytes, from ``/proc/self/status``; None where the system does not say.
+    """Resident memory of this process in bytes; None where the system does not say.
 
     Attributes:
         anonymous: memory that only swap could free.
-        file_backed: pages of mapped files, which the system drops when it needs room, and reads again.
-        cgroup_peak: the most its control group has had, page cache included.
+        file_backed: pages of mapped files, which the system drops when it needs memory, and reads again.
+        cgroup_peak: the most that its control group has used, page cache included.
     """
 
     anonymous: int | None
@@ -29,7 +29,7 @@ class ProcessMemory:
 
 
 def process_memory() -> ProcessMemory:
-    """What the process takes now."""
+    """The memory that the process uses now."""
     found: dict[str, int] = {}
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -40,33 +40,33 @@ def process_memory() -> ProcessMemory:
 
 
 def give_memory_back() -> None:
-    """Return to the system what the C library still holds of freed memory: it keeps small blocks otherwise."""
+    """Return freed memory to the system, also the small blocks that the C library would keep."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def available_memory() -> int | None:
-    """Bytes this process can take without swapping or hitting a limit of its control groups, page cache that can be
-    dropped counted as free; None where the system does not say."""
-    rooms: list[int] = []
+    """Bytes this process can allocate without swapping or reaching a limit of its control groups. Page cache that can
+    be dropped counts as free. None where the system does not say."""
+    found: list[int] = []
     with contextlib.suppress(OSError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                rooms.append(int(line.split()[1]) * 1024)
+                found.append(int(line.split()[1]) * 1024)
     for version, directory in _cgroups():
         limit, used, cache, _ = _CGROUP_FILES[version]
         for level in (directory, *directory.parents):
             with contextlib.suppress(OSError, ValueError):  # a limit of "max" is none
                 droppable = dict(line.split() for line in (level / "memory.stat").read_text().splitlines())
                 free = int((level / limit).read_text()) - int((level / used).read_text())
-                rooms.append(max(0, free + int(droppable.get(cache, 0))))
+                found.append(max(0, free + int(droppable.get(cache, 0))))
             if level in _CGROUP_ROOTS.values():
                 break
-    return min(rooms, default=None)
+    return min(found, default=None)
 
 
 def lockable_bytes() -> int | None:
-    """The most bytes of memory this process may lock (``ulimit -l``); None: as many as it likes."""
+    """The most bytes of memory this process may lock (``ulimit -l``); None: there is no limit."""
     limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -76,7 +76,7 @@ def lockable_bytes() -> int | None:
     return None if limit == resource.RLIM_INFINITY else limit
 
 
-# Limit, use, and what of the use can be dropped; then the highest use there was.
+# Files with the limit, the use, the part of the use that can be dropped (a key of memory.stat), and the peak.
 _CGROUP_FILES = {
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", "memory.max_usage_in_bytes"),
     2: ("memory.max", "memory.current", "inactive_file", "memory.peak"),

@@ -19,7 +19,7 @@ logger = logging.getLogger("diffusers_offload_plus")
 
 
 class Staging:
-    """Two buffers, used in turn; one is filled anew once the copy last made from it is over.
+    """Two host buffers, used alternately; each is filled anew once the last copy from it is over.
 
     Attributes:
         waited: seconds spent waiting for a buffer.
@@ -30,7 +30,7 @@ class Staging:
         self._pin = pin
         self._buffers: list[torch.Tensor | None] = [None, None]
         self._events: list[Any] = [None, None]
-        self._turn = 0
+        self._index = 0
         self.waited = 0.0
 
     @property
@@ -39,30 +39,32 @@ class Staging:
         return sum(buffer.numel() for buffer in self._buffers if buffer is not None)
 
     def acquire(self, nbytes: int) -> torch.Tensor:
-        """The next buffer's first ``nbytes``; waits for the copy that was last made from it."""
-        turn = self._turn = 1 - self._turn
-        event = self._events[turn]
+        """The first ``nbytes`` of the next buffer, after waiting for the last copy from it."""
+        index = self._index = 1 - self._index
+        event = self._events[index]
         if event is not None:
             begin = time.perf_counter()
             event.synchronize()
             self.waited += time.perf_counter() - begin
-            self._events[turn] = None
-        buffer = self._buffers[turn]
+            self._events[index] = None
+        buffer = self._buffers[index]
         if buffer is None or buffer.numel() < nbytes:
-            self._buffers[turn] = None  # the old one is given back before the new one is asked for
+            self._buffers[index] = None  # the old one is freed before the new one is allocated
             with engine_mode():
                 buffer = pinned(nbytes, self._device) if self._pin else torch.empty(nbytes, dtype=torch.uint8)
-            self._buffers[turn] = buffer
+            self._buffers[index] = buffer
         return buffer[:nbytes]
 
     def release(self, event: Any) -> None:
-        """The buffer acquired last is free again once ``event`` has happened."""
-        self._events[self._turn] = event
+        """Let the buffer acquired last be filled anew once ``event`` has happened: the end of the copy from it."""
+        self._events[self._index] = event
 
 
 def pinned(nbytes: int, device: torch.device) -> torch.Tensor:
-    """Uninitialised page-locked host memory, for copies to and from ``device``: uint8, shape ``(nbytes,)``. Pageable
-    memory where the system does not allow that much to be locked, which is logged."""
+    """Uninitialised page-locked host memory for copies to and from ``device``: uint8, shape ``(nbytes,)``.
+
+    Where the system does not allow that much to be locked, the memory is pageable, and a warning is logged.
+    """
     if device.type == "cuda":
         registered = _cuda_registered(nbytes)
         if registered is not None:
@@ -85,10 +87,10 @@ def _cuda_registered(nbytes: int) -> torch.Tensor | None:
 
 
 def registered(pages: mmap.mmap) -> torch.Tensor:
-    """``pages``, locked in memory and known to the CUDA runtime until the result is gone: uint8, as long as they are.
+    """``pages`` as a uint8 tensor, page-locked and known to the CUDA runtime until the tensor is gone.
 
     Raises:
-        OSError: the runtime refuses: its error number, which is none of the system's.
+        OSError: the runtime refuses. The number is an error of CUDA, not of the system.
     """
     import numpy
 

@@ -21,7 +21,7 @@ import torch
 from ...errors import OffloadPlusError
 from ..model.tensors import is_wrapper, map_plain
 from ..stores.layout import view_of
-from ..stores.protocols import WeightStorage
+from ..stores.storage import WeightStorage
 from ..transfer.transfer import CopyEngine
 from .param_group import ParamGroup
 

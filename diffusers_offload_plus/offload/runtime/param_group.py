@@ -23,7 +23,7 @@ from ..model.tensors import cast_tensor, is_wrapper, map_plain, plain_bytes, pla
 from ..modes import engine_mode
 from ..stores.host import HostAllocator
 from ..stores.layout import view_of
-from ..stores.protocols import Allocator, WeightStorage
+from ..stores.storage import Allocator, WeightStorage
 from ..transfer.transfer import CopyEngine, Transfer
 
 __all__ = ["Compare", "GroupState", "ParamGroup"]
@@ -241,7 +241,7 @@ class ParamGroup:
 
     def _pack(self, allocator: Allocator) -> WeightStorage:
         sources = [t.detach() for tensor in self._tensors for _, t in plain_tensors(tensor)]
-        storage = allocator.place(self.spec.key, sources)
+        storage = allocator.store(self.spec.key, sources)
         packed = iter(storage.tensors)
         values = [map_plain(tensor.detach(), lambda _: next(packed)) for tensor in self._tensors]
         self._stored = Pointers(self._tensors, values)

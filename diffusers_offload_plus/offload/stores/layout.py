@@ -7,6 +7,7 @@ Extents are aligned so that kernels see the alignment they would see on tensors 
 from __future__ import annotations
 
 import bisect
+import ctypes
 import dataclasses
 from collections.abc import Iterable, Sequence
 
@@ -14,24 +15,24 @@ import torch
 
 from ...errors import UnsupportedModelError
 
-__all__ = ["ALIGNMENT", "Extent", "SlabLayout", "address_range", "cluster", "lay_out", "view_of"]
+__all__ = ["ALIGNMENT", "Extent", "SlabLayout", "address_range", "bytes_at", "cluster", "lay_out", "view_of"]
 
 ALIGNMENT = 64  # bytes; what CPU and CUDA allocators of torch give at least
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Extent:
-    """A run of bytes that one or several overlapping tensors occupy.
+    """A run of bytes that one tensor occupies, or several that overlap.
 
     Attributes:
-        start: first address in source memory.
+        start: first address in the memory of the sources.
         nbytes: length in bytes.
-        offset: place in the slab, in bytes; set by :func:`lay_out`.
+        offset: where it begins in the slab, in bytes.
     """
 
     start: int
     nbytes: int
-    offset: int = 0
+    offset: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,11 @@ def view_of(storage: torch.UntypedStorage, byte_offset: int, like: torch.Tensor,
     """A tensor over ``storage`` with the dtype, size and strides of ``like``, its first element at ``byte_offset``."""
     view = torch.empty(0, dtype=like.dtype, device=device)
     return view.set_(storage, byte_offset // like.element_size(), like.size(), like.stride())
+
+
+def bytes_at(address: int, nbytes: int) -> torch.Tensor:
+    """The memory at ``address`` as a uint8 tensor on the CPU; it does not keep that memory alive."""
+    return torch.frombuffer((ctypes.c_char * nbytes).from_address(address), dtype=torch.uint8)
 
 
 def address_range(tensor: torch.Tensor) -> tuple[int, int]:

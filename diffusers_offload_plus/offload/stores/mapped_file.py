@@ -1,20 +1,20 @@
 """One file whose bytes are the values of offloaded weights.
 
 [Note: the mapping is the truth]
-A weight on the disk tier is a view of a private, writable mapping. Reading it reads the file; writing it gives the
-process pages of its own (copy on write), which no direct read of the file would see. So a direct read stands in for
-the mapping only where the kernel says that no page of the range is the process's own. Pages are never dropped with
-``MADV_DONTNEED``, which would take such writes back.
+A weight on the disk tier is a view of a private, writable mapping. Reading it reads the file. Writing it gives the
+process pages of its own (copy on write), which a read of the file does not see. So a read of the file stands in for
+the mapping only where the kernel says that no page of the range is private to the process. Pages are never dropped
+with ``MADV_DONTNEED``, which would undo such writes.
 
 [Note: files of others]
-A file that is replaced or deleted does no harm: the mapping holds its inode. One that is changed in place cannot be
-made safe, only noticed: size and modification time are looked at before each access of ours, whether we read weights
-to use them or to take them elsewhere. Truncation under a reader is a SIGBUS, as with any mapping; where we read
-through the mapping, the system is asked for the pages first, which fails with an error number instead.
+A file that is replaced or deleted does no harm: the mapping holds its inode. A file that is changed in place cannot be
+made safe, but the change is noticed: size and modification time are checked before each of our accesses, whether we
+read weights to use them or to store them elsewhere. Truncation under a reader is a SIGBUS, as with any mapping; where
+we read through the mapping, we ask the system for the pages first, which fails with an error number instead.
 
 [Note: more than memory]
-A private writable mapping counts as memory that may be needed, and the system refuses one larger than what there is.
-Ours is hardly ever written, so nothing is reserved for it: a file may be larger than the machine's memory.
+The system counts a private writable mapping as memory that may be needed, and refuses one larger than there is. Ours
+is hardly ever written, so nothing is reserved for it: a file may be larger than the machine's memory.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
 import mmap
 import os
 import stat
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 
 from ...errors import DiskTierError, FileChangedError
-from .direct import DirectReads, in_memory, residency_is_told
+from .page_cache import PAGE, in_memory, residency_is_told
 
-__all__ = ["PAGE", "MappedFile", "check_mapped", "named_error", "same_bytes", "view_bytes"]
+__all__ = ["FileRange", "MappedFile", "check_mapped", "named_error", "private_bytes", "view_bytes"]
 
-PAGE = mmap.PAGESIZE
-READ_AHEAD = 1 << 20  # bytes; ranges of fewer are in the first window that the system reads ahead
+READ_AHEAD = 1 << 20  # bytes; a smaller range is in the first window that the system reads ahead
 _COLD, _POPULATE_READ = 20, 22  # of <linux/mman.h>; not all of Python's modules name these
 _NORESERVE = 0x4000
 _EHWPOISON = 133
@@ -51,7 +51,6 @@ class MappedFile:
     Attributes:
         path: its name, for messages; the file may have been renamed or deleted since.
         size: bytes, when it was opened.
-        direct: the way into it past the page cache.
     """
 
     def __init__(self, path: str, descriptor: int | None = None) -> None:
@@ -61,7 +60,6 @@ class MappedFile:
             DiskTierError: it cannot be opened, is empty, or is not a regular file.
         """
         self.path = path
-        self.direct = DirectReads()
         with named_error("open", path):
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if descriptor is None else descriptor
         try:
@@ -70,7 +68,6 @@ class MappedFile:
                 raise DiskTierError(errno.EINVAL, "not a regular file with content", path)
             self.size = status.st_size
             self._stamp = (status.st_size, status.st_mtime_ns)
-            self.identity = (status.st_dev, status.st_ino)
             self._residency_is_told = residency_is_told(self._descriptor)
             with named_error("map", path):
                 self._storage: Any = _map_privately(self._descriptor, self.size)
@@ -87,7 +84,6 @@ class MappedFile:
         """Close the descriptor; views of the mapping stay valid, and reads go through it from now on."""
         descriptor, self._descriptor = getattr(self, "_descriptor", -1), -1
         if descriptor >= 0:
-            self.direct.close()
             with contextlib.suppress(OSError):
                 os.close(descriptor)
 
@@ -117,8 +113,8 @@ class MappedFile:
 
     def storage(self, offset: int, nbytes: int) -> torch.UntypedStorage:
         """A storage of its own over a range of the mapping."""
-        part: torch.UntypedStorage = self._storage[offset : offset + nbytes]
-        return part
+        result: torch.UntypedStorage = self._storage[offset : offset + nbytes]
+        return result
 
     def bytes(self, offset: int, nbytes: int) -> torch.Tensor:
         """The range as a uint8 tensor over the mapping."""
@@ -140,7 +136,7 @@ class MappedFile:
 
     def read_into(self, target: torch.Tensor, offset: int) -> None:
         """Read ``target.numel()`` bytes at ``offset`` of the file into ``target`` (uint8, on the CPU), without the
-        interpreter lock. The mapping is not consulted.
+        interpreter lock. What was written to the mapping is not seen.
 
         Raises:
             FileChangedError: the file ends before.
@@ -158,23 +154,8 @@ class MappedFile:
                 raise FileChangedError(errno.ESTALE, f"ends at byte {offset + done} of {self.size}", self.path)
             done += count
 
-    def read_past_cache(self, target: torch.Tensor, offset: int) -> None:
-        """As :meth:`read_into`; what the page cache does not hold is read past it where that is possible.
-
-        Raises:
-            FileChangedError: the file ends before.
-            DiskTierError: the system could not read it.
-        """
-        start = stop = 0
-        if self._descriptor >= 0 and self.direct.worthwhile(self.address + offset, offset, target.numel()):
-            with named_error("read", self.path):
-                start, stop = self.direct.read(self._descriptor, target, offset)
-        for first, last in ((0, start), (stop, target.numel())):
-            if first < last:
-                self.read_into(target[first:last], offset + first)
-
     def copy_into(self, target: torch.Tensor, offset: int) -> None:
-        """As :meth:`read_into`, through the mapping, so that what was written to it is seen.
+        """Read as :meth:`read_into` does, but through the mapping, so that what was written to it is seen.
 
         Raises:
             DiskTierError: the system could not read it.
@@ -183,13 +164,13 @@ class MappedFile:
         target.copy_(self.bytes(offset, target.numel()))
 
     def equals(self, address: int, offset: int, nbytes: int) -> bool:
-        """Whether the range has the bytes that are at ``address`` in memory.
+        """Whether the range has the bytes that are at ``address`` in memory, compared without the interpreter lock.
 
         Raises:
             DiskTierError: the system could not read it.
         """
         self.populate(offset, nbytes)
-        return same_bytes(address, self.address + offset, nbytes)
+        return bool(_libc().memcmp(address, self.address + offset, nbytes) == 0)
 
     def populate(self, offset: int, nbytes: int) -> None:
         """Bring the range into memory, without the interpreter lock.
@@ -208,7 +189,7 @@ class MappedFile:
         # The cache may hold pages past the end of a file that was truncated; touching them is a SIGBUS all the same.
         if not self._residency_is_told or self._descriptor < 0 or os.fstat(self._descriptor).st_size < self.size:
             return False
-        return in_memory(self.address + offset, nbytes) == 1
+        return in_memory(self.address + offset, nbytes)
 
     def read_ahead(self, offset: int, nbytes: int) -> None:
         """Ask the system to begin reading the range."""
@@ -222,6 +203,19 @@ class MappedFile:
         start = (self.address + offset) // PAGE * PAGE
         length = self.address + offset + nbytes - start
         return 0 if _libc().madvise(start, length, advice) == 0 else ctypes.get_errno()
+
+
+class FileRange(NamedTuple):
+    """Some bytes of a mapped file."""
+
+    file: MappedFile
+    offset: int
+    nbytes: int
+
+
+def private_bytes(ranges: Iterable[FileRange]) -> int:
+    """Bytes of those ``ranges`` in which this process has written to the mapping."""
+    return sum(nbytes for file, offset, nbytes in ranges if file.is_private(offset, nbytes))
 
 
 def check_mapped(tensors: Iterable[torch.Tensor]) -> None:
@@ -256,12 +250,6 @@ def view_bytes(tensor: torch.Tensor) -> memoryview:
     return memoryview(array)
 
 
-def same_bytes(left: int, right: int, nbytes: int) -> bool:
-    """Whether the ``nbytes`` at two addresses are equal, without the interpreter lock."""
-    compare: Callable[..., int] = _libc().memcmp
-    return compare(left, right, nbytes) == 0
-
-
 def _map_privately(descriptor: int, nbytes: int) -> Any:
     # torch.UntypedStorage.from_file reserves memory; see [Note: more than memory].
     libc = _libc()
@@ -275,20 +263,15 @@ def _map_privately(descriptor: int, nbytes: int) -> Any:
     return torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
 
 
+@functools.cache
 def _libc() -> ctypes.CDLL:
-    global _LIBC
-    if _LIBC is None:
-        library = ctypes.CDLL(None, use_errno=True)
-        library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-        library.memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
-        library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-        library.mmap.restype = ctypes.c_void_p
-        library.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-        _LIBC = library
-    return _LIBC
-
-
-_LIBC: ctypes.CDLL | None = None
+    library = ctypes.CDLL(None, use_errno=True)
+    library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    library.memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+    library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    library.mmap.restype = ctypes.c_void_p
+    library.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return library
 
 
 def _pagemap() -> int:

@@ -1,11 +1,11 @@
-"""The thread that reads from disk ahead of whoever computes.
+"""The thread that reads weights from disk before they are needed.
 
 [Note: reading ahead]
-What rests on disk is read by a thread of its own, and that thread starts the copy to the device. Whoever needs the
-bytes waits for the thread first: the one wait of a steady pass, timed as such, and the place where errors of the
-reading come up. Where the CPU computes, weights are used where they are mapped, and the thread only brings them into
-memory; those that lie badly aligned are read into memory of their own. A forked process has no such thread: what was
-under way there is read by whoever needs it, and the next reading starts a thread.
+Weights that are stored on disk are read by a thread of its own, which also starts the copy to the device. Whoever
+needs the bytes waits for the thread first. That is the one wait of a steady pass; it is timed, and errors of reading
+are raised there. Where the CPU computes, weights are used where they are mapped, and the thread only brings them into
+memory; those that lie badly aligned are read into memory of their own. A forked process has no such thread: it does
+what the thread had still to do when somebody needs it, and its next submission starts a thread.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = logging.getLogger("diffusers_offload_plus")
 
 
 class Reading:
-    """One piece of work for the reader, and what came of it."""
+    """One piece of work for the reader, and its result."""
 
     def __init__(self, reader: Reader, work: Callable[[], Any], what: str) -> None:
         self._reader = reader
@@ -40,11 +40,11 @@ class Reading:
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing to wait for."""
+        """Whether :meth:`finish` would return at once; in a forked process it does the work itself."""
         return self._process != os.getpid() or self.future.done()
 
     def finish(self) -> Any:
-        """Wait for it and return, or raise, what came of it. While nothing comes, that is said in the log."""
+        """Wait for the work and return its result, or raise its error. A disk that does not answer is logged."""
         begin = time.perf_counter()
         try:
             if self._process != os.getpid():
@@ -60,7 +60,7 @@ class Reading:
             self._work = None  # and the memory it was to fill: the executor may hold on to this object for a while
 
     def cancel(self) -> Any:
-        """What came of it if it ran already; else it never will. Errors are nobody's any more."""
+        """The result, if the work is under way or done; else it is never done. Errors are dropped."""
         try:
             if self._process != os.getpid():
                 return None
@@ -72,7 +72,7 @@ class Reading:
 
 
 class Reader:
-    """A thread for readings, one after the other; it starts with the first.
+    """A thread that does its work in the order it was submitted; it starts with the first submission.
 
     Attributes:
         waited: seconds that callers of :meth:`Reading.finish` have waited.
@@ -85,7 +85,7 @@ class Reader:
         self.waited = 0.0
 
     def submit(self, work: Callable[[], Any], what: str) -> Reading:
-        """Have ``work`` done by the thread; ``what`` names it where it takes too long."""
+        """Have the thread do ``work``; ``what`` names it in the log if it takes too long."""
         self._notice_fork()
         if self._executor is None:
             self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="offload-plus-reader")
@@ -96,7 +96,7 @@ class Reader:
         return reading
 
     def drain(self) -> None:
-        """Wait until nothing is being read."""
+        """Wait until all submitted work is done."""
         self._notice_fork()
         concurrent.futures.wait(self._under_way)
         self._under_way.clear()

@@ -1,4 +1,4 @@
-"""Where each group of one model rests: host memory or disk, as the budget allows."""
+"""Which tier each group of one model is stored on: host memory or disk, as the budget allows."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from ..policy import LEAST_BUDGET, OffloadPolicy
 from ..stores.disk.allocator import DiskAllocator
 from ..stores.disk.safetensors_files import snapshot_of
 from ..stores.host import HostAllocator
-from ..stores.protocols import Allocator
 from ..stores.shared.allocator import SharedAllocator
+from ..stores.storage import Allocator
 from .transfer import CopyEngine
 
 __all__ = ["Tiers"]
 
 
 class Tiers:
-    """The placements of one model, and which of them each group gets.
+    """The allocators of one model, and which of them each group gets.
 
     Attributes:
-        disk: the placement on disk, if the policy has one.
-        shared: the placement in memory that processes share, likewise.
+        disk: stores groups on disk; None: the policy has no disk tier.
+        shared: stores groups in memory that processes share; None: the policy does not share.
     """
 
     def __init__(self, root: nn.Module, policy: OffloadPolicy, link: CopyEngine, label: str) -> None:
@@ -37,7 +37,7 @@ class Tiers:
         self._on_disk: set[int] = set()
         self._prepared: set[tuple[object, ...]] = set()
         self._sizes: list[int] = []
-        self._places: dict[tuple[object, ...], int] = {}
+        self._indices: dict[tuple[object, ...], int] = {}
         self.disk: DiskAllocator | None = None
         self.shared: SharedAllocator | None = None
         if policy.share_host_copy:
@@ -54,23 +54,26 @@ class Tiers:
             )
 
     def prepare(self, specs: Sequence[GroupSpec], known: Sequence[GroupSpec] = ()) -> None:
-        """Decide about ``specs`` (all groups of the model, in order), and find or write on disk what goes there,
-        except for ``known``, which have a home. Changes no tensor.
+        """Decide where to store ``specs`` (all groups of the model, in order), and find or write the bytes of those
+        that go to disk. Changes no tensor.
+
+        Args:
+            known: groups that are stored already.
 
         Raises:
-            DiskTierError: there is no room, or a file cannot be written.
+            DiskTierError: the disk is full, or a file cannot be written.
         """
+        stored = {spec.key for spec in known}
         if self.shared is not None:
-            have = {spec.key for spec in known}
-            self.shared.prepare([(spec.key, _sources(spec)) for spec in specs if spec.key not in have])
+            self.shared.prepare([(spec.key, _sources(spec)) for spec in specs if spec.key not in stored])
         if self.disk is None or self._policy.disk is None:
             return
         self._sizes = sizes = [packed_bytes(spec) for spec in specs]
-        self._places = {spec.key: place for place, spec in enumerate(specs)}
+        self._indices = {spec.key: index for index, spec in enumerate(specs)}
         self._copy_engine.staging_limit = staging_bytes(sizes, self._policy.disk.host_budget) or None
         in_memory = self._in_memory(self._policy.disk.host_budget)
         self._on_disk = {id(spec) for index, spec in enumerate(specs) if index not in in_memory}
-        done = self._prepared | {spec.key for spec in known}
+        done = self._prepared | stored
         fresh = [spec for spec in specs if id(spec) in self._on_disk and spec.key not in done]
         self.disk.prepare([(spec.key, _sources(spec)) for spec in fresh])
         self._prepared.update(spec.key for spec in fresh)
@@ -80,24 +83,22 @@ class Tiers:
         return groups_in_memory(self._sizes, host_budget, staged=staged)
 
     def host_budget_holding(self, spec: GroupSpec) -> int:
-        """A host budget, larger than the present one, with which the group of ``spec``, now on disk, rests in memory.
-        One byte less and it would not."""
+        """The least host budget with which the group of ``spec``, now on disk, is stored in memory."""
         assert self._policy.disk is not None
-        place = self._places[spec.key]
+        index = self._indices[spec.key]
         whole = sum(self._sizes) + 2 * max(self._sizes)
         present = self._policy.disk.host_budget or LEAST_BUDGET - 1
-        return least(lambda budget: place in self._in_memory(budget), present, max(whole, present + 1))
+        return least(lambda budget: index in self._in_memory(budget), present, max(whole, present + 1))
 
     def forget(self) -> None:
-        """What was prepared and has no home yet may be changed by others before the next attempt."""
+        """Drop what was prepared and not stored: others may change the tensors before the next attempt."""
         self._prepared.clear()
-        if self.disk is not None:
-            self.disk.forget()
-        if self.shared is not None:
-            self.shared.forget()
+        for allocator in (self.disk, self.shared):
+            if allocator is not None:
+                allocator.forget()
 
     def allocator_of(self, spec: GroupSpec) -> Allocator | None:
-        """What gives the group a home; None if it is to stay as it is, in the memory of the device that computes."""
+        """What stores the group; None if it stays as it is, in the memory of the device that computes."""
         if id(spec) in self._on_disk:
             return self.disk
         if self.shared is not None:

@@ -24,8 +24,8 @@ from ..memory.staging import Staging, pinned, registered
 from ..modes import engine_mode
 from ..policy import OffloadPolicy, supports_streams
 from ..stores.disk.slab import DiskSlab
-from ..stores.protocols import WeightStorage
 from ..stores.shared.memory import NotShared, SharedMemory
+from ..stores.storage import WeightStorage
 from .reader import Reader, Reading
 from .timing import Bottleneck, StallTimer
 

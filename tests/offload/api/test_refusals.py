@@ -14,8 +14,9 @@ from diffusers.hooks import apply_group_offloading
 from torch import nn
 
 import diffusers_offload_plus as dop
+from diffusers_offload_plus.offload.api.checks import policy_for
 from diffusers_offload_plus.offload.model.inventory import take_inventory
-from diffusers_offload_plus.offload.policy import OffloadPolicy
+from diffusers_offload_plus.offload.policy import OffloadPolicy, resolve_device
 from tests.support.meter import Meter
 from tests.support.models import Stack, noise, seeded
 from tests.support.policies import DIRECTORY
@@ -139,6 +140,27 @@ def test_argument(case: str, device: torch.device, meter: Meter) -> None:
     assert meter.copies == meter.pinned == meter.live == 0
 
 
+def test_values_are_validated_without_looking_at_the_machine(tmp_path: Path) -> None:
+    """A policy holds what was said; whether this machine can do it is checked apart."""
+    missing = {"offload_to_disk_path": tmp_path / "new", "checkpoint": "~/none"}
+    policy = OffloadPolicy.from_arguments(onload_device="cuda:77", **missing)
+    assert policy.disk is not None
+    assert (policy.disk.directory, policy.disk.checkpoint) == (str(tmp_path / "new"), "~/none")
+    assert policy.device == policy.onload_device == torch.device("cuda:77")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_machine_decides(device: torch.device, tmp_path: Path) -> None:
+    """Once, so that a later change of directory, link or current device changes nothing."""
+    (tmp_path / "link").symlink_to(tmp_path)
+    policy = policy_for(onload_device=device.type, offload_to_disk_path=tmp_path / "link" / "store")
+    assert policy.disk is not None
+    assert policy.disk.directory == str(tmp_path.resolve() / "store")
+    assert (tmp_path / "store").is_dir()
+    assert policy.onload_device == torch.device(device.type)
+    assert policy.device == resolve_device(torch.device(device.type)) != policy.onload_device
+
+
 def test_device_that_this_machine_has_not(device: torch.device) -> None:
     model = seeded(Stack)
     refused(
@@ -249,7 +271,7 @@ def test_sharded_tensors(device: torch.device, tmp_path: Path) -> None:
             distribute_tensor(model.blocks[3].down.weight.detach(), mesh, [Replicate()])
         )
         assert isinstance(model.blocks[3].down.weight, DTensor)
-        policy = OffloadPolicy.from_arguments(onload_device=device)
+        policy = policy_for(onload_device=device)
         with pytest.raises(dop.UnsupportedModelError, match=r"blocks\.3\.down\.weight' is a DTensor"):
             take_inventory(model, policy, "model")
         with pytest.raises(dop.UnsupportedModelError, match="sharded"):

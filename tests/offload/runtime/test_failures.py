@@ -225,15 +225,15 @@ def test_enabling_fails_midway(
     model.register_buffer("table", torch.arange(3))
     before, tensors, found = {k: v.clone() for k, v in held(model).items()}, held(model), attributes(model)
     done: list[object] = []
-    for placement in (HostAllocator, SharedAllocator, DiskAllocator):
+    for allocator in (HostAllocator, SharedAllocator, DiskAllocator):
 
-        def exhausted(self: Any, key: object, sources: Any, place: Any = placement.place) -> Any:
+        def exhausted(self: Any, key: object, sources: Any, store: Any = allocator.store) -> Any:
             done.append(key)
             if len(done) == number + 1:
                 raise RuntimeError("no host memory left")
-            return place(self, key, sources)
+            return store(self, key, sources)
 
-        monkeypatch.setattr(placement, "place", exhausted)
+        monkeypatch.setattr(allocator, "store", exhausted)
     with pytest.raises(RuntimeError, match="no host memory left"):
         dop.enable_group_offload(model, device, **settings(policy, model, device))
     monkeypatch.undo()

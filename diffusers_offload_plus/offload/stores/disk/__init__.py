@@ -1,4 +1,4 @@
-"""Weights as views of mapped files: checkpoints that lie there already, and a directory of files of our own.
+"""Weights stored as views of mapped files: checkpoint files, and files of our own in a store directory.
 
 May import from ``stores`` and the rooms below it.
 """

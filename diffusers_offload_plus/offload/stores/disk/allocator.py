@@ -1,11 +1,11 @@
-"""Gives weights a home on disk: where their bytes lie already, else in a file of our own."""
+"""Stores weights on disk: where their bytes lie already, else in a file of our own."""
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import functools
+import itertools
 import logging
 import os
 from collections.abc import Callable, Hashable, Sequence
@@ -14,14 +14,14 @@ from typing import NamedTuple
 import torch
 
 from ....errors import DiskTierError
-from ..host import HostSlab
-from ..layout import SlabLayout, lay_out
-from ..mapped_file import MappedFile, check_mapped, named_error
+from ..host import in_host_memory
+from ..layout import Extent, bytes_at
+from ..mapped_file import FileRange, MappedFile, check_mapped, named_error
 from .directory import StoreDirectory
 from .matching import KnownRanges
 from .safetensors_files import safetensors_files
-from .slab import DiskSlab, Piece
-from .store_file import Content, digest, sync_data
+from .slab import DiskSlab
+from .store_file import sync_data
 
 __all__ = ["DiskAllocator"]
 
@@ -31,15 +31,15 @@ FICLONE = 0x40049409  # of <linux/fs.h>: share blocks until one of the two files
 
 
 class _Prepared(NamedTuple):
-    """Where the bytes of a group are, and the tensors they were taken from, as they were."""
+    """Where the bytes of a group lie, and the tensors they were taken from, as they were."""
 
-    pieces: list[Piece]
-    sources: Sequence[torch.Tensor]  # held, so that no other tensor can have their addresses
+    ranges: list[FileRange]
+    sources: Sequence[torch.Tensor]  # referenced, so that no other tensor can get their addresses
     state: list[tuple[int, int | None]]
 
 
 class DiskAllocator:
-    """Homes on disk for the weights of one model.
+    """Stores the weights of one model on disk.
 
     Attributes:
         written: bytes written to files of our own.
@@ -71,84 +71,66 @@ class DiskAllocator:
         self.found = 0
 
     def prepare(self, groups: Sequence[tuple[Hashable, Sequence[torch.Tensor]]]) -> None:
-        """Find or write the bytes of every group; ``groups`` are keys for :meth:`place` and the tensors. Changes no
+        """Find or write the bytes of every group; ``groups`` are keys for :meth:`store` and the tensors. Changes no
         tensor.
 
         Raises:
-            DiskTierError: there is no room, or a file cannot be written.
+            DiskTierError: the disk is full, or a file cannot be written.
             FileChangedError: the tensors are mapped from a file that was changed in place.
         """
         if not groups:
             return
         self._directory.remove_orphans()
-        known = self._known_ranges()
-        missing: list[Content] = []
-        found: dict[Hashable, list[Piece | None]] = {}
-        hosts: list[HostSlab] = []  # what lay on a device, until it is written
-        extents = {key: self._layout(sources, hosts).extents for key, sources in groups}
-        ranges = iter(known.take([(e.start, e.nbytes) for of_group in extents.values() for e in of_group]))
-        for key, of_group in extents.items():
-            found[key] = []
-            for extent in of_group:
-                piece = next(ranges)
-                if piece is None:
-                    values = _memory(extent.start, extent.nbytes)
-                    missing.append(Content(values, digest(values) if self._keep else str(len(missing))))
-                else:
-                    self.found += extent.nbytes
-                found[key].append(piece)
+        in_memory = [in_host_memory(sources) for _, sources in groups]  # copies of what lies on a device
+        extents = [extent for _, layout in in_memory for extent in layout.extents]
+        found = self._known_ranges().take([(extent.start, extent.nbytes) for extent in extents])
+        missing = [extent for extent, place in zip(extents, found, strict=True) if place is None]
+        self.found += sum(place.nbytes for place in found if place is not None)
         written = iter(self._write(missing, private=not self._keep))
-        prepared = {key: [piece or next(written) for piece in pieces] for key, pieces in found.items()}
+        ranges = [place or next(written) for place in found]
         for _, sources in groups:
             check_mapped(sources)  # changed while it was read
-        for key, sources in groups:
-            self._prepared[key] = _Prepared(prepared[key], sources, _state_of(sources))
+        rest = iter(ranges)
+        for (key, sources), (_, layout) in zip(groups, in_memory, strict=True):
+            of_group = list(itertools.islice(rest, len(layout.extents)))
+            self._prepared[key] = _Prepared(of_group, sources, _state_of(sources))
         if self._keep:
-            self._note_kept([piece for pieces in prepared.values() for piece in pieces])
+            self._note_kept(ranges)
 
-    def place(self, key: Hashable, sources: Sequence[torch.Tensor]) -> DiskSlab:
-        """The home of ``sources``, prepared under ``key`` or made now."""
-        hosts: list[HostSlab] = []
-        layout = self._layout(sources, hosts)
+    def store(self, key: Hashable, sources: Sequence[torch.Tensor]) -> DiskSlab:
+        """Views of the bytes that were prepared under ``key``, or that are written now if ``sources`` have changed
+        since."""
+        tensors, layout = in_host_memory(sources)
         prepared = self._prepared.pop(key, None)
         if prepared is not None and prepared.state == _state_of(sources):
-            pieces = prepared.pieces
-        else:
-            pieces = self._write_anew(layout)
-            check_mapped(sources)  # changed while it was read
-        tensors = hosts[0].tensors if hosts else sources
-        return DiskSlab(tensors, layout, pieces)
+            return DiskSlab(tensors, layout, prepared.ranges)
+        ranges = self._write(layout.extents, private=True)  # new values are this process's own, whatever is kept
+        if ranges:
+            ranges[0].file.close()  # nobody else can reach the file, so there is nothing to check: spare a descriptor
+        check_mapped(sources)  # changed while it was read
+        return DiskSlab(tensors, layout, ranges)
 
     def forget(self) -> None:
-        """What was prepared and not placed may be changed by others from now on."""
+        """Drop what was prepared and not stored: others may change the tensors from now on."""
         self._prepared.clear()
 
-    def _write_anew(self, layout: SlabLayout) -> list[Piece]:
-        # Changed since: the new values are this process's own, whatever is kept.
-        contents = [Content(_memory(e.start, e.nbytes), str(number)) for number, e in enumerate(layout.extents)]
-        pieces = self._write(contents, private=True)
-        if pieces:
-            # Nobody else can reach the file, so there is nothing to check: spare the descriptor.
-            pieces[0].file.close()
-        return pieces
-
-    def _write(self, contents: list[Content], *, private: bool) -> list[Piece]:
-        if not contents:
+    def _write(self, extents: Sequence[Extent], *, private: bool) -> list[FileRange]:
+        if not extents:
             return []
-        nbytes = sum(content.bytes.numel() for content in contents)
+        nbytes = sum(extent.nbytes for extent in extents)
         self._directory.require_space(nbytes)
         write = self._directory.write if private else self._directory.publish
-        pieces = write(contents, self._label)
+        ranges = write([bytes_at(extent.start, extent.nbytes) for extent in extents], self._label)
         self.written += nbytes
-        return pieces
+        return ranges
 
     def _known_ranges(self) -> KnownRanges:
         known = KnownRanges()
-        for reopen in self._directory.kept_files():
-            _offer(known, reopen)
+        for open_file in self._directory.kept_files():
+            _add(known, open_file)
         if self._checkpoint is not None:
             for path in safetensors_files(self._checkpoint, self._label):
-                _offer(known, functools.partial(self._copy_of if self._protect else MappedFile, path))
+                _add(known, functools.partial(self._copy_of if self._protect else MappedFile, path))
         return known
 
     def _copy_of(self, path: str) -> MappedFile:
@@ -162,7 +144,7 @@ class DiskAllocator:
     def _copied(self, path: str) -> MappedFile:
         source = MappedFile(path)
         self._directory.require_space(source.size)
-        descriptor = self._directory.nameless(self._directory.path)
+        descriptor = self._directory.create_nameless()
         try:
             with named_error("copy", path):
                 try:
@@ -179,26 +161,17 @@ class DiskAllocator:
         self.written += source.size
         return MappedFile(f"{self._directory.path}/(copy of {path})", descriptor)
 
-    def _note_kept(self, pieces: list[Piece]) -> None:
+    def _note_kept(self, ranges: Sequence[FileRange]) -> None:
         objects = str(self._directory.objects) + os.sep
-        self._kept.update(p.file.path.removeprefix(objects) for p in pieces if p.file.path.startswith(objects))
+        self._kept.update(r.file.path.removeprefix(objects) for r in ranges if r.file.path.startswith(objects))
         if self._kept:
-            nbytes = sum(piece.nbytes for piece in pieces)
+            nbytes = sum(place.nbytes for place in ranges)
             self._directory.note_kept(self._label, self._model, sorted(self._kept), nbytes)
 
-    @staticmethod
-    def _layout(sources: Sequence[torch.Tensor], hosts: list[HostSlab]) -> SlabLayout:
-        if any(t.device.type != "cpu" for t in sources):
-            slab = HostSlab(sources, lambda nbytes: torch.empty(nbytes, dtype=torch.uint8))
-            hosts.append(slab)
-            sources = slab.tensors
-        check_mapped(sources)
-        return lay_out(sources)
 
-
-def _offer(known: KnownRanges, reopen: Callable[[], MappedFile]) -> None:
+def _add(known: KnownRanges, open_file: Callable[[], MappedFile]) -> None:
     try:
-        known.add(reopen)
+        known.add(open_file)
     except DiskTierError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE):
             raise
@@ -207,8 +180,3 @@ def _offer(known: KnownRanges, reopen: Callable[[], MappedFile]) -> None:
 
 def _state_of(sources: Sequence[torch.Tensor]) -> list[tuple[int, int | None]]:
     return [(t.data_ptr(), None if t.is_inference() else t._version) for t in sources]
-
-
-def _memory(address: int, nbytes: int) -> torch.Tensor:
-    """The bytes at ``address`` as a uint8 tensor that owns nothing."""
-    return torch.frombuffer((ctypes.c_char * nbytes).from_address(address), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Looking after a store: what it keeps, whether it is whole, and what nobody needs any more."""
+"""Listing, verifying and cleaning a store, for ``offload-plus store``."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["KeptModel", "Problem", "collect_garbage", "kept_models", "verify"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KeptModel:
-    """What one manifest says.
+    """A model whose weights are kept, as its manifest says.
 
     Attributes:
-        label: the component's name; ``model``: its class.
+        label: the component's name; ``model``: the name of its class.
         nbytes: bytes of its weights that lie in the store or in its checkpoint.
         created: when, in UTC.
-        objects: names of the files it needs, below ``objects/``; ``missing``: those that are not there.
-        path: of the manifest.
+        objects: names of the files it needs, below ``objects/``; ``missing``: the ones that are not there.
+        path: the manifest.
     """
 
     label: str
@@ -47,17 +47,17 @@ class Problem:
 
 
 def kept_models(directory: str) -> Iterator[KeptModel | Problem]:
-    """What the manifests of a store say, in the order of their names."""
+    """The models that the manifests of a store name, in the order of the manifests' names."""
     store = StoreDirectory(directory)
     for path in sorted(store.manifests.glob("*.json")):
         try:
-            said = json.loads(path.read_text())
-            objects = tuple(str(name) for name in said["objects"])
+            manifest = json.loads(path.read_text())
+            objects = tuple(str(name) for name in manifest["objects"])
             yield KeptModel(
-                label=str(said["label"]),
-                model=str(said["model"]),
-                nbytes=int(said["bytes"]),
-                created=str(said["created"]),
+                label=str(manifest["label"]),
+                model=str(manifest["model"]),
+                nbytes=int(manifest["bytes"]),
+                created=str(manifest["created"]),
                 objects=objects,
                 missing=tuple(name for name in objects if not (store.objects / name).is_file()),
                 path=str(path),
@@ -101,8 +101,7 @@ def collect_garbage(directory: str, *, remove: bool = True) -> Iterator[tuple[st
             needed.update(found.objects)
         elif removed := _remove_unlocked(Path(found.path), remove):
             yield removed
-    temporaries = [*store.objects.glob(".*.tmp"), *store.manifests.glob(".*.tmp"), *store.path.glob(".*.tmp")]
-    for path in [*(p for p in _objects(store) if p.name not in needed), *sorted(temporaries)]:
+    for path in [*(p for p in _objects(store) if p.name not in needed), *sorted(store.temporaries())]:
         if removed := _remove_unlocked(path, remove):
             yield removed
 

@@ -1,4 +1,4 @@
-"""Where a byte range can be found on disk: the tensors of safetensors files, ours and others', by their headers."""
+"""The tensors of safetensors files as byte ranges, by the files' headers."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import errno
 import json
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ....errors import DiskTierError, InvalidPolicyError
 from ..mapped_file import MappedFile, named_error
 
-__all__ = ["Range", "header_of", "ranges_of", "safetensors_files"]
+__all__ = ["Range", "header_of", "ranges_of", "safetensors_files", "snapshot_of"]
 
 MAX_HEADER = 100 << 20  # bytes; what the safetensors library accepts
 
@@ -28,12 +28,12 @@ class Range(NamedTuple):
 
 
 def safetensors_files(checkpoint: str, component: str) -> list[str]:
-    """The weight files at ``checkpoint``: the file itself, or those of a directory.
+    """The weight files of a component at ``checkpoint``: the file itself, or those in a directory.
 
-    Of a pipeline's directory those in the component's own subdirectory, of any other those directly in it.
+    In a pipeline's directory they are in the component's subdirectory, in any other directly in it.
 
     Raises:
-        InvalidPolicyError: nothing is there.
+        InvalidPolicyError: there are none.
     """
     path = Path(checkpoint).expanduser()
     if path.is_file():
@@ -52,7 +52,8 @@ def safetensors_files(checkpoint: str, component: str) -> list[str]:
 
 
 def header_of(file: MappedFile) -> dict[str, Any]:
-    """The header of a safetensors file, checked against the file's size.
+    """The header of a safetensors file, checked against the file's size. ``"__data_start__"`` is added to it: the
+    offset in the file that the tensors' offsets are counted from.
 
     Raises:
         DiskTierError: it is not a whole safetensors file.
@@ -83,7 +84,11 @@ def _in_order(ranges: list[list[int]], nbytes: int) -> bool:
 
 
 def ranges_of(file: MappedFile) -> Iterator[Range]:
-    """The tensors of a safetensors file, empty ones left out."""
+    """The byte range of each tensor of a safetensors file, empty ones left out.
+
+    Raises:
+        DiskTierError: it is not a whole safetensors file.
+    """
     header = header_of(file)
     start = header.pop("__data_start__")
     header.pop("__metadata__", None)
@@ -102,10 +107,3 @@ def snapshot_of(model: Any, component: str) -> str | None:
                 safetensors_files(os.fspath(source), component)
                 return os.fspath(source)
     return None
-
-
-def existing(paths: Iterable[str]) -> Iterator[MappedFile]:
-    """Those of ``paths`` that can be opened and mapped."""
-    for path in paths:
-        with contextlib.suppress(DiskTierError):
-            yield MappedFile(path)

@@ -1,166 +1,107 @@
-"""Weights at rest on disk: views of mapped files, with an ``UntypedStorage`` each."""
+"""Weights stored on disk: views of mapped files."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from ..layout import Extent, SlabLayout, view_of
-from ..mapped_file import PAGE, MappedFile
+from ..layout import SlabLayout
+from ..mapped_file import FileRange, MappedFile, private_bytes
+from ..page_cache import PAGE
+from ..storage import WeightStorage
 
-__all__ = ["DiskSlab", "Piece"]
+__all__ = ["DiskSlab"]
 
-# CPU kernels give other last bits on weights that are aligned to fewer bytes than the first; none tells apart two
-# addresses that agree modulo the second.
+# CPU kernels may give other last bits on a weight that is aligned to less than the first number of bytes. They give
+# the same bits at two addresses that are equal modulo the second.
 COMPUTE_ALIGNMENT, VECTOR = 16, 64
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Piece:
-    """Where on disk the bytes of one extent are."""
-
-    file: MappedFile
-    offset: int
-    nbytes: int
-
-    def computes_like(self, address: int) -> bool:
-        """Whether computing straight from the mapping gives the bits that computing with the same bytes at ``address``
-        in memory gives."""
-        return self.offset % COMPUTE_ALIGNMENT == 0 or self.offset % VECTOR == address % VECTOR
-
-
-class DiskSlab:
-    """Tensors that are views of mapped files.
+class DiskSlab(WeightStorage):
+    """Tensors that are views of mapped files. Writing one leaves the files alone.
 
     Attributes:
-        tensors: the views, in the order of the sources; writing one leaves the files alone.
-        pieces: where each extent of :attr:`layout` lies on disk.
-        is_aligned: a CPU may compute with every tensor where it lies, and gets the bits it got from the sources.
+        ranges: where each extent of :attr:`layout` lies on disk.
     """
 
     in_memory: torch.Tensor | None = None
     tier = "disk"
 
-    def __init__(self, sources: Sequence[torch.Tensor], layout: SlabLayout, pieces: Sequence[Piece]) -> None:
-        """Views for ``sources``, whose extents ``layout`` gives and whose bytes ``pieces`` hold, extent by extent."""
-        self.layout = layout
-        self.pieces = tuple(pieces)
+    def __init__(self, sources: Sequence[torch.Tensor], layout: SlabLayout, ranges: Sequence[FileRange]) -> None:
+        """Views like ``sources``, whose extents ``layout`` gives and whose bytes lie in ``ranges``, extent by
+        extent."""
+        super().__init__(sources, layout, [file.storage(offset, nbytes) for file, offset, nbytes in ranges])
+        self.ranges = tuple(ranges)
         self.is_aligned = all(
-            piece.computes_like(extent.start) for extent, piece in zip(layout.extents, self.pieces, strict=True)
+            place.offset % COMPUTE_ALIGNMENT == 0 or place.offset % VECTOR == extent.start % VECTOR
+            for extent, place in zip(layout.extents, self.ranges, strict=True)
         )
-        self._ranges = _joined(self.pieces)
-        host = torch.device("cpu")
-        slices = [piece.file.storage(piece.offset, piece.nbytes) for piece in self.pieces]
-        self.tensors: list[torch.Tensor] = []
-        self._offsets: dict[int, int] = {}
-        for source, index in zip(sources, layout.extent_of, strict=True):
-            if index is None:
-                self.tensors.append(torch.empty_strided(source.size(), source.stride(), dtype=source.dtype))
-                continue
-            extent = layout.extents[index]
-            self.tensors.append(view_of(slices[index], source.data_ptr() - extent.start, source, host))
-            self._offsets[slices[index]._cdata] = extent.offset
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the packed tensors, alignment included."""
-        return self.layout.nbytes
+        self._joined = _joined(self.ranges)
 
     @property
     def private_bytes(self) -> int:
-        """Bytes of extents that were written since, and so are in memory of the process."""
-        return sum(piece.nbytes for piece in self.pieces if piece.file.is_private(piece.offset, piece.nbytes))
+        """Bytes of extents that this process has written since, and so holds in memory of its own."""
+        return private_bytes(self.ranges)
 
     def files(self) -> list[MappedFile]:
-        """The files its bytes are in."""
-        return list(dict.fromkeys(piece.file for piece in self.pieces))
+        """The files that hold the bytes."""
+        return list(dict.fromkeys(place.file for place in self.ranges))
 
     def check(self) -> None:
         """Raise :class:`.FileChangedError` if a file was changed in place since it was mapped."""
         for file in self.files():
             file.check()
 
-    def offset_of(self, tensor: torch.Tensor) -> int | None:
-        """As :meth:`.HostSlab.offset_of`."""
-        base = self._offsets.get(tensor.untyped_storage()._cdata)
-        return None if base is None else base + int(tensor.storage_offset()) * tensor.element_size()
-
-    def extent_at(self, offset: int) -> Extent:
-        """As :meth:`.HostSlab.extent_at`."""
-        return self.layout.extent_at(offset)
-
     def read_into(self, target: torch.Tensor, start: int = 0) -> None:
-        """Fill ``target`` with the packed bytes from ``start`` on: straight from the files, but from the mapping what
-        was written."""
+        """Fill ``target`` with the packed bytes from ``start`` on. Gaps between extents become zeros, so that packed
+        bytes can be compared. See [Note: the mapping is the truth]."""
         self.check()
-        end, stop = start, start + target.numel()
-        for begin, piece in self._runs():
-            first, last = max(begin, start), min(begin + piece.nbytes, stop)
+        filled, stop = start, start + target.numel()
+        for extent, (file, offset, _) in zip(self.layout.extents, self.ranges, strict=True):
+            first, last = max(extent.offset, start), min(extent.offset + extent.nbytes, stop)
             if first >= last:
                 continue
-            target[end - start : first - start].zero_()  # gaps have values, so that packed bytes can be compared
-            end = last
-            part, offset = target[first - start : last - start], piece.offset + first - begin
-            if piece.file.is_private(offset, last - first):
-                piece.file.copy_into(part, offset)
-            else:
-                piece.file.read_past_cache(part, offset)
-        target[end - start :].zero_()
+            target[filled - start : first - start].zero_()
+            filled = last
+            where, piece = offset + first - extent.offset, target[first - start : last - start]
+            read = file.copy_into if file.is_private(where, last - first) else file.read_into
+            read(piece, where)
+        target[filled - start :].zero_()
         self.check()  # changed while it was read: half old, half new
 
     def part(self, start: int, stop: int) -> torch.Tensor:
-        """Some of the packed bytes, through the mapping; gaps between extents read as zeros."""
-        result = torch.zeros(stop - start, dtype=torch.uint8)
-        for extent, piece in zip(self.layout.extents, self.pieces, strict=True):
-            begin, end = max(start, extent.offset), min(stop, extent.offset + extent.nbytes)
-            if begin < end:
-                piece.file.check()
-                piece.file.copy_into(result[begin - start : end - start], piece.offset + begin - extent.offset)
+        """A copy of some of the packed bytes."""
+        result = torch.empty(stop - start, dtype=torch.uint8)
+        self.read_into(result, start)
         return result
 
     def write(self, start: int, values: torch.Tensor) -> None:
-        """Overwrite bytes of one extent, in memory of the process; the file stays as it is."""
+        """Overwrite bytes of one extent in memory of the process; the file stays as it is."""
         extent = self.extent_at(start)
-        piece = self.pieces[self.layout.extents.index(extent)]
-        piece.file.bytes(piece.offset + start - extent.offset, values.numel()).copy_(values)
+        file, offset, _ = self.ranges[self.layout.extents.index(extent)]
+        file.bytes(offset + start - extent.offset, values.numel()).copy_(values)
 
     def populate(self) -> None:
-        """Bring all of it into memory, to be computed with where it lies."""
+        """Bring all bytes into memory, to be computed with where they lie."""
         self.check()
-        for piece in self._ranges:
-            piece.file.populate(piece.offset, piece.nbytes)
+        for file, offset, nbytes in self._joined:
+            file.populate(offset, nbytes)
 
     def release(self) -> None:
-        """Tell the system that it will not be used soon."""
-        for piece in self._ranges:
-            piece.file.release(piece.offset, piece.nbytes)
-
-    def _runs(self) -> Iterator[tuple[int, Piece]]:
-        # Extents that follow one another on disk as they do in the slab are read as one.
-        run: Piece | None = None
-        begin = 0
-        for extent, piece in zip(self.layout.extents, self.pieces, strict=True):
-            distance = extent.offset - begin
-            if run is not None and piece.file is run.file and piece.offset - run.offset == distance:
-                run = Piece(run.file, run.offset, distance + piece.nbytes)
-                continue
-            if run is not None:
-                yield begin, run
-            run, begin = piece, extent.offset
-        if run is not None:
-            yield begin, run
+        """Tell the system that the bytes will not be used soon."""
+        for file, offset, nbytes in self._joined:
+            file.release(offset, nbytes)
 
 
-def _joined(pieces: Sequence[Piece]) -> list[Piece]:
-    """The same bytes in as few ranges as possible: what lies between two of them takes no page of its own."""
-    found: list[Piece] = []
-    for piece in sorted(pieces, key=lambda piece: (id(piece.file), piece.offset)):
+def _joined(ranges: Sequence[FileRange]) -> list[FileRange]:
+    """The same bytes in as few ranges as possible: less than a page between two of them takes no page of its own."""
+    found: list[FileRange] = []
+    for place in sorted(ranges, key=lambda place: (id(place.file), place.offset)):
         last = found[-1] if found else None
-        if last is not None and last.file is piece.file and piece.offset < last.offset + last.nbytes + PAGE:
-            end = max(last.offset + last.nbytes, piece.offset + piece.nbytes)
-            found[-1] = Piece(last.file, last.offset, end - last.offset)
+        if last is not None and last.file is place.file and place.offset < last.offset + last.nbytes + PAGE:
+            end = max(last.offset + last.nbytes, place.offset + place.nbytes)
+            found[-1] = last._replace(nbytes=end - last.offset)
         else:
-            found.append(piece)
+            found.append(place)
     return found

@@ -1,12 +1,12 @@
-"""Writing weights to a file: safetensors, each tensor at a multiple of 64 bytes, so that it is computed with in place.
+"""Writing weights to a safetensors file, each at a multiple of 64 bytes, so that a CPU computes with it in place.
 
 [Note: on the disk, not in its cache]
 What was written lies in the page cache and can be read back from there, whatever the disk will say. If the disk fails
-later, the system drops those pages, and a file that nobody synced has zeros or other bytes in their place, without an
-error. So weights are let go of only after a sync of the file, also if it is one that ends with the process.
+later, the system drops those pages without an error, and a file that nobody synced then has zeros or other bytes in
+their place. So the file is synced before weights in memory are given up, even if it ends with the process.
 
-The tensors of a file are byte ranges, named by the hash of their content. What they mean (dtype, shape, strides) the
-model knows that they are compared with; the file only has to hold the bytes.
+The tensors of a file are byte ranges, named by the hash of their content. What they mean (dtype, shape, strides) is
+known to the model that they are compared with; the file only has to hold the bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..layout import ALIGNMENT
 from ..mapped_file import MappedFile, named_error, view_bytes
 from .safetensors_files import header_of, ranges_of
 
-__all__ = ["FORMAT", "Content", "FilePlan", "digest", "plan_file", "sync_data", "verify_file", "write_file"]
+__all__ = ["FORMAT", "FilePlan", "plan_file", "sync_data", "verify_file", "write_file"]
 
 FORMAT = "offload-plus-1"
 _PADDING = "padding."
@@ -36,35 +36,29 @@ WRITTEN_AT_ONCE = 32 << 20  # bytes
 _START_WRITING = 2  # SYNC_FILE_RANGE_WRITE of <linux/fs.h>
 
 
-class Content(NamedTuple):
-    """Bytes in memory that are to be written."""
-
-    bytes: torch.Tensor  # uint8, one-dimensional, on the CPU
-    digest: str
-
-
 class FilePlan(NamedTuple):
-    """A header, and where in the file each content goes."""
+    """A header, and where in the file each of the contents goes."""
 
     header: bytes
     offsets: list[int]
     nbytes: int
 
 
-def digest(values: torch.Tensor) -> str:
-    """The 128-bit XXH3 hash of a uint8 tensor on the CPU, in hexadecimal."""
-    return xxhash.xxh3_128_hexdigest(view_bytes(values))
+def plan_file(contents: Sequence[torch.Tensor], label: str, *, checksums: bool) -> FilePlan:
+    """Lay ``contents`` (uint8, on the CPU) out in one file. The format allows no gaps, so tensors of zeros fill them.
 
-
-def plan_file(contents: Sequence[Content], metadata: dict[str, str]) -> FilePlan:
-    """Lay ``contents`` out in one file. The format allows no gaps, so alignment is made of tensors of zeros."""
-    header: dict[str, Any] = {"__metadata__": {"format": FORMAT, **metadata}}
+    Args:
+        label: the component that the weights are of.
+        checksums: name each tensor by its hash, which takes the time to read it.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": FORMAT, "model": label}}
     offset = 0
     starts: list[int] = []
     for number, content in enumerate(contents):
         starts.append(offset)
-        end = offset + content.bytes.numel()
-        header[f"{number}.{content.digest}"] = {"dtype": "U8", "shape": [end - offset], "data_offsets": [offset, end]}
+        end = offset + content.numel()
+        name = f"{number}.{_digest(content) if checksums else ''}"
+        header[name] = {"dtype": "U8", "shape": [end - offset], "data_offsets": [offset, end]}
         offset = -(-end // ALIGNMENT) * ALIGNMENT
         if offset != end:
             header[f"{_PADDING}{number}"] = {"dtype": "U8", "shape": [offset - end], "data_offsets": [end, offset]}
@@ -74,8 +68,8 @@ def plan_file(contents: Sequence[Content], metadata: dict[str, str]) -> FilePlan
     return FilePlan(struct.pack("<Q", len(text)) + text, [data + start for start in starts], data + offset)
 
 
-def write_file(descriptor: int, path: str, plan: FilePlan, contents: Sequence[Content]) -> None:
-    """Write the file; its space is reserved first, so that a full disk is known before anything is written. The bytes
+def write_file(descriptor: int, path: str, plan: FilePlan, contents: Sequence[torch.Tensor]) -> None:
+    """Write the file. Its space is reserved first, so that a full disk is known before anything is written. The bytes
     are on the disk after :func:`sync_data`.
 
     Raises:
@@ -86,7 +80,7 @@ def write_file(descriptor: int, path: str, plan: FilePlan, contents: Sequence[Co
     with named_error("write", path):
         _write_all(descriptor, plan.header, 0)
         for offset, content in zip(plan.offsets, contents, strict=True):
-            _write_all(descriptor, view_bytes(content.bytes), offset)
+            _write_all(descriptor, view_bytes(content), offset)
 
 
 def sync_data(descriptor: int, path: str) -> None:
@@ -100,7 +94,11 @@ def sync_data(descriptor: int, path: str) -> None:
 
 
 def verify_file(file: MappedFile) -> list[str]:
-    """Names of the tensors of one of our files whose bytes do not have the hash they are named by."""
+    """Names of those tensors in a kept file whose bytes do not have the hash they are named by.
+
+    Raises:
+        DiskTierError: it cannot be read, or is not a kept file.
+    """
     metadata = header_of(file).get("__metadata__") or {}
     if metadata.get("format") != FORMAT:
         raise DiskTierError(errno.EINVAL, "not written by diffusers_offload_plus", file.path)
@@ -110,9 +108,13 @@ def verify_file(file: MappedFile) -> list[str]:
             continue
         values = torch.empty(found.nbytes, dtype=torch.uint8)
         file.read_into(values, found.offset)
-        if digest(values) != found.name.partition(".")[2]:
+        if _digest(values) != found.name.partition(".")[2]:
             wrong.append(found.name)
     return wrong
+
+
+def _digest(values: torch.Tensor) -> str:
+    return xxhash.xxh3_128_hexdigest(view_bytes(values))
 
 
 def _write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:

@@ -1,4 +1,4 @@
-"""Memory that processes share: a descriptor without a name, its bytes reserved before they are written.
+"""Memory that processes share: a descriptor without a name, whose bytes are reserved before they are written.
 
 [Note: nothing to clean up]
 The memory is a ``memfd``: no file system holds it, so no size of ``/dev/shm`` limits it, and the kernel frees it when
@@ -7,27 +7,26 @@ the last process that has it open or mapped is gone, however that ended.
 [Note: no SIGBUS]
 Touching a page that the system cannot provide, or that lies behind the end of a file cut short, kills the process.
 So pages are allocated with ``posix_fallocate``, which fails with an error number instead, and seals forbid everybody
-to change the size. What a control group has no room for would end in its killer, not in an error; so the room is
-looked at before.
+to change the size. Where a control group has too little memory, its killer would end the process without an error; so
+the memory it has left is checked first.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import mmap
 import os
 import sys
-from typing import Any
 
 import torch
 
 from ...memory.process import available_memory
-from ..mapped_file import MappedFile
+from ..layout import bytes_at
+from ..mapped_file import MappedFile, view_bytes
 
-__all__ = ["NotShared", "SharedMemory", "bytes_at", "can_share_memory"]
+__all__ = ["NotShared", "SharedMemory", "can_share_memory"]
 
 MARGIN = 64 << 20  # bytes left to the process beside what it is about to take
 
@@ -46,8 +45,8 @@ class SharedMemory:
 
     Attributes:
         nbytes: their number.
-        view: a private mapping of them: shows them, and keeps to this process what this process writes there.
-        descriptor: to be handed to other processes.
+        view: a private mapping of them: it shows them, and what this process writes there stays in this process.
+        descriptor: for other processes.
         registered: all bytes as a uint8 tensor that the device runtime knows; None: it does not. Never to be written.
     """
 
@@ -65,7 +64,7 @@ class SharedMemory:
 
     @classmethod
     def create(cls, nbytes: int) -> SharedMemory:
-        """Bytes of which none is reserved yet.
+        """New memory, of which nothing is reserved yet.
 
         Raises:
             NotShared: the system refuses.
@@ -83,7 +82,7 @@ class SharedMemory:
 
     @classmethod
     def receive(cls, descriptor: int, nbytes: int) -> SharedMemory:
-        """What another process made; takes ``descriptor`` over.
+        """Memory that another process made; takes ``descriptor`` over.
 
         Raises:
             NotShared: it is not what :meth:`create` makes for ``nbytes``.
@@ -108,20 +107,20 @@ class SharedMemory:
             os.close(descriptor)
 
     def reserved(self) -> int:
-        """How many bytes have memory by now, whoever reserved it."""
+        """How many bytes have pages by now, whichever process reserved them."""
         return os.fstat(self.descriptor).st_blocks * 512
 
     def reserve(self, offset: int, nbytes: int) -> None:
-        """Give the range memory.
+        """Allocate the pages of the range.
 
         Raises:
-            NotShared: there is too little.
+            NotShared: there is too little memory.
         """
-        room = available_memory()
-        if room is not None and room < nbytes + MARGIN:
+        free = available_memory()
+        if free is not None and free < nbytes + MARGIN:
             raise NotShared(
-                f"{nbytes} bytes are needed while the weights change places, {MARGIN} are to be left, and the system "
-                f"or a control group has only {room} free"
+                f"{nbytes} bytes are needed while the weights move, {MARGIN} are to be left, and the system or a "
+                f"control group has only {free} free"
             )
         try:
             os.posix_fallocate(self.descriptor, offset, nbytes)
@@ -129,12 +128,12 @@ class SharedMemory:
             raise NotShared(f"{nbytes} bytes of shared memory cannot be reserved: {_explain(error)}") from error
 
     def fill(self, offset: int, address: int, nbytes: int) -> None:
-        """Copy bytes of this process into the reserved range, without the interpreter lock.
+        """Copy the bytes at ``address`` into the reserved range, without the interpreter lock.
 
         Raises:
             NotShared: the system refuses.
         """
-        values, done = memoryview(bytes_at(address, nbytes)).cast("B"), 0
+        values, done = view_bytes(bytes_at(address, nbytes)), 0
         try:
             while done < nbytes:
                 done += os.pwrite(self.descriptor, values[done:], offset + done)
@@ -142,12 +141,12 @@ class SharedMemory:
             raise NotShared(f"shared memory cannot be written: {_explain(error)}") from error
 
     def forbid_writing(self) -> None:
-        """From now on nobody can change the bytes. Not to be called where they are to be :meth:`mapped <map>`."""
+        """Let nobody change the bytes from now on. Not to be called for memory that is to be :meth:`mapped <map>`."""
         with contextlib.suppress(OSError):  # busy, say: it guards against mistakes, and nobody here writes
             fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
 
     def map(self) -> mmap.mmap:
-        """The bytes themselves, for a device runtime, which locks only pages that it might write.
+        """A writable mapping of the shared bytes: a device runtime pins only pages that it might write.
 
         Raises:
             NotShared: the system refuses.
@@ -156,11 +155,6 @@ class SharedMemory:
             return mmap.mmap(self.descriptor, self.nbytes)
         except OSError as error:
             raise NotShared(f"shared memory cannot be mapped: {_explain(error)}") from error
-
-
-def bytes_at(address: int, nbytes: int) -> Any:
-    """The memory at ``address`` as an object with the buffer protocol; it owns nothing."""
-    return (ctypes.c_char * nbytes).from_address(address)
 
 
 def _explain(error: OSError) -> str:

@@ -1,22 +1,24 @@
-"""The thread that answers for the memory this process shares: hands it to others, and takes over when they go."""
+"""Serving shared memory to other processes: the thread that hands it out, or waits to take that over.
+
+[Note: the name lives on]
+The memory has a name, which one process listens on. All others that have the memory stay connected to it. When it
+releases the memory or ends, they notice the end of the connection; the first of them to take the name listens from
+then on, and the others connect to it. So a process that comes later still finds the memory. One that comes in the
+instant between makes memory of its own: that costs memory and is just as right.
+"""
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import errno
-import logging
 import os
-import selectors
 import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+import weakref
 
-__all__ = ["FILLING", "READY", "Member", "MemoryServer", "is_own", "listen", "memory_server"]
-
-logger = logging.getLogger("diffusers_offload_plus")
+__all__ = ["FILLING", "READY", "Member", "connect", "listen"]
 
 FILLING, READY = b"f", b"r"
 _PAUSE = 0.01  # seconds
@@ -24,181 +26,104 @@ _TRIES = 100
 
 
 class Member:
-    """What this process has to do with one shared memory.
+    """This process among those that have one shared memory: a thread that serves it to others, or waits to take over.
 
-    Every call returns at once, from any thread and from a finalizer: the memory_server does the work.
+    :meth:`release` is safe in a finalizer, which may run at any point of any thread: it takes no lock.
     """
 
-    def __init__(self, owner: MemoryServer, name: str, descriptor: int, *, ready: bool) -> None:
-        self.name = name
-        self.descriptor = descriptor
-        self.ready = ready
-        self.listener: socket.socket | None = None
-        self.connection: socket.socket | None = None
-        self.clients: set[socket.socket] = set()
-        self._owner = owner
+    def __init__(self, name: str, descriptor: int, connection: socket.socket, *, serves: bool) -> None:
+        """Takes over ``descriptor`` and ``connection``.
 
-    def announce(self) -> None:
-        """The memory is filled: tell those who wait."""
-        self._owner.call(self._owner.announce, self)
-
-    def release(self) -> None:
-        """This process no longer has the memory. Others that have it go on, and one of them answers for it."""
-        self._owner.call(self._owner.release, self)
-
-
-class MemoryServer:
-    """One thread for all shared memories of the process."""
-
-    def __init__(self) -> None:
-        self._calls: collections.deque[tuple[Callable[[Member], None], Member]] = collections.deque()
-        self._parts: set[Member] = set()
-        self._inner, self._outer = socket.socketpair()
-        self._inner.setblocking(False)
-        self._outer.setblocking(False)
-        # Not epoll: its state would be shared with a forked child.
-        self._selector = selectors.PollSelector()
-        self._selector.register(self._inner, selectors.EVENT_READ, self._obey)
+        Args:
+            name: what the memory is found by.
+            descriptor: the memory, for others.
+            connection: listens on the name, if this process ``serves``; else it leads to the process that does.
+        """
+        self._name = name
+        self._descriptor = descriptor
+        self._connection = connection
+        self._serves = serves
+        self._ready = not serves
+        self._released = False
+        self._clients: list[socket.socket] = []
+        self._lock = threading.Lock()  # of the clients, and of whether they know that the memory is filled
+        connection.settimeout(None)
+        _MEMBERS.add(self)
         threading.Thread(target=self._run, name="diffusers_offload_plus: shared memory", daemon=True).start()
 
-    def offer(self, name: str, descriptor: int, listener: socket.socket) -> Member:
-        """Hand ``descriptor`` to whoever connects to ``listener``; both are taken over."""
-        part = Member(self, name, descriptor, ready=False)
-        part.listener = listener
-        self.call(self._watch, part)
-        return part
+    def announce(self) -> None:
+        """Tell those who wait that the memory is filled."""
+        with self._lock:
+            self._ready = True
+            for client in self._clients:
+                with contextlib.suppress(OSError):  # it has gone
+                    client.send(READY)
 
-    def join(self, name: str, descriptor: int, connection: socket.socket) -> Member:
-        """Answer for ``descriptor`` once whoever is at the other end of ``connection`` is gone; both are taken
-        over."""
-        part = Member(self, name, descriptor, ready=True)
-        part.connection = connection
-        self.call(self._watch, part)
-        return part
+    def release(self) -> None:
+        """This process no longer needs the memory. Others that have it go on, and one of them serves it."""
+        self._released = True
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)  # wakes the thread, which closes everything
 
-    def call(self, action: Callable[[Member], None], part: Member) -> None:
-        """Have the thread do it."""
-        self._calls.append((action, part))
-        with contextlib.suppress(OSError):  # a full buffer wakes it as well; after a fork there is no thread
-            self._outer.send(b"!")
-
-    def abandon(self) -> None:
-        """In a forked child: the sockets are the parent's, and nobody here would answer."""
-        for part in self._parts:
-            self._close(part)
-        self._inner.close()
-        self._outer.close()
-
-    # In the thread
-
-    def announce(self, part: Member) -> None:
-        """Tell those who wait."""
-        part.ready = True
-        for client in list(part.clients):
-            try:
-                client.send(READY)
-            except OSError:
-                self._dismiss(part, client)
-
-    def release(self, part: Member) -> None:
-        """Close everything."""
-        self._parts.discard(part)
-        for one in (part.listener, part.connection, *part.clients):
-            self._forget(one)
-        self._close(part)
-
-    def _run(self) -> None:
-        while True:
-            for key, _ in self._selector.select():
-                try:
-                    key.data()
-                except Exception:  # whatever becomes of one memory, the others have to be answered for
-                    logger.exception("Shared host memory: a process could not be answered.")
-
-    def _obey(self) -> None:
-        self._inner.recv(4096)
-        while self._calls:
-            action, part = self._calls.popleft()
-            action(part)
-
-    def _watch(self, part: Member) -> None:
-        self._parts.add(part)
-        if part.listener is not None:
-            part.listener.setblocking(False)
-            self._selector.register(part.listener, selectors.EVENT_READ, lambda: self._accept(part))
-        if part.connection is not None:
-            connection = part.connection
-            connection.setblocking(False)
-            self._selector.register(connection, selectors.EVENT_READ, lambda: self._hear(part, connection))
-
-    def _accept(self, part: Member) -> None:
-        if part.listener is None or part.listener.fileno() < 0:
-            return
-        try:
-            client, _ = part.listener.accept()
-        except OSError:
-            time.sleep(_PAUSE)  # too many open files, say: it will still be there
-            return
-        try:
-            client.setblocking(False)
-            if not is_own(client):
-                client.close()
-                return
-            socket.send_fds(client, [READY if part.ready else FILLING], [part.descriptor])
-        except OSError:
-            client.close()
-            return
-        part.clients.add(client)
-        self._selector.register(client, selectors.EVENT_READ, lambda: self._dismiss(part, client))
-
-    def _dismiss(self, part: Member, client: socket.socket) -> None:
-        # Clients say nothing, so what there is to read is their end.
-        part.clients.discard(client)
-        self._forget(client)
-
-    def _hear(self, part: Member, connection: socket.socket) -> None:
-        if connection.fileno() < 0:
-            return
-        said = b""
-        descriptors: list[int] = []
-        try:
-            said, descriptors, _, _ = socket.recv_fds(connection, 16, 1)
-        except BlockingIOError:
-            return
-        except ConnectionError:
-            pass
-        for descriptor in descriptors:  # the memory that is here already
-            os.close(descriptor)
-        if not said:
-            self._forget(connection)
-            self._succeed(part)
-
-    def _succeed(self, part: Member) -> None:
-        # All who were connected try, and one comes first; the others connect to it.
-        part.connection = None
-        for _ in range(_TRIES):
-            with contextlib.suppress(OSError):
-                part.listener = listen(part.name)
-                if part.listener is None:
-                    part.connection = _connected(part.name)
-                self._watch(part)
-                return
-            time.sleep(_PAUSE)
-
-    def _forget(self, one: socket.socket | None) -> None:
-        if one is not None and one.fileno() >= 0:
-            with contextlib.suppress(KeyError):
-                self._selector.unregister(one)
+    def close(self) -> None:
+        """Close everything without a word to those at the other end: other processes may have the same sockets."""
+        for one in (self._connection, *self._clients):
             one.close()
-
-    @staticmethod
-    def _close(part: Member) -> None:
-        for one in (part.listener, part.connection, *part.clients):
-            if one is not None:
-                one.close()
-        descriptor, part.descriptor = part.descriptor, -1
+        descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+
+    def _run(self) -> None:
+        try:
+            while not self._released:
+                if self._serves:
+                    self._answer()
+                elif self._server_is_gone() and not self._take_over():
+                    return
+        finally:
+            with self._lock:
+                self.close()
+
+    def _answer(self) -> None:
+        """Hand the memory to the next process that connects."""
+        try:
+            client, _ = self._connection.accept()
+        except OSError:
+            time.sleep(_PAUSE)  # released; or too many files are open, and it will still be there
+            return
+        with self._lock:
+            self._clients = [one for one in self._clients if not _has_gone(one)]
+            try:
+                _require_own(client)
+                socket.send_fds(client, [READY if self._ready else FILLING], [self._descriptor])
+                self._clients.append(client)
+            except OSError:
+                client.close()
+
+    def _server_is_gone(self) -> bool:
+        """Wait for the next word of the process that serves, or for its end."""
+        try:
+            state, descriptors, _, _ = socket.recv_fds(self._connection, 16, 1)
+        except OSError:
+            return True
+        for descriptor in descriptors:  # the memory that is here already
+            os.close(descriptor)
+        return not state
+
+    def _take_over(self) -> bool:
+        """Serve, or connect to the process that does now; False if neither is possible."""
+        self._connection.close()
+        for _ in range(_TRIES):
+            if self._released:
+                return False
+            with contextlib.suppress(OSError):
+                listener = listen(self._name)
+                self._connection = listener or connect(self._name, 1)
+                self._connection.settimeout(None)
+                self._serves = listener is not None
+                return True
+            time.sleep(_PAUSE)
+        return False
 
 
 def listen(name: str) -> socket.socket | None:
@@ -219,43 +144,50 @@ def listen(name: str) -> socket.socket | None:
     return listener
 
 
-def is_own(connection: socket.socket) -> bool:
-    """Whether a process of the same user, in a container that this one sees, is at the other end."""
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    process, user, _ = struct.unpack("3i", raw)
-    return bool(user == os.geteuid() and process != 0)
+def connect(name: str, timeout: float) -> socket.socket:
+    """A socket connected to the process that listens on the abstract ``name``; it waits ``timeout`` seconds at most.
 
-
-def _connected(name: str) -> socket.socket:
+    Raises:
+        PermissionError: that process is of another user, or of another container.
+        OSError: nobody listens, or there is no answer.
+    """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        connection.settimeout(1)
+        connection.settimeout(timeout)
         connection.connect(f"\0{name}")
-        if not is_own(connection):
-            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        _require_own(connection)
     except OSError:
         connection.close()
         raise
     return connection
 
 
-def memory_server() -> MemoryServer:
-    """That of this process."""
-    global _SERVER
-    with _LOCK:
-        if _SERVER is None:
-            _SERVER = MemoryServer()
-        return _SERVER
+def _require_own(connection: socket.socket) -> None:
+    # A process of another container has no process id here.
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    process, user, _ = struct.unpack("3i", raw)
+    if user != os.geteuid() or process == 0:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
 
-def _forked() -> None:
-    global _SERVER, _LOCK
-    _LOCK = threading.Lock()  # another thread of the parent may have held it
-    if _SERVER is not None:
-        _SERVER.abandon()
-        _SERVER = None
+def _has_gone(client: socket.socket) -> bool:
+    # Clients say nothing, so what there is to read is their end.
+    try:
+        client.recv(1, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    client.close()
+    return True
 
 
-_SERVER: MemoryServer | None = None
-_LOCK = threading.Lock()
-os.register_at_fork(after_in_child=_forked)
+def _close_all() -> None:
+    # In a forked child: the sockets are the parent's, and no thread here would answer.
+    for member in list(_MEMBERS):
+        member._lock = threading.Lock()  # another thread of the parent may have held it
+        member.close()
+
+
+_MEMBERS: weakref.WeakSet[Member] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_close_all)

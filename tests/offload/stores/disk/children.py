@@ -16,7 +16,7 @@ import torch
 import diffusers_offload_plus as dop
 from diffusers_offload_plus.offload.memory import process as memory
 from diffusers_offload_plus.offload.stores.mapped_file import MappedFile
-from tests.offload.stores.disk.setup import assert_right, assert_state, offload, on_disk, placement, twin_of
+from tests.offload.stores.disk.setup import assert_right, assert_state, disk_allocator, offload, on_disk, twin_of
 from tests.support.models import Stack, noise, seeded
 
 torch.set_num_threads(1)
@@ -65,7 +65,7 @@ def keep_when_told(say: Say, directory: str, seed: int, at: float) -> int:
     offload(model, CPU, directory, keep=True)
     assert_right(model, twin, CPU)
     assert_state(model, twin)
-    written = placement(model).written
+    written = disk_allocator(model).written
     dop.disable_group_offload(model)
     assert_state(model, twin)
     return written
@@ -78,7 +78,7 @@ def truncated_before_use(say: Say, path: str, kind: str) -> str:
     file = save_checkpoint(seeded(Stack), Path(path) / "model.safetensors", start=0)
     model = seeded(Stack)
     offload(model, CPU, Path(path) / "store", checkpoint=str(file))
-    assert placement(model).written == 0
+    assert disk_allocator(model).written == 0
     with torch.no_grad():
         model(noise("cpu"))
     os.truncate(file, 4096)
@@ -89,7 +89,7 @@ def truncated_before_use(say: Say, path: str, kind: str) -> str:
             dop.disable_group_offload(model)
         elif kind == "again":
             offload(model, CPU, Path(path) / "other")
-        elif kind == "re-homing":
+        elif kind == "stored anew":
             model.blocks[0].norm.weight.data = torch.ones(32)
             model(noise("cpu"))
         elif kind == "user":
@@ -123,7 +123,7 @@ def bytes_that_cannot_be_read(say: Say, path: str, how: str) -> str:
 
 
 def few_descriptors(say: Say, directory: str, limit: int) -> int:
-    """Many groups, each re-homed by a cast, under a limit on open files; how many are open at the end."""
+    """Many groups, each stored anew after a cast, under a limit on open files; how many are open at the end."""
     model = seeded(lambda: Stack(60))
     twin = twin_of(model, CPU)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
@@ -151,7 +151,7 @@ def many_kept_files(say: Say, directory: str, limit: int) -> None:
         dop.disable_group_offload(model)
     model = seeded(lambda: Stack(1), limit // 2)
     offload(model, CPU, directory, keep=True)
-    assert placement(model).written == 0
+    assert disk_allocator(model).written == 0
 
 
 def largest_file(say: Say, directory: str, limit: int) -> str:

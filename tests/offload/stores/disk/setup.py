@@ -66,8 +66,8 @@ def assert_usable(model: nn.Module, twin: nn.Module, where: torch.device | str, 
     assert_state(model, twin)
 
 
-def placement(model: nn.Module) -> DiskAllocator:
-    """What gave the weights of an offloaded model a home."""
+def disk_allocator(model: nn.Module) -> DiskAllocator:
+    """The disk allocator of an offloaded model."""
     attachment = attachment_of(model)
     assert attachment is not None
     assert attachment.engine.tiers.disk is not None
@@ -75,7 +75,7 @@ def placement(model: nn.Module) -> DiskAllocator:
 
 
 def on_disk(model: nn.Module) -> list[DiskSlab]:
-    """The groups that rest on disk."""
+    """The storage of each group that is on disk."""
     attachment = attachment_of(model)
     assert attachment is not None
     return [group.storage for group in attachment.engine.groups if isinstance(group.storage, DiskSlab)]

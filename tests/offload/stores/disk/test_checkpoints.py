@@ -17,10 +17,10 @@ from tests.offload.stores.disk.setup import (
     assert_right,
     assert_state,
     assert_usable,
+    disk_allocator,
     drop_cache,
     offload,
     on_disk,
-    placement,
     save_checkpoint,
     scramble,
     twin_of,
@@ -40,8 +40,8 @@ def test_headers_of_every_length(layout: str, where: torch.device, tmp_path: Pat
     file = save_checkpoint(model, tmp_path / "model.safetensors", start=start, modulus=modulus)
     before = file.read_bytes()
     offload(model, where, tmp_path / "store", checkpoint=str(file))
-    assert placement(model).written == 0
-    assert placement(model).found == sum(p.nbytes for p in model.parameters())
+    assert disk_allocator(model).written == 0
+    assert disk_allocator(model).found == sum(p.nbytes for p in model.parameters())
     assert list((tmp_path / "store").iterdir()) == []
     assert_right(model, twin, where, passes=3)
     with torch.no_grad():  # one row: a kernel that adds up in another order where weights are aligned less
@@ -107,7 +107,7 @@ def test_shards_in_a_directory(where: torch.device, tmp_path: Path) -> None:
     for number in range(3):
         save_file({n: state[n] for n in names[number::3]}, tmp_path / f"model-{number}.safetensors")
     offload(model, where, tmp_path.parent / f"{tmp_path.name}-store", checkpoint=str(tmp_path))
-    assert placement(model).written == 0
+    assert disk_allocator(model).written == 0
     assert_right(model, twin, where)
     dop.disable_group_offload(model)
 
@@ -121,7 +121,7 @@ def test_a_pipelines_own_snapshot_is_found(device: torch.device, tmp_path: Path)
     want = case.run(plain.to(device), PROMPT, 0)
     offload(ours, device, tmp_path / "store")
     for part in ("transformer", "vae", "text_encoder", "text_encoder_2"):
-        assert placement(getattr(ours, part)).written == 0, part
+        assert disk_allocator(getattr(ours, part)).written == 0, part
     for _ in range(2):
         assert (case.run(ours, PROMPT, 0) == want).all()
     dop.disable_group_offload(ours)
@@ -132,8 +132,8 @@ def test_a_pipelines_checkpoint_without_one_component(device: torch.device, tmp_
     ours.transformer.save_pretrained(str(tmp_path / "snapshot" / "transformer"))
     (tmp_path / "snapshot" / "model_index.json").write_text("{}")
     offload(ours, device, tmp_path / "store", checkpoint=str(tmp_path / "snapshot"))
-    assert placement(ours.transformer).written == 0
-    assert placement(ours.vae).written > 0
+    assert disk_allocator(ours.transformer).written == 0
+    assert disk_allocator(ours.vae).written > 0
     dop.disable_group_offload(ours)
 
 
@@ -149,7 +149,7 @@ def test_two_zero_biases_do_not_share_memory(times: int, where: torch.device, tm
         del state[name]
     save_file(state, tmp_path / "model.safetensors")
     offload(model, where, tmp_path / "store", checkpoint=str(tmp_path / "model.safetensors"))
-    assert placement(model).written == (6 - times) * 64 * 4
+    assert disk_allocator(model).written == (6 - times) * 64 * 4
     with torch.no_grad():
         model.blocks[0].up.bias.add_(1)
     assert [bool(model.get_parameter(name).any()) for name in names] == [True] + [False] * 5
@@ -165,7 +165,7 @@ def test_weights_changed_between_load_and_set_up(where: torch.device, tmp_path: 
         model.blocks[1].up.weight[0, 0] += 1e-7
     twin = twin_of(model, where)
     offload(model, where, tmp_path / "store", checkpoint=str(file))
-    assert placement(model).written == model.blocks[1].up.weight.nbytes
+    assert disk_allocator(model).written == model.blocks[1].up.weight.nbytes
     assert_right(model, twin, where)
     dop.disable_group_offload(model)
 
@@ -181,7 +181,7 @@ def test_checkpoint_changed_between_load_and_set_up(damage: str, where: torch.de
     else:
         file.write_bytes({"truncated": file.read_bytes()[:-100], "emptied": b""}.get(damage, b"no safetensors at all"))
     offload(model, where, tmp_path / "store", checkpoint=str(file))
-    assert placement(model).found == 0
+    assert disk_allocator(model).found == 0
     assert_right(model, twin, where)
     dop.disable_group_offload(model)
     assert_usable(model, twin, where, tmp_path / "elsewhere")
@@ -205,7 +205,7 @@ def test_protect_copy_survives_changes_in_place(where: torch.device, tmp_path: P
     twin = twin_of(model, where)
     file = save_checkpoint(model, tmp_path / "model.safetensors", start=0)
     offload(model, where, tmp_path / "store", checkpoint=str(file), protect="copy")
-    assert placement(model).written == file.stat().st_size, "copied once"
+    assert disk_allocator(model).written == file.stat().st_size, "copied once"
     for damage in (lambda: scramble(file), lambda: file.write_bytes(b""), file.unlink):
         damage()
         assert_right(model, twin, where)
@@ -222,7 +222,7 @@ def test_protected_checkpoint_is_not_copied_again_with_each_change(where: torch.
         model.blocks.append(nn.Linear(32, 32))
         twin = twin_of_changed(model, where)
         assert_right(model, twin, where)
-    assert placement(model).written < file.stat().st_size + 3 * 3 * 32 * 33 * 4
+    assert disk_allocator(model).written < file.stat().st_size + 3 * 3 * 32 * 33 * 4
     dop.disable_group_offload(model)
 
 
@@ -235,8 +235,30 @@ def twin_of_changed(model: nn.Module, where: torch.device) -> nn.Module:
     return plain.to(where)
 
 
+def assert_packed(model: nn.Module) -> None:
+    """The packed bytes of each group are what the mapping shows, and zeros between weights."""
+    for slab in on_disk(model):
+        want = torch.zeros(slab.nbytes, dtype=torch.uint8)
+        for extent, (mapped, offset, nbytes) in zip(slab.layout.extents, slab.ranges, strict=True):
+            want[extent.offset : extent.offset + nbytes] = mapped.bytes(offset, nbytes)
+        for start, stop in itertools.combinations(range(0, slab.nbytes + 1, max(1, slab.nbytes // 7)), 2):
+            packed = torch.full((stop - start,), 0x5A, dtype=torch.uint8)
+            slab.read_into(packed, start)
+            assert torch.equal(packed, want[start:stop])
+            assert torch.equal(slab.part(start, stop), want[start:stop])
+
+
+def test_packed_bytes_of_weights_of_odd_sizes(tmp_path: Path) -> None:
+    """They are compared as a whole, so what lies between weights must have values."""
+    model = nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 7))
+    offload(model, "cpu", tmp_path, offload_type="leaf_level")
+    with torch.no_grad():
+        model[1].bias[2] = 7
+    assert_packed(model)
+
+
 def test_written_pages_survive_release_and_cold_caches(tmp_path: Path) -> None:
-    """A direct read stands in for the mapping only where nothing was written."""
+    """A read of the file stands in for the mapping only where nothing was written."""
     model = seeded(Stack)
     twin = twin_of(model, "cpu")
     file = save_checkpoint(model, tmp_path / "model.safetensors", start=0)
@@ -248,10 +270,7 @@ def test_written_pages_survive_release_and_cold_caches(tmp_path: Path) -> None:
     for slab in on_disk(model):
         slab.release()
     drop_cache(file)
-    for slab in on_disk(model):
-        packed = torch.empty(slab.nbytes, dtype=torch.uint8)
-        slab.read_into(packed)
-        assert torch.equal(packed, slab.part(0, slab.nbytes))
+    assert_packed(model)
     assert_right(model, twin, "cpu")
     assert_state(model, twin)
     dop.disable_group_offload(model)

@@ -20,12 +20,12 @@ from tests.offload.stores.disk.setup import (
     assert_state,
     assert_usable,
     assert_whole,
+    disk_allocator,
     drop_cache,
     flip,
     objects,
     offload,
     on_disk,
-    placement,
     save_checkpoint,
     scramble,
     twin_of,
@@ -47,7 +47,7 @@ def set_up(kind: str, where: torch.device, folder: Path) -> tuple[torch.nn.Modul
         return model, twin, objects(folder / "store")[0]
     path = save_checkpoint(model, folder / "model.safetensors", start=0)
     offload(model, where, folder / "store", checkpoint=str(path))
-    assert placement(model).written == 0
+    assert disk_allocator(model).written == 0
     return model, twin, path
 
 
@@ -110,7 +110,7 @@ def enable_again(model: Any, where: torch.device, folder: Path) -> None:
     offload(model, where, folder / "store", offload_type="leaf_level")
 
 
-def re_home(model: Any, where: torch.device, folder: Path) -> None:
+def store_anew(model: Any, where: torch.device, folder: Path) -> None:
     model.blocks[0].norm.weight.data = model.blocks[0].norm.weight.data.clone()
     forward(model, where, folder)
 
@@ -121,7 +121,7 @@ def hold(model: Any, where: torch.device, folder: Path) -> None:
 
 
 @every_kind
-@pytest.mark.parametrize("use", [forward, train, disable, enable_again, re_home, hold])
+@pytest.mark.parametrize("use", [forward, train, disable, enable_again, store_anew, hold])
 def test_a_file_changed_in_place(kind: str, use: Use, where: torch.device, tmp_path: Path) -> None:
     """Whatever we do next with its weights, the change is noticed and the file is named."""
     model, _, path = set_up(kind, where, tmp_path)
@@ -173,7 +173,7 @@ def test_all_weights_on_the_device_while_the_file_is_changed(device: torch.devic
     assert_usable(model, twin, device, tmp_path / "elsewhere")
 
 
-@pytest.mark.parametrize("kind", ["forward", "disable", "again", "re-homing"])
+@pytest.mark.parametrize("kind", ["forward", "disable", "again", "stored anew"])
 def test_a_file_truncated_between_set_up_and_use(kind: str, tmp_path: Path) -> None:
     outcome = forked.run(children.truncated_before_use, str(tmp_path), kind)
     assert "model.safetensors" in outcome.expect()
@@ -195,7 +195,7 @@ def test_truncated_file_accepted_at_set_up(where: torch.device, tmp_path: Path) 
         fresh = seeded(Stack)
         twin = twin_of(fresh, where)
         offload(fresh, where, tmp_path / "store", keep=True)
-        assert placement(fresh).written > 0
+        assert disk_allocator(fresh).written > 0
         assert_right(fresh, twin, where)
         dop.disable_group_offload(fresh)
         assert_whole(tmp_path / "store")

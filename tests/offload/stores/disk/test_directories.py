@@ -64,7 +64,7 @@ def test_space_taken_between_looking_and_writing(where: torch.device, tmp_path: 
         assert_usable(model, twin, where, tmp_path / "elsewhere")
 
 
-def test_disk_full_when_weights_are_re_homed(where: torch.device, tmp_path: Path) -> None:
+def test_disk_full_when_weights_are_stored_anew(where: torch.device, tmp_path: Path) -> None:
     """The error comes at the next forward; the new weights are in memory until there is room."""
     model = seeded(Stack)
     twin = twin_of(model, where)
@@ -142,16 +142,16 @@ def test_set_up_that_fails_between_two_groups(
     for number in (1, 3, 4):
         model.blocks[number] = seeded(lambda: nn.Linear(32, 32), number)
         twin.blocks[number] = twin_of(model.blocks[number], where)
-    place, calls = DiskAllocator.place, []
+    store, calls = DiskAllocator.store, []
 
     def failing(self: DiskAllocator, *arguments: Any) -> Any:
         calls.append(arguments)
         if len(calls) == 2:
             raise dop.DiskTierError(errno.EIO, "injected", "file")
-        return place(self, *arguments)
+        return store(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(DiskAllocator, "place", failing)
+        patch.setattr(DiskAllocator, "store", failing)
         with pytest.raises(dop.DiskTierError, match="injected"), torch.no_grad():
             model(noise(where))
     for tree in (model, twin):

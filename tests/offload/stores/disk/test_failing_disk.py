@@ -51,14 +51,14 @@ def test_bytes_that_the_disk_fails_to_write_are_not_let_go_of(where: torch.devic
     assert_usable(model, twin, where, tmp_path / "elsewhere")
 
 
-@pytest.mark.parametrize("use", ["set-up", "re-homing", "copy"])
+@pytest.mark.parametrize("use", ["set-up", "stored anew", "copy"])
 def test_every_way_to_write_waits_for_the_disk(
     use: str, where: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same with an injected error: nothing of the model is lost, and without the error it goes on."""
     model = seeded(Stack)
     file = save_checkpoint(model, tmp_path / "model.safetensors")
-    if use == "re-homing":
+    if use == "stored anew":
         offload(model, where, tmp_path / "store")
         model.blocks[1].up.weight.data = torch.ones(64, 32)  # type: ignore[union-attr]
     twin = seeded(Stack)
@@ -73,7 +73,7 @@ def test_every_way_to_write_waits_for_the_disk(
     options = {"checkpoint": str(file), "protect": "copy"} if use == "copy" else {}
 
     def again() -> None:
-        if use == "re-homing":
+        if use == "stored anew":
             assert_right(model, twin, where, passes=1)
         else:
             offload(model, where, tmp_path / "store", **options)
@@ -84,7 +84,7 @@ def test_every_way_to_write_waits_for_the_disk(
             again()
     assert caught.value.errno == 5
     assert failed
-    if use != "re-homing":
+    if use != "stored anew":
         assert_plain(model)
     again()
     assert_right(model, twin, where)

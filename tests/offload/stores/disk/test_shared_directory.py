@@ -16,10 +16,10 @@ from tests.offload.stores.disk.setup import (
     assert_right,
     assert_state,
     assert_whole,
+    disk_allocator,
     flip,
     objects,
     offload,
-    placement,
     temporaries,
     twin_of,
 )
@@ -72,12 +72,12 @@ def test_directory_reused_with_other_weights(where: torch.device, tmp_path: Path
     twin = twin_of(today, where)
     offload(today, where, tmp_path, keep=True)
     assert_right(today, twin, where)
-    assert placement(today).written > 0
+    assert disk_allocator(today).written > 0
     again = seeded(Stack, 1)
     twin = twin_of(again, where)
     offload(again, where, tmp_path, keep=True)
     assert_right(again, twin, where)
-    assert placement(again).written == 0
+    assert disk_allocator(again).written == 0
     assert_whole(tmp_path)
 
 
@@ -89,7 +89,7 @@ def test_directory_reused_after_one_weight_changed(where: torch.device, tmp_path
         second.blocks[2].up.weight[5, 7] += 1e-6
     twin = twin_of(second, where)
     offload(second, where, tmp_path, keep=True)
-    assert placement(second).written == second.blocks[2].up.weight.nbytes
+    assert disk_allocator(second).written == second.blocks[2].up.weight.nbytes
     assert_right(second, twin, where)
 
 
@@ -98,7 +98,7 @@ def test_one_model_set_up_twice_shares_its_file_and_not_its_edits(where: torch.d
     twin = twin_of(second, where)
     offload(first, where, tmp_path, keep=True)
     offload(second, where, tmp_path, keep=True)
-    assert placement(second).written == 0
+    assert disk_allocator(second).written == 0
     with torch.no_grad():
         for parameter in first.parameters():
             parameter.zero_()

@@ -18,9 +18,9 @@ from tests.offload.stores.disk.setup import (
     assert_right,
     assert_state,
     assert_whole,
+    disk_allocator,
     objects,
     offload,
-    placement,
     twin_of,
 )
 from tests.support.models import Language, Stack, Translator, assert_plain, assert_same, held, noise, seeded, tokens
@@ -84,7 +84,7 @@ def test_channels_last_transposed_expanded_or_complex_weights(store: Path) -> No
             dop.disable_group_offload(model)
     again = seeded(OddStack)
     offload(again, "cpu", store, keep=True)
-    assert placement(again).written == 0
+    assert disk_allocator(again).written == 0
 
 
 @pytest.mark.parametrize("make", [Language, Translator])
@@ -111,7 +111,7 @@ def test_torchao_on_disk(kind: str, device: torch.device, store: Path) -> None:
     want = case.run(copy.deepcopy(model).to(device), "forward", device)
     for written in (True, False):
         offload(model, device, store, keep=True)
-        assert (placement(model).written > 0) == written
+        assert (disk_allocator(model).written > 0) == written
         for _ in range(2):
             assert_same(case.run(model, "forward", device), want)
         dop.disable_group_offload(model)
@@ -203,7 +203,7 @@ def test_weights_changed_while_offloaded(
     assert_state(model, reference)
     base = seeded(Stack)
     offload(base, where, store, keep=True)
-    assert placement(base).written == 0
+    assert disk_allocator(base).written == 0
     assert_state(base, seeded(Stack))
 
 

@@ -1,4 +1,4 @@
-"""The parts: memory that is reserved and sealed, processes that find one another, what the device runtime reads."""
+"""Each piece alone: memory that is reserved and sealed, how processes find one another, what the runtime reads."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ import torch
 import torch.distributed as dist
 
 import diffusers_offload_plus as dop
+from diffusers_offload_plus.offload.api.checks import policy_for
 from diffusers_offload_plus.offload.hooks.attachment import attachment_of
 from diffusers_offload_plus.offload.memory import process as memory
 from diffusers_offload_plus.offload.model import inventory
-from diffusers_offload_plus.offload.policy import OffloadPolicy
-from diffusers_offload_plus.offload.stores.shared import allocator, rendezvous, server
+from diffusers_offload_plus.offload.stores.shared import allocator, rendezvous
 from diffusers_offload_plus.offload.stores.shared import memory as shared_memory
 from diffusers_offload_plus.offload.stores.shared.allocator import SharedAllocator, SharedSlab
 from diffusers_offload_plus.offload.stores.shared.memory import NotShared, SharedMemory
+from diffusers_offload_plus.offload.stores.shared.server import Member
 from diffusers_offload_plus.offload.transfer import transfer
 from tests.offload.stores.disk.forked import run
 from tests.offload.stores.disk.setup import assert_right, assert_state, twin_of
@@ -146,22 +147,22 @@ def test_when_ranks_share_unasked(
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     if local is not None:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
-    assert OffloadPolicy.from_arguments(onload_device="cpu").share_host_copy is expected
-    assert not OffloadPolicy.from_arguments(onload_device="cpu", share_host_copy=False).share_host_copy
+    assert policy_for(onload_device="cpu").share_host_copy is expected
+    assert not policy_for(onload_device="cpu", share_host_copy=False).share_host_copy
 
 
 def test_what_cannot_be_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong: dict[str, Any] = {"share_host_copy": "yes"}
     with pytest.raises(dop.InvalidPolicyError, match=r"`share_host_copy` must be True, False or None, got 'yes'"):
-        OffloadPolicy.from_arguments(onload_device="cpu", **wrong)
+        policy_for(onload_device="cpu", **wrong)
     with pytest.raises(dop.InvalidPolicyError, match="`offload_to_disk_path` puts them on disk"):
-        OffloadPolicy.from_arguments(onload_device="cpu", share_host_copy=True, offload_to_disk_path=str(tmp_path))
+        policy_for(onload_device="cpu", share_host_copy=True, offload_to_disk_path=str(tmp_path))
     monkeypatch.delattr(os, "memfd_create")
     with pytest.raises(dop.InvalidPolicyError, match="needs Linux with `memfd_create`"):
-        OffloadPolicy.from_arguments(onload_device="cpu", share_host_copy=True)
+        policy_for(onload_device="cpu", share_host_copy=True)
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    assert not OffloadPolicy.from_arguments(onload_device="cpu").share_host_copy
+    assert not policy_for(onload_device="cpu").share_host_copy
 
 
 # Memory
@@ -275,19 +276,19 @@ def test_copies_start_from_what_the_runtime_knows(device: torch.device, runtime:
     offload(model, device)
     assert dop.offload_report(model).components[0].tier == "pinned shared host"
     ((start, size),) = runtime.registered.items()
-    homes = slabs(model)
-    assert all(start <= home.in_memory.data_ptr() < start + size for home in homes)
-    assert all(torch.equal(home.in_memory, home.bytes) for home in homes)
+    stored = slabs(model)
+    assert all(start <= slab.in_memory.data_ptr() < start + size for slab in stored)
+    assert all(torch.equal(slab.in_memory, slab.bytes) for slab in stored)
     assert_right(model, twin, device)
-    assert all(not home.private_bytes for home in homes)
+    assert all(not slab.private_bytes for slab in stored)
     with torch.no_grad():
         for one in (model, twin):
             one.blocks[2].up.weight.data[3] *= 2
-    private = [home for home in homes if not start <= home.in_memory.data_ptr() < start + size]
-    assert 0 < len(private) < len(homes)
+    private = [slab for slab in stored if not start <= slab.in_memory.data_ptr() < start + size]
+    assert 0 < len(private) < len(stored)
     assert_right(model, twin, device)
     assert_state(model, twin)
-    del homes, private
+    del stored, private
     dop.disable_group_offload(model)
     assert_state(model, twin)
 
@@ -350,7 +351,7 @@ def test_a_device_without_pinning_says_so(device: torch.device) -> None:
     assert "pin" not in decisions(model)
 
 
-# Meeting
+# Rendezvous
 
 
 def filled(value: int) -> SharedMemory:
@@ -360,14 +361,14 @@ def filled(value: int) -> SharedMemory:
     return made
 
 
-def offered(name: str, value: int, *, ready: bool = True) -> server.Member:
+def offered(name: str, value: int, *, ready: bool = True) -> Member:
     """Memory full of `value` that others can have under `name`."""
     listener, made = rendezvous.rendezvous(name), filled(value)
     assert isinstance(listener, socket.socket)
-    part = server.memory_server().offer(name, os.dup(made.descriptor), listener)
+    member = Member(name, os.dup(made.descriptor), listener, serves=True)
     if ready:
-        part.announce()
-    return part
+        member.announce()
+    return member
 
 
 def received(name: str) -> tuple[rendezvous.Offer, SharedMemory]:
@@ -379,62 +380,76 @@ def received(name: str) -> tuple[rendezvous.Offer, SharedMemory]:
 
 
 def test_the_name_lives_on_while_anybody_has_the_memory() -> None:
-    name = f"meeting-{os.getpid()}"
-    parts = [offered(name, 7)]
+    name = f"succession-{os.getpid()}"
+    members = [offered(name, 7)]
     for _ in range(3):
         found, memory = received(name)
         assert memory.view.bytes(0, 1).item() == 7
-        parts.append(found.keep(name, memory.descriptor))
-    while len(parts) > 1:
-        parts.pop(0).release()
+        members.append(Member(name, os.dup(memory.descriptor), found.connection, serves=False))
+    while len(members) > 1:
+        members.pop(0).release()
         eventually(lambda: isinstance(attempt(name), rendezvous.Offer))
         found, memory = received(name)
         assert memory.view.bytes(0, 1).item() == 7
-        found.leave()
-    parts.pop().release()
+        found.connection.close()
+    members.pop().release()
     eventually(lambda: isinstance(attempt(name), socket.socket))
 
 
 def attempt(name: str) -> Any:
     found = rendezvous.rendezvous(name)
-    found.close() if isinstance(found, socket.socket) else found.leave()
+    if isinstance(found, rendezvous.Offer):
+        os.close(found.descriptor)
+    (found.connection if isinstance(found, rendezvous.Offer) else found).close()
     return found
+
+
+def test_a_process_that_has_gone_costs_the_server_no_descriptor() -> None:
+    """A server lives for days, while workers come and go."""
+    name = f"gone-{os.getpid()}"
+    member = offered(name, 7)
+    for _ in range(5):
+        received(name)[0].connection.close()
+    found, _ = received(name)
+    eventually(lambda: len(member._clients) == 1)
+    found.connection.close()
+    member.release()
 
 
 def test_memory_given_up_before_it_was_full() -> None:
     name = f"given-up-{os.getpid()}"
-    part = offered(name, 7, ready=False)
+    member = offered(name, 7, ready=False)
     found = rendezvous.rendezvous(name)
     assert isinstance(found, rendezvous.Offer)
-    part.release()
+    member.release()
     with pytest.raises(ConnectionError):
         found.wait(lambda: 0)
-    found.leave()
+    found.connection.close()
     os.close(found.descriptor)
     assert isinstance(attempt(name), socket.socket)
 
 
 def test_other_users_are_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"foreign-{os.getpid()}"
-    part = offered(name, 7)
+    member = offered(name, 7)
     with monkeypatch.context() as patch:
         patch.setattr(os, "geteuid", lambda: 4711)
         with pytest.raises(NotShared, match="another user"):
             rendezvous.rendezvous(name)
-    part.release()
+    member.release()
 
 
 def test_a_forked_child_answers_for_nothing() -> None:
     """Else the name would be taken, by a process that has nobody to answer, for as long as the child lives."""
     name = f"forked-{os.getpid()}"
-    part = offered(name, 7)
+    member = offered(name, 7)
     eventually(lambda: isinstance(attempt(name), rendezvous.Offer))
     child = os.fork()
     if child == 0:
         time.sleep(60)
         os._exit(0)
     try:
-        part.release()
+        member.release()
         eventually(lambda: isinstance(attempt(name), socket.socket))
     finally:
         os.kill(child, 9)
@@ -443,9 +458,7 @@ def test_a_forked_child_answers_for_nothing() -> None:
 
 def test_bytes_are_compared_whatever_the_name_says(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """A digest finds memory; it proves nothing."""
-    monkeypatch.setattr(
-        SharedAllocator, "_content", lambda self: (sum(g.nbytes for g in self._groups.values()), "same")
-    )
+    monkeypatch.setattr(SharedAllocator, "_content_name", lambda self: "same")
     monkeypatch.setattr(allocator, "NAME", "same")
     one, two = seeded(Stack, 0), seeded(Stack, 0)
     with torch.no_grad():
