@@ -405,7 +405,7 @@ class Twins(RuleBasedStateMachine):
         elif self.enabled:
             engine = attachment_of(self.model).engine  # type: ignore[union-attr]
             resident = sum(g.device_bytes for g in engine.groups if g.spec.residency is Residency.RESIDENT)
-            lent = engine._loans.nbytes  # to a method other than forward, until the next pass
+            lent = engine._device_copies.nbytes  # to a method other than forward, until the next pass
             assert engine.copy_engine.live == resident + engine.persistent.nbytes + lent, (
                 "something that streams stayed on the device"
             )

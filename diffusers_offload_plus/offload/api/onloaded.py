@@ -10,7 +10,7 @@ from torch import nn
 from ...errors import NotOffloadedError
 from ..hooks.attachment import attachment_of
 from ..runtime.engine import OffloadEngine
-from ..runtime.lookups import WatchedDict
+from ..runtime.lookups import OffloadedDict
 
 __all__ = ["onloaded"]
 
@@ -45,6 +45,6 @@ def _engine_of(module: nn.Module) -> OffloadEngine | None:
         return attachment.engine
     for part in module.modules():
         for held in (part._parameters, part._buffers):
-            if isinstance(held, WatchedDict) and isinstance(held.engine, OffloadEngine):
+            if isinstance(held, OffloadedDict) and isinstance(held.engine, OffloadEngine):
                 return held.engine
     return None

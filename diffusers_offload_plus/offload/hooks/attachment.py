@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import repeat
+from operator import attrgetter, is_
+from typing import Any
 
 from torch import nn
 
@@ -34,7 +37,7 @@ class Attachment:
         self.engine.intact = self._intact
         self.config = stock_config(policy.onload_device, policy.offload_device)
         self._hooked: dict[int, nn.Module] = {}
-        self._hooks_below: dict[int, list[GroupOffloadPlusHook | None]] = {}
+        self._hooks_below: dict[int, _Hooks] = {}
 
     def prepare(self) -> None:
         """Find out that the model can be offloaded, and make room on disk, without changing anything."""
@@ -147,13 +150,48 @@ class Attachment:
         hooks = self._hooks_below.get(id(entry))
         if hooks is None:
             hooked = (m for m in (self.root, *entry.modules()) if id(m) in self._hooked)
-            hooks = self._hooks_below[id(entry)] = list(map(self.hook_on, hooked))
-        return all(hook is not None and hook.fires() for hook in hooks)
+            hooks = self._hooks_below[id(entry)] = _Hooks(map(self.hook_on, hooked))
+        return hooks.fire()
 
     def _invalidate(self) -> None:
         registry = registry_of(self.root)
         if registry is not None:
             registry.invalidate_child_registries_cache()
+
+
+class _Hooks:
+    """Some hooks, and how calling their modules reached each when last asked. In each pass all are compared with that,
+    by functions that loop in C."""
+
+    def __init__(self, hooks: Iterable[GroupOffloadPlusHook | None]) -> None:
+        found = list(hooks)
+        self._hooks = [hook for hook in found if hook is not None]
+        self._lost = len(self._hooks) < len(found)
+        self._modules = [vars(hook.module) for hook in self._hooks]
+        self._registries = [hook.registry for hook in self._hooks]
+        self._known: list[Any] = []
+
+    def fire(self) -> bool:
+        """Whether calling their modules still reaches all of them."""
+        reached = self._reached()
+        if len(reached) == len(self._known) and all(map(is_, reached, self._known)):
+            return True
+        if self._lost or not all(hook.fires() for hook in self._hooks):
+            return False
+        self._known = reached
+        return True
+
+    def _reached(self) -> list[Any]:
+        return [
+            *map(_forward, map(_function, self._hooks)),
+            *map(_compiled, self._hooks),
+            *map(dict.get, map(_held, self._registries), repeat(HOOK_NAME)),
+            *map(dict.get, self._modules, repeat("_diffusers_hook")),
+            *map(dict.get, self._modules, repeat("forward")),
+        ]
+
+
+_function, _forward, _compiled, _held = map(attrgetter, ("fn_ref", "forward", "compiled", "hooks"))
 
 
 def attachment_of(module: nn.Module) -> Attachment | None:

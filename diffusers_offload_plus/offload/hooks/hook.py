@@ -60,12 +60,12 @@ class GroupOffloadPlusHook(ModelHook):
         self.attachment = attachment
         self.called = CalledModule(module)
         self.installed: Any = None
-        self._registry: Any = None
+        self.registry: Any = None
         self._entered: Any = None
         self._class_forward: Any = None  # called unless the module has a forward of its own
         self.compiled: Callable[..., Any] | None = None
         self.known_compiled: Callable[..., Any] | None = None  # when the model was last looked at
-        self._module = module
+        self.module = module
 
     @property
     def config(self) -> Any:
@@ -82,12 +82,15 @@ class GroupOffloadPlusHook(ModelHook):
                     "or compile before enabling group offloading."
                 )
             return self._forward()(*args, **kwargs)
-        return self.attachment.engine.run(self.called, self.compiled or self._forward(), args, kwargs)
+        forward: Any = self.compiled
+        if forward is None:
+            forward = self._forward()
+        return self.attachment.engine.run(self.called, forward, args, kwargs)
 
     def _forward(self) -> Callable[..., Any]:
         """What the module's forward was before the hook; that of its class is looked up anew, as Python does."""
-        if self._class_forward is not None and type(self._module).forward is not self._class_forward:
-            return types.MethodType(type(self._module).forward, self._module)
+        if self._class_forward is not None and type(self.module).forward is not self._class_forward:
+            return types.MethodType(type(self.module).forward, self.module)
         function: Any = self.fn_ref
         forward: Callable[..., Any] = function.original_forward
         return forward
@@ -109,17 +112,17 @@ class GroupOffloadPlusHook(ModelHook):
         Raises:
             CompileOrderError: the module is the whole offloaded model.
         """
-        if self._module is self.attachment.root:
+        if self.module is self.attachment.root:
             raise CompileOrderError(
                 f"'{self.attachment.label}' is offloaded: compiled as a whole, one graph would need all its weights "
                 "at once. Use `compile_repeated_blocks()`, or compile the blocks one by one."
             )
-        type(self._module).compile(self._module, *args, **kwargs)
+        type(self.module).compile(self.module, *args, **kwargs)
         self.take_compiled()
 
     def take_compiled(self) -> None:
         """Call the module's compiled forward from beneath the hook; see [Note: compiled forwards]."""
-        module = self._module
+        module = self.module
         if module._compiled_call_impl is not None:
             self.compiled = module._compiled_call_impl
             module.__dict__[COMPILED_BENEATH] = self.compiled
@@ -128,28 +131,28 @@ class GroupOffloadPlusHook(ModelHook):
     def give_compiled_back(self) -> None:
         """Undo :meth:`take_compiled`."""
         if self.compiled is not None:
-            self._module._compiled_call_impl = self.compiled
-            self._module.__dict__.pop(COMPILED_BENEATH, None)
+            self.module._compiled_call_impl = self.compiled
+            self.module.__dict__.pop(COMPILED_BENEATH, None)
             self.compiled = None
 
     def fires(self) -> bool:
         """Whether calling the module still reaches this hook, whatever wrapped or replaced its forward since, and what
         it calls was not compiled since."""
-        held, function = self._module.__dict__, self.fn_ref
+        held, function = self.module.__dict__, self.fn_ref
         return (
             function.forward is self._entered
             and self.compiled is self.known_compiled
-            and self._registry.hooks.get(HOOK_NAME) is self
-            and held.get("_diffusers_hook") is self._registry
+            and self.registry.hooks.get(HOOK_NAME) is self
+            and held.get("_diffusers_hook") is self.registry
             and (held.get("forward") is self.installed or self._is_reachable())
         )
 
     def note_installed(self) -> None:
         """Remember how the registry reaches this hook, to notice when it no longer does."""
-        self.installed = self._module.__dict__["forward"]
-        self._registry = registry_of(self._module)
+        self.installed = self.module.__dict__["forward"]
+        self.registry = registry_of(self.module)
         self._entered = self.fn_ref.forward
-        of_class = type(self._module).forward
+        of_class = type(self.module).forward
         captured = getattr(self.fn_ref.original_forward, "__func__", None)
         self._class_forward = of_class if captured is of_class else None
 
@@ -165,7 +168,7 @@ class GroupOffloadPlusHook(ModelHook):
         return self._is_reachable()
 
     def _is_reachable(self) -> bool:
-        forward = self._module.__dict__.get("forward")
+        forward = self.module.__dict__.get("forward")
         while forward is not None:
             if forward is self.installed:
                 return True
@@ -173,4 +176,4 @@ class GroupOffloadPlusHook(ModelHook):
         return False
 
     def __repr__(self) -> str:
-        return f"GroupOffloadPlusHook({self.attachment.engine.tree.name_of(self._module)})"
+        return f"GroupOffloadPlusHook({self.attachment.engine.tree.name_of(self.module)})"

@@ -176,14 +176,10 @@ class DeviceBudget:
         """Whether keeping groups of ``member`` is worth others' room."""
         return self._runs.get(id(member), LONG_RUN) >= LONG_RUN
 
-    def account(self, nbytes: int) -> None:
-        """Account for device memory taken (negative: given back)."""
+    def note_change(self, nbytes: int) -> None:
+        """Weights take ``nbytes`` more from now on (negative: less); that is none of what passes need beside them."""
         if nbytes < 0:
             self._note_beside()
-        self.live += nbytes
-        used = self.live + self.slabs.nbytes
-        if used > self.peak:
-            self.peak = used
 
     def reserve(self, nbytes: int, member: Member, *, required: bool, displace: bool, pooled: bool = True) -> bool:
         """See that ``nbytes`` more can be taken.

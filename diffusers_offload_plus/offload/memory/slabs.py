@@ -24,7 +24,8 @@ class DeviceSlab:
 
     Attributes:
         bytes: the memory as a uint8 tensor of shape ``(nbytes,)``.
-        storage: its storage, which is empty while the memory is given back.
+        storage: its storage. Resized to nothing it gives the memory back to the allocator; resized to ``nbytes`` it
+            takes memory again, on the current stream. Views stay.
         streams: by their ids, the streams that use the memory now.
         owner: the stream that took the memory.
         copied: the event after which it holds what was last copied to it.
@@ -58,17 +59,6 @@ class DeviceSlab:
         if torch._C._storage_Use_Count(self.storage._cdata) > self._held:
             return True
         return bool(self._parts) and list(map(sys.getrefcount, self._parts)) != self._references
-
-    def take_memory(self) -> None:
-        """Take device memory again, on the current stream. No effect while there is some."""
-        if not self.storage.nbytes():
-            self.storage.resize_(self.nbytes)
-
-    def give_memory_back(self) -> None:
-        """Return the memory to the allocator; the views stay, and show what is there when it is taken again."""
-        self.streams.clear()
-        self.free = None
-        self.storage.resize_(0)
 
 
 class SlabPool:
@@ -115,6 +105,6 @@ class SlabPool:
             slab = self.take(size)
             assert slab is not None
             if slab.bytes.device.type != "cpu":
-                slab.give_memory_back()  # where groups remember their views; elsewhere nobody else has it
+                slab.storage.resize_(0)  # where groups remember their views; elsewhere nobody else has it
             self.reused -= 1
             nbytes -= size

@@ -13,7 +13,7 @@ tell: ``share_memory()`` and sending a tensor to another process put other memor
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from operator import is_
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -21,6 +21,9 @@ import torch
 from .tensors import inner_names, is_wrapper, plain_tensors
 
 __all__ = ["Pointers", "has_version"]
+
+_version, _shape, _dtype = attrgetter("_version"), attrgetter("shape"), attrgetter("dtype")
+_address, _stride = torch.Tensor.data_ptr, torch.Tensor.stride
 
 
 class Pointers:
@@ -33,18 +36,8 @@ class Pointers:
     """
 
     __slots__ = (
-        "_attributes",
-        "_empty",
-        "_owned",
-        "_owners",
-        "_parts",
-        "_spans",
-        "_steps",
-        "_storage",
-        "_versioned",
-        "inner",
-        "tracked",
-        "values",
+        *("_addresses", "_attributes", "_base", "_empty", "_layout", "_offsets", "_owned", "_owners", "_parts"),
+        *("_shown", "_spans", "_steps", "_storage", "_versioned", "inner", "tracked", "values"),
     )
 
     def __init__(
@@ -64,15 +57,18 @@ class Pointers:
         self.inner: list[torch.Tensor] = []
         self._steps: list[tuple[torch.Tensor, torch.Tensor, tuple[tuple[str, torch.Tensor], ...]]] = []
         self._owned: list[tuple[Any, str, torch.Tensor]] = []  # attributes that have to be these objects
-        self._owners: list[Any] = []  # wrappers, and what their attributes were when they were last pointed
-        self._attributes: list[list[Any]] = []
+        self._owners: list[Any] = []  # wrappers, and the ids of their attributes when last pointed
+        self._attributes: list[list[int]] = []
         self._versioned: list[torch.Tensor] = []
         self._spans: list[tuple[int, int]] = []  # which of the versions are of each tensor; -1: not all are counted
         self._storage = storage
-        # Plain tensors with address (from the storage's on), shape, strides and dtype; those without elements have no
-        # address.
-        self._parts: list[tuple[torch.Tensor, int, torch.Size, tuple[int, ...], torch.dtype]] = []
+        # Plain tensors, and where they lie; those without elements have no address. All is compared by functions that
+        # loop in C, for it is asked for in each pass for each tensor.
+        self._parts: list[torch.Tensor] = []
         self._empty: list[torch.Tensor] = []
+        self._base = 0 if storage is None else storage.data_ptr()
+        self._offsets: list[int] = []
+        self._shown: list[torch.Tensor] = []  # the values that they show
         for tensor, value in zip(tensors, values, strict=True):
             watched = [tensor]
             if is_wrapper(value):
@@ -92,13 +88,16 @@ class Pointers:
             self._spans.append((len(self._versioned), len(counted) if len(counted) == len(watched) else -1))
             self._versioned.extend(counted)
         self.tracked = all(count >= 0 for _, count in self._spans)
+        self._addresses = [self._base + offset for offset in self._offsets]
+        self._layout = [*map(_stride, self._shown), *map(_shape, self._shown), *map(_dtype, self._shown)]
 
     def _note(self, part: torch.Tensor, value: torch.Tensor) -> None:
         if not value.numel():
             self._empty.append(part)
             return
-        base = 0 if self._storage is None else self._storage.data_ptr()
-        self._parts.append((part, value.data_ptr() - base, value.shape, value.stride(), value.dtype))
+        self._parts.append(part)
+        self._offsets.append(value.data_ptr() - self._base)
+        self._shown.append(value)
 
     def point(self) -> None:
         """Point the tensors at their values; see [Note: pointing]."""
@@ -107,30 +106,36 @@ class Pointers:
             for name, part in inner:
                 setattr(tensor, name, part)
         if self._owned:
-            self._attributes = [list(vars(owner).values()) for owner in self._owners]
+            self._attributes = [list(map(id, vars(owner).values())) for owner in self._owners]
 
     def are_current(self) -> bool:
         """Whether all tensors point at their values; see [Note: what tells where a tensor points]."""
-        base = 0 if self._storage is None else self._storage.data_ptr()
-        for part, address, shape, strides, dtype in self._parts:
-            if (
-                part.data_ptr() - base != address
-                or part.stride() != strides
-                or part.shape != shape
-                or part.dtype is not dtype
-            ):
-                return False
+        storage, parts = self._storage, self._parts
+        if storage is not None and storage.data_ptr() != self._base:
+            self._base = base = storage.data_ptr()
+            self._addresses = [base + offset for offset in self._offsets]
+        if [*map(_address, parts)] != self._addresses:
+            return False
+        if [*map(_stride, parts), *map(_shape, parts), *map(_dtype, parts)] != self._layout:
+            return False
+        return not (self._owned or self._empty) or self._holds_parts()
+
+    def _holds_parts(self) -> bool:
         for owner, name, part in self._owned:
             if getattr(owner, name) is not part:
                 return False
         for owner, held in zip(self._owners, self._attributes, strict=True):
-            if len(held) != len(vars(owner)) or not all(map(is_, vars(owner).values(), held)):
+            if list(map(id, vars(owner).values())) != held:
                 return False  # an inner tensor may have been added
-        return not (self._empty and any(part.numel() for part in self._empty))
+        return not any(part.numel() for part in self._empty)
 
     def versions(self) -> list[int]:
         """The version counters of the tensors and of what is inside of them."""
-        return [tensor._version for tensor in self._versioned]
+        return list(map(_version, self._versioned))
+
+    def are_unwritten(self, versions: list[int]) -> bool:
+        """Whether all tensors point at their values, and none was written since :meth:`versions` gave these."""
+        return list(map(_version, self._versioned)) == versions and self.are_current()
 
     def changed_since(self, versions: list[int]) -> set[int]:
         """Places of the tensors written since :meth:`versions` gave these; those without counters may have been."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import threading
 from collections.abc import Callable, Iterator
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -244,7 +244,7 @@ class OffloadEngine:
         self, called: CalledModule, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Call ``forward(*args, **kwargs)`` with what the called module needs on the device."""
-        if self._owner != threading.get_ident():
+        if self._owner != get_ident():
             size = None if self.budget.auto is None else elements_of((args, kwargs))
             with self._pass(called.module, size):
                 return self.run(self.forward_pass.called(called.module), forward, args, kwargs)
@@ -265,7 +265,7 @@ class OffloadEngine:
         """Keep every group with weights below ``module`` onloaded; writes made meanwhile are kept by comparing
         bytes."""
         with contextlib.ExitStack() as stack:
-            if self._owner != threading.get_ident():
+            if self._owner != get_ident():
                 stack.enter_context(self._pass(self.root))
             tensors = {
                 id(t) for part in module.modules() for t in (*part._parameters.values(), *part._buffers.values())
@@ -284,7 +284,7 @@ class OffloadEngine:
         Inside a pass the group is onloaded while the innermost hooked module runs. Outside of one there is
         no telling how long the caller needs it, so it gets a device copy that lives as long as it is held.
         """
-        if self._owner == threading.get_ident() and self.forward_pass.frames:
+        if self._owner == get_ident() and self.forward_pass.frames:
             reader = self.forward_pass.frames[-1].called.module
             self.lookups.setdefault(entry.names[0], self.tree.name_of(reader))
             self.forward_pass.materialize(group)
@@ -316,7 +316,7 @@ class OffloadEngine:
     @contextlib.contextmanager
     def _pass(self, entry: nn.Module, size: int | None = None) -> Iterator[None]:
         with self._lock, self.budget.pass_scope(self, id(entry), size):
-            self._owner = threading.get_ident()
+            self._owner = get_ident()
             finished = False
             try:
                 self._begin(entry)
@@ -372,6 +372,8 @@ class OffloadEngine:
             self.persistent.replace([*self._carried_parameters, *self.tree.loose_buffers(self._managed)])
 
     def _unwatch_lookups(self) -> None:
+        for group in self.groups:
+            group.dicts.clear()
         for module in self.root.modules():
             uninstall(module)
         for module in self.tree.modules():

@@ -129,7 +129,7 @@ class ForwardPass:
         for group in (*self._on_device, *ahead):
             group.users = 0
             if stays and group.cached and group.state is GroupState.ONLOADED and self.compare is Compare.NONE:
-                group.state = GroupState.IDLE
+                group.keep_on_device()
                 self._cached[group] = None
             elif stays and not group.under_way and (group.cached or group in ahead) and not self._is_trained(group):
                 if group.state is not GroupState.OFFLOADED:
@@ -157,8 +157,15 @@ class ForwardPass:
             if self._deferred:
                 self._offload_deferred()
             stream = self._copy_engine.current_stream
-            for group in groups:
-                self._onload(group, stream)
+            if self._is_profiled or self._cached:
+                for group in groups:
+                    self._onload(group, stream)
+            else:
+                use, on_device, reserve = self.prefetcher.use, self._on_device, self._reserve
+                for group in groups:
+                    use(group)
+                    on_device[group] = None
+                    group.onload(reserve, stream)
         elif self._deferred:
             self._offload_deferred()
         elif not first and self._budget.limit is None:
@@ -179,11 +186,17 @@ class ForwardPass:
             if frame.materialized:
                 for group in frame.materialized:
                     self._release(group, called, Compare.ALL)
+            if not called.groups:
+                continue
+            plain = frame.compare is Compare.NONE and not (called.defers or self._is_profiled)
             for group in called.groups:
-                if group.users == 1 and group.cached and self.compare is Compare.NONE:
-                    group.users = 0  # as nearly always with a budget: it stays
-                else:
+                if group.users != 1 or not plain:
                     self._release(group, called, frame.compare)
+                    continue
+                group.users = 0  # as nearly always
+                if not group.cached and group not in self.prefetcher.ahead:
+                    self._on_device.pop(group, None)
+                    group.offload()
 
     def materialize(self, group: ParamGroup) -> None:
         """The innermost frame reads a group that no hook announced: it holds it as well."""

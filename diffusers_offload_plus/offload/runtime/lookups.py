@@ -24,7 +24,7 @@ from .buffers import PersistentBuffers
 from .forward_pass import ForwardPass
 from .param_group import GroupState, ParamGroup
 
-__all__ = ["WatchedDict", "computes_on", "install", "uninstall", "watch_lookups"]
+__all__ = ["OffloadedDict", "OnloadedDict", "WatchedDict", "computes_on", "install", "uninstall", "watch_lookups"]
 
 
 class _Engine(Protocol):
@@ -40,10 +40,10 @@ class _Engine(Protocol):
 _ONLY_LOOKING = frozenset({"device", "dtype", "get_parameter_device", "get_parameter_dtype"})
 
 
-class WatchedDict(dict[str, Any]):
+class OffloadedDict(dict[str, Any]):
     """``_parameters`` or ``_buffers`` of a module whose tensors are offloaded. Copies and pickles as a plain dict."""
 
-    __slots__ = ("_carried", "_watched", "engine")
+    __slots__ = ("_persistent", "_watched", "engine")
 
     def __init__(
         self,
@@ -54,8 +54,27 @@ class WatchedDict(dict[str, Any]):
     ) -> None:
         super().__init__(plain)
         self._watched = watched
-        self._carried = persistent
+        self._persistent = persistent
         self.engine = engine
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return dict, (self.copy(),)
+
+    def copy(self) -> dict[str, Any]:
+        """A plain dict."""
+        return dict(dict.items(self))
+
+
+class OnloadedDict(OffloadedDict):
+    """One whose tensors are all onloaded: lookups are those of a dict."""
+
+    __slots__ = ()
+
+
+class WatchedDict(OffloadedDict):
+    """One whose lookups are answered by the engine."""
+
+    __slots__ = ()
 
     def __getitem__(self, name: str) -> Any:
         watched = self._watched.get(name)
@@ -63,7 +82,7 @@ class WatchedDict(dict[str, Any]):
             value = dict.__getitem__(self, name)
             # A parameter put in since the inventory was taken is nobody's but the caller's.
             return self.engine.materialize(*watched) if value is watched[1].tensor else value
-        if self.engine.persistent.on_host and name in self._carried:
+        if self.engine.persistent.on_host and name in self._persistent:
             self.engine.buffers_to_device()
         return dict.__getitem__(self, name)
 
@@ -82,13 +101,6 @@ class WatchedDict(dict[str, Any]):
         if self.engine.forward_pass.caches and not _only_looked_at():
             self.engine.evict_cached()
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return dict, (self.copy(),)
-
-    def copy(self) -> dict[str, Any]:
-        """A plain dict."""
-        return dict(dict.items(self))
-
 
 def install(
     module: nn.Module, watched: dict[str, tuple[ParamGroup, Entry]], persistent: frozenset[str], engine: _Engine
@@ -98,7 +110,13 @@ def install(
         plain: dict[str, Any] = module.__dict__[slot]
         names = {name: watched[name] for name in plain if name in watched}
         if names or not persistent.isdisjoint(plain):
-            module.__dict__[slot] = WatchedDict(dict(dict.items(plain)), names, persistent, engine)
+            held = WatchedDict(dict(dict.items(plain)), names, persistent, engine)
+            module.__dict__[slot] = held
+            groups = {group for group, _ in names.values()}
+            if len(groups) == 1 and persistent.isdisjoint(plain):
+                (group,) = groups
+                group.dicts.append(held)
+                group.onloaded_dict, group.watched_dict = OnloadedDict, WatchedDict
 
 
 def watch_lookups(
@@ -106,22 +124,22 @@ def watch_lookups(
 ) -> None:
     """Watch ``modules`` for lookups of tensors of ``groups`` and of ``persistent`` ones; groups that are used in place
     need no watching."""
-    are_carried = set(map(id, persistent))
+    are_persistent = set(map(id, persistent))
     streaming = [group for group in groups if not group.in_place]
     of_tensor = {id(entry.tensor): (group, entry) for group in streaming for entry in group.spec.entries}
     for module in modules:
         held = [*dict.items(module._parameters), *dict.items(module._buffers)]
         watched = {name: of_tensor[id(tensor)] for name, tensor in held if id(tensor) in of_tensor}
-        parkable = frozenset(name for name, tensor in held if id(tensor) in are_carried)
-        if watched or parkable:
-            install(module, watched, parkable, engine)
+        staying = frozenset(name for name, tensor in held if id(tensor) in are_persistent)
+        if watched or staying:
+            install(module, watched, staying, engine)
 
 
 def uninstall(module: nn.Module) -> None:
     """Give ``module`` its plain dictionaries back, with whatever they hold now."""
     for slot in ("_parameters", "_buffers"):
         held = module.__dict__.get(slot)
-        if isinstance(held, WatchedDict):
+        if isinstance(held, OffloadedDict):
             module.__dict__[slot] = held.copy()
 
 

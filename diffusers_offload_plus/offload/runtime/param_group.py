@@ -56,15 +56,22 @@ class ParamGroup:
         users: how many running modules need the group; it stays onloaded while there are any.
         runs: how often a module that owns its weights has run.
         cached: it is to stay on the device between passes, as far as there is memory.
+        number: its place among the groups of the model.
         streams: it does not stay on the device for good.
         in_place: the device computes with the weights where they are stored.
         written_back: bytes that travelled from device to host because somebody wrote them.
         repacked: how often tensors that others had pointed elsewhere were stored anew.
+        dicts: dictionaries of modules that hold tensors of this group alone. They are ``onloaded_dict`` while the
+            group is onloaded, and ``watched_dict`` otherwise.
     """
+
+    onloaded_dict: type[Any]
+    watched_dict: type[Any]
 
     def __init__(self, spec: GroupSpec, copy_engine: CopyEngine, allocator: Allocator) -> None:
         self.spec = spec
         self.streams = spec.residency is Residency.STREAMED
+        self.number = 0
         self.users = 0
         self.runs = 0
         self.cached = False
@@ -72,8 +79,8 @@ class ParamGroup:
         self.written_back = 0
         self.repacked = 0
         self.state = GroupState.OFFLOADED
+        self.dicts: list[Any] = []
         self._tensors = [entry.tensor for entry in spec.entries]
-        self._has_buffers = any(entry.is_buffer for entry in spec.entries)
         self._copy_engine = copy_engine
         self._allocator = allocator
         self._transfer: Transfer | None = None
@@ -126,14 +133,13 @@ class ParamGroup:
         """
         if self._transfer is not None:
             return True
-        if not self._stored.are_current():
-            self._store_anew()
+        # Whether the tensors point there is looked at when they are used: a copy that was of no use is made anew then.
         if reserve is not None and not reserve(0 if self.in_place else self.storage.nbytes):
             return False
         transfer = self._transfer = self._copy_engine.start(self.storage, self._slab, stream)
-        if not self.in_place:
+        if transfer.slab is not None:
             self._copied = self._stored.versions()
-            self._copy_engine.account(transfer.nbytes, streams=self.streams and not self.cached)
+            self._copy_engine.account(transfer.slab.nbytes, streams=self.streams and not self.cached)
         self.state = GroupState.PREFETCHED
         self.onloads += 1
         return True
@@ -146,28 +152,34 @@ class ParamGroup:
         """
         if self.state is GroupState.IDLE:
             assert self._device is not None
-            if self.in_place or self._device.are_current():
-                self.state = GroupState.ONLOADED
-            else:
+            if not self._device.are_current():
                 self.offload(compare=Compare.ALL)  # others pointed a parameter elsewhere since the last pass
-        elif self.state is GroupState.PREFETCHED and not self.in_place and self._is_outdated():
-            self.discard()
+        if self.state is GroupState.PREFETCHED:
+            if not self._stored.are_current():
+                self.discard()
+            elif not self.in_place and self._copied != self._stored.versions():
+                self.discard()  # written since, and what is on its way holds the old values
+        if self.state is GroupState.OFFLOADED and not self._stored.are_current():
+            self._store_anew()
         if self._transfer is None:
             self.prefetch(reserve, stream)
         transfer = self._transfer
         assert transfer is not None
-        if self.state is GroupState.ONLOADED:
-            transfer.wait(self, stream)  # the stream may be another than the one that waited first
-            return
-        transfer.wait(self, stream)  # first: while a thread reads into the slab, it holds views of its own
-        slab = transfer.slab
-        if slab is None:
-            self._device = self._stored
-        else:
-            device = self._device = self._views.get(slab) or self._views_over(slab)
-            device.point()
-            self._seen = device.versions()
-        self.state = GroupState.ONLOADED
+        # Each time, for the stream may be another than the one that waited first; and before there are views, for a
+        # thread that reads into the slab holds some of its own.
+        transfer.wait(self, stream)
+        if self.state is GroupState.PREFETCHED:
+            slab = transfer.slab
+            if slab is None:
+                self._device = self._stored
+            else:
+                device = self._device = self._views.get(slab) or self._views_over(slab)
+                device.point()
+                self._seen = device.versions() if device.inner else self._copied
+        if self.state is not GroupState.ONLOADED:
+            self.state = GroupState.ONLOADED
+            for held in self.dicts:
+                held.__class__ = self.onloaded_dict
 
     def keep_on_device(self) -> None:
         """Leave the group on the device at the end of a pass. Its parameters point at the device copy, so that what is
@@ -176,6 +188,8 @@ class ParamGroup:
             self.onload()
         if self.state is GroupState.ONLOADED:
             self.state = GroupState.IDLE
+            for held in self.dicts:
+                held.__class__ = self.watched_dict
 
     def offload(self, *, compare: Compare = Compare.NONE) -> None:
         """Point the parameters back at their stored values and drop the device copy, writes kept. Idempotent.
@@ -183,35 +197,33 @@ class ParamGroup:
         Args:
             compare: which bytes are compared; for the others version counters are trusted.
         """
-        if self.state in (GroupState.ONLOADED, GroupState.IDLE):
+        state = self.state
+        if state is GroupState.ONLOADED or state is GroupState.IDLE:
             device = self._device
             assert device is not None
             if compare is Compare.TRAINED and not self.is_trained:
                 compare = Compare.NONE
             if self.in_place:
                 pass
-            elif (
-                compare is Compare.NONE
-                and not self._has_buffers
-                and device.tracked
-                and device.versions() == self._seen
-                and device.are_current()
-            ):
+            elif compare is Compare.NONE and self._shows_writes and device.are_unwritten(self._seen):
                 self._stored.point()
             else:
                 with engine_mode():
                     self._write_back(device, compare)
             self.state = GroupState.OFFLOADED
+            for held in self.dicts:
+                held.__class__ = self.watched_dict
         self.discard()
 
     def discard(self) -> None:
         """Drop a prefetched copy that nobody used."""
-        transfer = self._transfer
-        if transfer is None or self.state is GroupState.ONLOADED or self.state is GroupState.IDLE:
+        transfer, state = self._transfer, self.state
+        if transfer is None or state is GroupState.ONLOADED or state is GroupState.IDLE:
             return
-        transfer.cancel()
-        if transfer.nbytes:
-            self._copy_engine.account(-transfer.nbytes, streams=self.streams and not self.cached)
+        if state is GroupState.PREFETCHED:
+            transfer.cancel()
+        if transfer.slab is not None:
+            self._copy_engine.account(-transfer.slab.nbytes, streams=self.streams and not self.cached)
         self._transfer = None
         self._slab = self._copy_engine.release(self.storage, transfer)
         if self._copy_engine.device.type == "cpu":
@@ -244,9 +256,7 @@ class ParamGroup:
         storage = allocator.store(self.spec.key, sources)
         packed = iter(storage.tensors)
         values = [map_plain(tensor.detach(), lambda _: next(packed)) for tensor in self._tensors]
-        self._stored = Pointers(self._tensors, values)
-        self._stored.point()
-        self._views.clear()
+        self._point_stored(values)
         self._slab = None
         self.in_place = self._copy_engine.uses_in_place(storage)
         return storage
@@ -255,19 +265,21 @@ class ParamGroup:
         """Follow others who pointed a tensor elsewhere: within the storage or to memory of their own."""
         with engine_mode():
             if all(self._is_stored(t) for tensor in self._tensors for _, t in plain_tensors(tensor)):
-                self._stored = Pointers(self._tensors, [_alias(tensor) for tensor in self._tensors])
-                self._views.clear()
+                self._point_stored([_alias(tensor) for tensor in self._tensors])
                 return
             self._copy_engine.drain()
             self.storage = self._pack(self._allocator)
             self.repacked += 1
 
+    def _point_stored(self, values: list[torch.Tensor]) -> None:
+        self._stored = Pointers(self._tensors, values)
+        self._stored.point()
+        # Buffers may be written without a trace, and tensors without a version counter.
+        self._shows_writes = self._stored.tracked and not any(entry.is_buffer for entry in self.spec.entries)
+        self._views.clear()
+
     def _is_stored(self, tensor: torch.Tensor) -> bool:
         return tensor.numel() == 0 or self.storage.offset_of(tensor) is not None
-
-    def _is_outdated(self) -> bool:
-        """Whether the copy that is on its way is of values that are not the present ones."""
-        return self._copied != self._stored.versions() or not self._stored.are_current()
 
     # The device copy
 

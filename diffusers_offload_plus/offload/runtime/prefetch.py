@@ -133,7 +133,6 @@ class Prefetcher:
         self._member = member
         self._depth = FARTHEST if depth and budget.limit is not None else depth
         self._groups: Sequence[ParamGroup] = ()
-        self._number: dict[ParamGroup, int] = {}
         self._orders: dict[int, UsageOrder] = {}
         self._order = UsageOrder()
         self._off_course = False
@@ -154,7 +153,8 @@ class Prefetcher:
     def replace(self, groups: Sequence[ParamGroup]) -> None:
         """These are the groups from now on; what was learned is of no use any more."""
         self._groups = groups
-        self._number = {group: number for number, group in enumerate(groups)}
+        for number, group in enumerate(groups):
+            group.number = number
         self._orders.clear()
         self._order = UsageOrder()
 
@@ -167,10 +167,11 @@ class Prefetcher:
 
     def use(self, group: ParamGroup) -> None:
         """``group`` is needed now."""
-        if not self._order.use(self._number[group]):
+        if self._order.use(group.number):
+            if self.ahead:
+                del self.ahead[0]
+        else:
             self._off_course = True
-        elif self.ahead:
-            del self.ahead[0]
 
     def advance(self, stream: Any = None) -> list[ParamGroup]:
         """Start copying what there is memory for.

@@ -84,7 +84,8 @@ class Transfer:
         """
         timer, start, bottleneck = self._stall_timer, None, Bottleneck.LINK
         if not timer.watching and self._reading is None:
-            self._order(stream)
+            if self.slab is not None:
+                self._order(stream)
             return
         if timer.watching and group is not None:
             if self.under_way:
@@ -177,13 +178,16 @@ class CopyEngine:
         Args:
             streams: they are of a group that comes and goes.
         """
-        if nbytes:
-            self.live += nbytes
-            if self.live > self.peak:
-                self.peak = self.live
-            if streams:
-                self.streaming += nbytes
-            self.budget.account(nbytes)
+        self.live += nbytes
+        if streams:
+            self.streaming += nbytes
+        budget = self.budget
+        if budget.auto is not None:
+            budget.note_change(nbytes)
+        budget.live += nbytes
+        if nbytes > 0:
+            self.peak = max(self.peak, self.live)
+            budget.peak = max(budget.peak, budget.live + budget.slabs.nbytes)
 
     @property
     def staging_wait_seconds(self) -> float:
@@ -241,7 +245,11 @@ class CopyEngine:
         if self.device.type == "cpu" and storage.is_aligned:
             return Transfer(None, self.stall_timer)
         nbytes = storage.nbytes
-        self._count(nbytes, staged=self._staging is not None)
+        if self._staging is None:
+            self.copies += 1
+            self.bytes += nbytes
+        else:
+            self._count(nbytes, staged=True)
         side = self._stream
         if side is None:
             slab = self._slab(nbytes, own, stream)
@@ -254,7 +262,10 @@ class CopyEngine:
                 slab = self._slab(nbytes, own)
         else:
             slab = self._slab(nbytes, own, stream)
-            self._wait_until_free(slab)
+            if slab.free is None:
+                side.wait_stream(slab.owner)
+            else:
+                self._wait_until_free(slab)
         with side:
             if self._staging is None:
                 slab.bytes.copy_(memory, non_blocking=True)
@@ -262,7 +273,9 @@ class CopyEngine:
                 self._through(
                     self._staging, slab.bytes, lambda part, start: part.copy_(memory[start : start + len(part)])
                 )
-        event = self._record(slab)
+        event = side.record_event(slab.copied)
+        if self.stall_timer.watching:
+            event = side.record_event(self.stall_timer.event())
         return Transfer(slab, self.stall_timer, index=self._index, event=event, side_owned=self._record_stream)
 
     def _record(self, slab: DeviceSlab) -> Any:
@@ -287,7 +300,8 @@ class CopyEngine:
         if self._pools:
             self.budget.give(slab)
             return None
-        slab.give_memory_back()
+        slab.streams.clear()
+        slab.storage.resize_(0)
         if self.budget.auto is not None:
             self.budget.memory_given_back()
         return slab
@@ -347,9 +361,11 @@ class CopyEngine:
         if slab is None:
             with engine_mode():
                 slab = DeviceSlab(nbytes, self.device)
-        elif slab.free is None:
-            slab.take_memory()
-        if slab.free is None and self._index is not None:
+        elif slab.free is not None:
+            return slab
+        elif not slab.storage.nbytes():
+            slab.storage.resize_(nbytes)
+        if self._index is not None:
             slab.owner = stream or current_stream(self._index)
         return slab
 
