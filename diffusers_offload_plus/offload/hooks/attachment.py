@@ -60,6 +60,7 @@ class Attachment:
         for module in [*self._hooked.values(), *self.root.modules()]:
             self._unhook(module)
         self._hooked.clear()
+        self._hooks_below.clear()
         try:
             self.engine.tear_down(leave=leave)
         finally:

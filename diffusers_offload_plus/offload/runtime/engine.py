@@ -212,6 +212,8 @@ class OffloadEngine:
                     except DiskTierError as error:
                         failed = failed or error
             self.groups = self.streamed = self._saved.groups = []
+            self.forward_pass.replace([], [])  # what it knew of the groups would hold their memory
+            self._managed = {}
             self.copy_engine.close()
         if failed is not None:
             raise failed
