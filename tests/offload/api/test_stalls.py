@@ -253,7 +253,7 @@ def test_events_that_have_not_happened_are_left_for_later(device: torch.device, 
     del late
 
 
-# Disk: with an infinitely fast link, and nothing to compute, all that takes time is reading
+# Disk: with infinitely fast copies, and nothing to compute, all that takes time is reading
 
 
 SLOW = 3 * UNIT
