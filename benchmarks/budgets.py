@@ -30,7 +30,7 @@ SCALE = 32  # widths are those of the published models divided by this, so bytes
 BANDWIDTH = 25e9  # bytes a second from host to device, at full width
 LATENCY = 10e-6  # seconds a copy
 COMPUTE = 0.5  # of the time that bf16 weights take to travel
-PARTS = (0.25, 0.5, 0.75, 1.0)
+PARTS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 WARM, STEPS = 2, 1
 
 Enable = Callable[[nn.Module], object]
@@ -170,8 +170,8 @@ def rows(shape: Shape, kind: str, weights: int, points: list[Point], failed: dic
     lines = []
     for point in points:
         ours = point.system.startswith("ours")
-        kept = weights * float(point.system.split()[-1].rstrip("%")) / 100 if ours else 0
-        least = max(whole.seconds, (weights - kept) / BANDWIDTH)
+        held = weights * float(point.system.split()[-1].rstrip("%")) / 100 if ours else 0
+        least = max(whole.seconds, (weights - held) / BANDWIDTH)
         lines.append(
             f"| {shape.name} | {kind} | {point.system} | {point.peak / 1e9:.1f} | {point.seconds:.3f} "
             f"| {f'{point.seconds / least:.2f}' if ours else ''} "
@@ -223,7 +223,7 @@ def page(found: list[str]) -> str:
         width. Copies take {LATENCY * 1e6:.0f} µs and their bytes at {BANDWIDTH / 1e9:.0f} GB/s; the
         kernels of a step take {COMPUTE:g} of the time that its weights in bf16 take to travel, each as long as the
         others. Budgets are parts of the weights. The bound is the
-        larger of the step with all weights on the device and of copying what the budget has no room for. Peak is all
+        larger of the step with all weights on the device and of copying what the budget does not hold. Peak is all
         that is on the device, activations included. Medians make no sense here: virtual time repeats exactly."""
     return "\n\n".join(
         [

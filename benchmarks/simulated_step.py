@@ -26,7 +26,7 @@ LAYERS = 4  # to a block
 WIDTH = 64
 BANDWIDTH = 16e6  # bytes a second: a block takes 4 ms
 LATENCY = 10e-6  # seconds a copy
-PARTS = (0.25, 0.5, 0.75, 1.0)
+PARTS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 RATIOS = (0.25, 1.0, 2.0)  # of the time a block computes to the time it travels
 WARM, STEPS = 4, 8
 
@@ -94,7 +94,7 @@ def unbudgeted(model: nn.Module) -> None:
 
 
 def bound(budget: int, computing: float) -> float:
-    """No schedule is below all computing, nor below all copying of what cannot stay beside the largest group."""
+    """No schedule is below all computing, nor below all copying of what is not cached."""
     model = Model()
     dop.enable_group_offload(model, "sim", vram_budget=budget)
     report = dop.offload_report(model).components[0]
@@ -149,7 +149,7 @@ def page() -> str:
         A model of {BLOCKS} blocks of {LAYERS} layers. A block travels in {travelling * 1e3:.2f} ms, each copy
         {LATENCY * 1e6:.0f} µs more; it computes in that time x the first column. The budget is given as a part of the
         weights, plus the 1/64 that a budget sets apart. Stock group offloading, and ours without a budget
-        (`use_stream=True`, blocks), keep nothing and copy one group ahead from pinned memory. The bound is the larger
+        (`use_stream=True`, blocks), cache nothing and copy one group ahead from pinned memory. The bound is the larger
         of all computing and all copying of what our plan streams at that budget. A step is the mean of {STEPS} after
         {WARM}."""
     because = """

@@ -118,7 +118,9 @@ def _lines(plans: list[PipelinePlan]) -> list[str]:
 
     if not plans:
         return []
-    rows = [("budget", "component", "level", "kept", "streamed a pass", "fixed", "groups kept", "ahead", "s a pass")]
+    rows = [
+        ("budget", "component", "level", "cached", "streamed a pass", "fixed", "groups cached", "ahead", "s a pass")
+    ]
     for plan in plans:
         for c in plan.components:
             sizes = (c.cached_bytes, c.streamed_bytes, c.fixed_bytes)
@@ -126,7 +128,7 @@ def _lines(plans: list[PipelinePlan]) -> list[str]:
                 (
                     *(format_bytes(plan.vram_budget), c.name, c.cut.removesuffix("_level")),
                     *map(format_bytes, sizes),
-                    *(f"{len(c.kept)} of {c.groups}", str(c.depth), f"{c.seconds:.4f}"),
+                    *(f"{len(c.cached)} of {c.groups}", str(c.depth), f"{c.seconds:.4f}"),
                 )  # type: ignore[arg-type]
             )
     first = plans[0]

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import InvalidPolicyError
 
-__all__ = ["format_bytes", "parse_bytes", "table"]
+__all__ = ["format_bytes", "parse_bytes", "round_up", "table"]
 
 _UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", 1):
@@ -40,6 +40,15 @@ def format_bytes(nbytes: int) -> str:
         value /= 1024
         units.pop(0)
     return f"{nbytes} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+def round_up(nbytes: int) -> int:
+    """``nbytes`` rounded up, by at most a tenth, to a size that :func:`format_bytes` says in full."""
+    unit = 1
+    while nbytes >= 1024 * unit and unit < 1024**4:
+        unit *= 1024
+    tenths = -(-10 * nbytes // unit)
+    return tenths * unit // 10
 
 
 def table(rows: Sequence[Sequence[str]], *, text_columns: int, remarks: bool = False) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Sequence
 from fractions import Fraction
 
 from hypothesis import strategies as st
@@ -33,15 +34,23 @@ def group_lists(max_size: int = 8, largest: int = 12) -> st.SearchStrategy[list[
     return st.lists(pair, min_size=1, max_size=max_size).map(lambda pairs: costs(*pairs))
 
 
-def links() -> st.SearchStrategy[Bandwidth]:
+def bandwidths() -> st.SearchStrategy[Bandwidth]:
     return st.builds(Bandwidth, st.sampled_from([0.25, 0.5, 1.0, 2.0, 4.0]), st.sampled_from([0.0, 0.5, 3.0]))
 
 
 def real_groups(rng: random.Random, count: int) -> tuple[list[GroupCost], Bandwidth]:
-    """Groups of any sizes and compute times, and a link about as fast as they compute."""
+    """Groups of any sizes and compute times, and copies about as fast as they compute."""
     groups = costs(*[(rng.randint(1, 1000), rng.uniform(0, 10)) for _ in range(count)])
     balanced = sum(group.nbytes for group in groups) / sum(group.compute_seconds for group in groups)
     return groups, Bandwidth(balanced * 10 ** rng.uniform(-1, 0.5), rng.choice([0.0, 0.1]))
+
+
+def stock_seconds(groups: Sequence[GroupCost], bandwidth: Bandwidth) -> float:
+    """A step of diffusers' own group offloading with streams: nothing is cached, one group is copied ahead while
+    another computes, and the first group of each step is waited for in full."""
+    copies = [bandwidth.seconds(group.nbytes) for group in groups]
+    computing = [group.compute_seconds for group in groups]
+    return copies[0] + sum(map(max, computing, [*copies[1:], 0.0]))
 
 
 @dataclasses.dataclass
@@ -49,34 +58,31 @@ class SlowRun:
     """Events one by one, from a cold start, in exact numbers, until the state at the start of a step repeats."""
 
     groups: list[GroupCost]
-    kept: frozenset[int]
-    room: int
-    link: Bandwidth
-    depth: int | None
-    wrap: bool
-    settles: bool = False
+    cached: frozenset[int]
+    stream_bytes: int
+    bandwidth: Bandwidth
     peak: int = 0
 
     def seconds(self) -> Fraction:
         """Mean over the steps of a period."""
         count = len(self.groups)
-        if len(self.kept) == count:
+        if len(self.cached) == count:
             return sum((Fraction(group.compute_seconds) for group in self.groups), Fraction(0))
         now = Fraction(0)
         computing, copying = 0, self._next_streamed(-1)  # uses, counted over all steps
         busy_until: Fraction | None = None  # the compute under way
-        link_until: Fraction | None = None
+        copied_at: Fraction | None = None  # the copy under way
         held: list[int] = []  # uses whose bytes are on the device
         arrived: set[int] = set()
         seen: dict[object, tuple[int, Fraction]] = {}
-        issued = settling = copying - 1  # last use whose copy was asked for; the one a step's end waits for
+        issued = waited_for = copying - 1  # last use whose copy was asked for; the one a step's end waits for
         while True:
             progress = True
             while progress:
                 progress = False
-                if link_until is not None and link_until <= now:
+                if copied_at is not None and copied_at <= now:
                     arrived.add(copying)
-                    link_until, copying, progress = None, self._next_streamed(copying), True
+                    copied_at, copying, progress = None, self._next_streamed(copying), True
                 if busy_until is not None and busy_until <= now:
                     held = [use for use in held if use != computing]
                     arrived.discard(computing)
@@ -84,58 +90,49 @@ class SlowRun:
                     if computing % count:
                         issued = self._issue(max(issued, computing - 1, *held), computing, held)
                     else:
-                        settling = issued
-                    if computing % count == 0:
+                        waited_for = issued
                         ahead = tuple(use - computing for use in held)
-                        left = None if link_until is None else link_until - now
-                        link = copying - computing, left, max(settling, computing - 1) - computing
-                        state = ahead, link, tuple(sorted(use - computing for use in arrived))
+                        left = None if copied_at is None else copied_at - now
+                        copies = copying - computing, left, max(waited_for, computing - 1) - computing
+                        state = ahead, copies, tuple(sorted(use - computing for use in arrived))
                         step = computing // count
                         if state in seen:
                             past, moment = seen[state]
                             return (now - moment) / (step - past)
                         seen[state] = step, now
-                settled = not self.settles or computing % count or copying > settling
-                if busy_until is None and settled and (computing % count in self.kept or computing in arrived):
+                may_begin = computing % count or copying > waited_for
+                if busy_until is None and may_begin and (computing % count in self.cached or computing in arrived):
                     busy_until = now + Fraction(self.groups[computing % count].compute_seconds)
                     progress = True
-                if link_until is None and self._may_copy(copying, computing, busy_until is not None, held):
+                if copied_at is None and self._may_copy(copying, held):
                     held.append(copying)
                     self.peak = max(self.peak, self._bytes(held))
                     nbytes = self.groups[copying % count].nbytes
-                    link_until = now + Fraction(self.link.seconds_per_copy)
-                    link_until += Fraction(nbytes) / Fraction(self.link.bytes_per_second)
+                    copied_at = now + Fraction(self.bandwidth.seconds_per_copy)
+                    copied_at += Fraction(nbytes) / Fraction(self.bandwidth.bytes_per_second)
                     progress = True
-            now = min(moment for moment in (busy_until, link_until) if moment is not None)
+            now = min(moment for moment in (busy_until, copied_at) if moment is not None)
 
     def _issue(self, issued: int, computing: int, held: list[int]) -> int:
-        # As a module is entered, copies are asked for as far as there is room; they may have to wait for the link.
-        under_way = (use for use in range(computing, issued + 1) if use % len(self.groups) not in self.kept)
+        # As a module is entered, copies are asked for as far as their bytes allow; the copy engine may be busy.
+        under_way = (use for use in range(computing, issued + 1) if use % len(self.groups) not in self.cached)
         asked = sorted({*held, *under_way})
-        while self._may_copy(following := self._next_streamed(issued), computing, True, asked):
+        while self._may_copy(following := self._next_streamed(issued), asked):
             asked.append(following)
             issued = following
         return issued
 
     def _next_streamed(self, use: int) -> int:
         use += 1
-        while use % len(self.groups) in self.kept:
+        while use % len(self.groups) in self.cached:
             use += 1
         return use
 
     def _bytes(self, uses: list[int]) -> int:
         return sum(self.groups[use % len(self.groups)].nbytes for use in uses)
 
-    def _may_copy(self, copying: int, computing: int, busy: bool, held: list[int]) -> bool:
+    def _may_copy(self, copying: int, held: list[int]) -> bool:
         count = len(self.groups)
         if copying - count in held:
             return False
-        if not self.wrap and copying // count > computing // count:
-            return False
-        if self._bytes(held) + self.groups[copying % count].nbytes > self.room:
-            return False
-        if self.depth is None or copying == computing:
-            return True
-        # The one whose turn it is counts as computing even while it waits for its copy.
-        ahead = [use for use in range(computing + 1, copying + 1) if use % count not in self.kept]
-        return len(ahead) <= self.depth
+        return self._bytes(held) + self.groups[copying % count].nbytes <= self.stream_bytes

@@ -41,7 +41,7 @@ def timed(groups: Sequence[tuple[int, float]]) -> nn.Sequential:
 
 
 def costs_of(groups: Sequence[tuple[int, float]]) -> list[GroupCost]:
-    """The same for the model of the step."""
+    """The same for the step model."""
     return [GroupCost(nbytes=units * UNIT, compute_seconds=seconds) for units, seconds in groups]
 
 
@@ -60,7 +60,7 @@ def exact_speeds(device: torch.device) -> Iterator[None]:
 
 
 def set_speed(speed: Bandwidth) -> None:
-    """Of the link from host to device."""
+    """Of copies from host to device."""
     from tests.simulated import set_link
 
     set_link(bandwidth=speed.bytes_per_second, latency=speed.seconds_per_copy)

@@ -20,8 +20,8 @@ from ..formatting import format_bytes, parse_bytes, table
 from ..memory.auto_limit import DeviceMemory
 from ..memory.device_budget import bytes_for_groups
 from ..planning.fitting import SizeSummary, check_host, fit_summaries, size_summaries
-from ..planning.residency import ASSUMED_SPEED, keeper_of
-from ..planning.step_time import Bandwidth, GroupCost, Stream
+from ..planning.residency import CacheChoice, choose_cached
+from ..planning.step_time import Bandwidth, GroupCost, copies_ahead, step_seconds
 from ..policy import supports_streams
 from ..runtime.prefetch import FARTHEST
 from .checks import check_model, existing_device, policy_for
@@ -29,6 +29,7 @@ from .components import components_of, split_excluded
 
 __all__ = ["ComponentPlan", "PipelinePlan", "plan_group_offload"]
 
+ASSUMED_BANDWIDTH = Bandwidth(bytes_per_second=20e9, seconds_per_copy=10e-6)
 NEXT = 1 << 30  # bytes; what they would buy is part of a plan
 PROBE = 64 << 20  # bytes of the copy that is timed
 PROBES = 5
@@ -42,10 +43,10 @@ class ComponentPlan:
         model: name of its class.
         cut: ``block_level`` or ``leaf_level``: what its groups are.
         total_bytes: all weights; ``fixed_bytes``: those that never leave the device, whoever works.
-        cached_bytes: those that stay on the device between passes; ``kept``: names of their groups.
+        cached_bytes: those that are cached on the device between passes; ``cached``: names of their groups.
         streamed_bytes: those that travel in each pass.
-        groups: number of groups, kept and streamed.
-        room: device bytes that streamed groups pass through.
+        groups: number of groups, cached and streamed.
+        stream_bytes: device bytes that streamed groups pass through.
         depth: groups copied ahead of the one that computes.
         tier: where weights rest.
         seconds: a steady pass, by the model of the step.
@@ -61,8 +62,8 @@ class ComponentPlan:
     streamed_bytes: int
     fixed_bytes: int
     groups: int
-    kept: tuple[str, ...]
-    room: int
+    cached: tuple[str, ...]
+    stream_bytes: int
     depth: int
     tier: str
     seconds: float
@@ -102,8 +103,8 @@ class PipelinePlan:
 
     def __str__(self) -> str:
         head = (
-            *("component", "model", "level", "tier", "weights", "kept", "streamed", "fixed", "bound"),
-            *("groups kept", "ahead", "s a pass", "next GiB saves"),
+            *("component", "model", "level", "tier", "weights", "cached", "streamed", "fixed", "bound"),
+            *("groups cached", "ahead", "s a pass", "next GiB saves"),
         )
         lines = table([head, *(_row(component) for component in self.components)], text_columns=4)
         return "\n".join([self.summary, "", *lines])
@@ -133,7 +134,7 @@ def plan_group_offload(
     offload_type: str = "block_level",
     exclude_modules: str | Iterable[str] | None = None,
 ) -> PipelinePlan:
-    """What ``enable_group_offload`` with these budgets would keep and stream, and how long a pass would take.
+    """What ``enable_group_offload`` with these budgets would cache and stream, and how long a pass would take.
 
     Nothing is changed, the device need not be there, and models may be on the meta device.
 
@@ -151,7 +152,7 @@ def plan_group_offload(
         exclude_modules: components of a pipeline that are to be on the device whole, beside the budget.
 
     Raises:
-        InvalidPolicyError: an argument cannot be used, or a budget cannot be kept.
+        InvalidPolicyError: an argument cannot be used, or a budget is too small.
         UnsupportedModelError, HookConflictError, CompileOrderError: a component cannot be offloaded.
     """
     limit = _limit(vram_budget, onload_device)
@@ -164,12 +165,12 @@ def plan_group_offload(
     )
     components, _ = split_excluded(target, components_of(target), exclude_modules)
     computing = _computing(compute_seconds, components)
-    link, source = _copy_engine(bandwidth, policy.onload_device)
+    speed, source = _bandwidth(bandwidth, policy.onload_device)
     for name, module in components.items():
         check_model(module, policy, name, values=False)
     summaries = size_summaries(components, dict.fromkeys(components, policy), values=False)
     check_host(summaries)
-    now, later = (_passes(summaries, nbytes, link, computing) for nbytes in (limit, limit + NEXT))
+    now, later = (_passes(summaries, nbytes, speed, computing) for nbytes in (limit, limit + NEXT))
     return PipelinePlan(
         components=tuple(
             now[name].described(name, type(module).__name__, later[name].seconds)
@@ -177,7 +178,7 @@ def plan_group_offload(
         ),
         onload_device=str(policy.onload_device),
         vram_budget=limit,
-        bandwidth=link.bytes_per_second,
+        bandwidth=speed.bytes_per_second,
         source=source,
         untimed=tuple(name for name in components if name not in computing),
     )
@@ -196,15 +197,15 @@ class _Pass:
     """A pass of one component in a cut that fits."""
 
     summary: SizeSummary
-    kept: frozenset[int]
-    room: int
+    choice: CacheChoice
     depth: int
     seconds: float
 
     def described(self, name: str, model: str, later: float) -> ComponentPlan:
         """As a part of a plan; with more memory a pass takes ``later`` seconds."""
         summary, policy = self.summary, self.summary.policy
-        cached_bytes = sum(summary.sizes[index] for index in self.kept)
+        cached, stream_bytes = self.choice
+        cached_bytes = sum(summary.sizes[index] for index in cached)
         streamed_bytes = sum(summary.sizes) - cached_bytes
         return ComponentPlan(
             name=name,
@@ -215,31 +216,34 @@ class _Pass:
             streamed_bytes=streamed_bytes,
             fixed_bytes=summary.fixed,
             groups=len(summary.sizes),
-            kept=tuple(summary.names[index] for index in sorted(self.kept)),
-            room=self.room,
+            cached=tuple(summary.names[index] for index in sorted(cached)),
+            stream_bytes=stream_bytes,
             depth=self.depth,
             tier=policy.tier,
             seconds=self.seconds,
-            bound=summary.fixed + cached_bytes + min(self.room, streamed_bytes),
+            bound=summary.fixed + cached_bytes + min(stream_bytes, streamed_bytes),
             next_gain=self.seconds - later,
         )
 
 
 def _passes(
-    summaries: Mapping[str, list[SizeSummary]], limit: int, link: Bandwidth, computing: Mapping[str, float]
+    summaries: Mapping[str, list[SizeSummary]], limit: int, bandwidth: Bandwidth, computing: Mapping[str, float]
 ) -> dict[str, _Pass]:
     chosen = fit_summaries(summaries, limit)
     budget = bytes_for_groups(limit, sum(summary.fixed for summary in chosen.values()))
-    return {name: _pass(summary, budget, link, computing.get(name, 0.0)) for name, summary in chosen.items()}
+    return {name: _pass(summary, budget, bandwidth, computing.get(name, 0.0)) for name, summary in chosen.items()}
 
 
-def _pass(summary: SizeSummary, budget: int, link: Bandwidth, computing: float) -> _Pass:
-    kept, room = keeper_of(summary.sizes, summary.nests).within(budget)
-    stream = Stream(_costs(summary.sizes, computing), kept, link)
-    depth = min(FARTHEST, stream.depth_within(room)) if summary.policy.use_stream else 0
-    # Without groups to stream there is nothing to spread the computing over.
-    seconds = stream.seconds(room, depth=depth, settles=True) if stream.places else computing
-    return _Pass(summary=summary, kept=kept, room=room, depth=depth, seconds=seconds)
+def _pass(summary: SizeSummary, budget: int, bandwidth: Bandwidth, computing: float) -> _Pass:
+    choice = choose_cached(summary.sizes, summary.nests, budget)
+    costs = _costs(summary.sizes, computing)
+    if not summary.policy.use_stream:
+        copies = (cost.nbytes for index, cost in enumerate(costs) if index not in choice.cached)
+        return _Pass(summary=summary, choice=choice, depth=0, seconds=computing + sum(map(bandwidth.seconds, copies)))
+    # Without groups there is nothing to spread the computing over.
+    seconds = step_seconds(costs, *choice, bandwidth) if costs else computing
+    depth = min(FARTHEST, copies_ahead(costs, *choice))
+    return _Pass(summary=summary, choice=choice, depth=depth, seconds=seconds)
 
 
 def _costs(sizes: Sequence[int], computing: float) -> list[GroupCost]:
@@ -262,9 +266,9 @@ def _computing(given: Mapping[str, float] | None, components: Mapping[str, Any])
     return {name: float(seconds) for name, seconds in (given or {}).items()}
 
 
-def _copy_engine(bandwidth: float | str | None, device: torch.device) -> tuple[Bandwidth, str]:
+def _bandwidth(bandwidth: float | str | None, device: torch.device) -> tuple[Bandwidth, str]:
     if bandwidth is None:
-        return ASSUMED_SPEED, "assumed"
+        return ASSUMED_BANDWIDTH, "assumed"
     if bandwidth == "auto":
         return _speed(_measured(device)), "measured"
     speed: float
@@ -280,7 +284,7 @@ def _copy_engine(bandwidth: float | str | None, device: torch.device) -> tuple[B
 
 
 def _speed(bytes_per_second: float) -> Bandwidth:
-    return Bandwidth(float(bytes_per_second), ASSUMED_SPEED.seconds_per_copy)
+    return Bandwidth(float(bytes_per_second), ASSUMED_BANDWIDTH.seconds_per_copy)
 
 
 def _measured(device: torch.device) -> float:
@@ -310,5 +314,5 @@ def _row(c: ComponentPlan) -> tuple[str, ...]:
     return (
         *(c.name, c.model, c.cut.removesuffix("_level"), c.tier),
         *map(format_bytes, sizes),
-        *(f"{len(c.kept)} of {c.groups}", str(c.depth), f"{c.seconds:.4f}", f"{c.next_gain:.4f} s"),
+        *(f"{len(c.cached)} of {c.groups}", str(c.depth), f"{c.seconds:.4f}", f"{c.next_gain:.4f} s"),
     )

@@ -36,7 +36,7 @@ class ComponentReport:
         groups: number of groups that stream.
         streamed_bytes: bytes a pass moves that uses each group once.
         resident_bytes: bytes that never leave the device: buffers, the root's own parameters.
-        cached_bytes: bytes that a budget keeps on the device between passes, as far as there is room.
+        cached_bytes: bytes that are cached on the device between passes, as far as a budget allows.
         budget_bytes: what ``vram_budget`` allowed in the last pass of any component; None without one.
         activation_bytes: what passes were seen to take on the device beside weights, for ``"auto"``; else None.
         device_bound: most bytes of weights planned on the device at once; ``peak_device_bytes``: the most there were.
@@ -231,7 +231,7 @@ def _stall_lines(components: tuple[ComponentReport, ...]) -> list[str]:
     rows = [("component", "group", "late on", "bytes", "waited a pass", "worst", "passes", "remedy")]
     for name, s in found[:SHOWN]:
         times = (f"{s.seconds * 1e3:.2f} ms", f"{s.worst * 1e3:.2f} ms", str(s.passes))
-        rows.append((name, s.group, s.link, format_bytes(s.nbytes), *times, s.remedy))
+        rows.append((name, s.group, s.bottleneck, format_bytes(s.nbytes), *times, s.remedy))
     lines = ["groups that made computing wait:", *table(rows, text_columns=3, remarks=True)]
     rest = found[SHOWN:]
     if rest:

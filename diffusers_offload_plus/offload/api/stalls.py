@@ -1,19 +1,22 @@
-"""Which groups made computing wait, for how long, on which link, and what would remove it."""
+"""Stalls: the groups that made computing wait, for how long, for want of what, and what would remove it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from ..formatting import format_bytes
-from ..memory.device_budget import least_limit
+from ..formatting import format_bytes, round_up
+from ..memory.device_budget import bytes_for_groups, least_limit
 from ..model.inventory import Residency
+from ..planning.fitting import streams_well
 from ..policy import OffloadType, supports_streams
 from ..runtime.engine import OffloadEngine
 from ..runtime.param_group import ParamGroup
 from ..transfer.timing import Bottleneck
 
 __all__ = ["Stall", "Stalls", "stalls_of"]
+
+STEPS = 16  # sizes that are tried for a remedy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,15 +25,15 @@ class Stall:
 
     Attributes:
         group: its name.
-        link: where it was late: ``"host to device"``, or ``"disk"`` if its bytes had not been read when they were
-            needed.
+        bottleneck: where it was late: ``"host to device"``, or ``"disk"`` if its bytes had not been read when they
+            were needed.
         nbytes: bytes it moves.
         seconds: how long computing waited for it in a pass, mean of ``passes`` measured ones; ``worst``: in the worst.
         remedy: what would remove the wait.
     """
 
     group: str
-    link: str
+    bottleneck: str
     nbytes: int
     seconds: float
     worst: float
@@ -40,7 +43,7 @@ class Stall:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stalls:
-    """Those of one component, most time lost first.
+    """The stalls of one component, most time lost first.
 
     Attributes:
         passes: measured passes; the first few in which the order of use was known, then every sixteenth. Before there
@@ -63,14 +66,14 @@ def stalls_of(engine: OffloadEngine, sharing: Iterable[OffloadEngine]) -> Stalls
     found = [
         Stall(
             group=group.spec.name,
-            link=link.value,
+            bottleneck=bottleneck.value,
             nbytes=group.nbytes,
             seconds=waited.seconds / tally.passes,
             worst=waited.worst,
             passes=tally.passes,
-            remedy=remedies.of(group, link),
+            remedy=remedies.of(group, bottleneck),
         )
-        for (group, link), waited in tally.waited.items()
+        for (group, bottleneck), waited in tally.waited.items()
         if isinstance(group, ParamGroup) and group in known
     ]
     found.sort(key=lambda stall: -stall.seconds)
@@ -78,7 +81,7 @@ def stalls_of(engine: OffloadEngine, sharing: Iterable[OffloadEngine]) -> Stalls
 
 
 class _Remedies:
-    """What would remove a wait, in one sentence. Sizes are computed by what would choose with them."""
+    """What would remove a wait, in one sentence. Its sizes are rounded up, and work: what would choose is asked."""
 
     def __init__(self, engine: OffloadEngine, sharing: list[OffloadEngine], learned: bool) -> None:
         self._engine = engine
@@ -87,18 +90,18 @@ class _Remedies:
         self._sharing = [other for other in sharing if other.budget is engine.budget]
         self._learned = learned
 
-    def of(self, group: ParamGroup, link: Bottleneck) -> str:
+    def of(self, group: ParamGroup, bottleneck: Bottleneck) -> str:
         policy = self._policy
         if not self._learned and (policy.prefetch_depth or policy.vram_budget is not None):
             return "none needed: the order of use is known after the first pass"
-        if link is Bottleneck.DISK:
+        if bottleneck is Bottleneck.DISK:
             return self._of_disk(group)
         if group.spec.residency is not Residency.STREAMED:
             return "none needed: it never leaves the device once it is there"
         if not policy.use_stream and supports_streams(self._engine.device) and not self._is_first(group):
             return "`use_stream=True` brings it while the group before it computes"
         if self._engine.budget.auto is not None:
-            return "the device has no room for it beside what passes need: smaller inputs leave more"
+            return "the device has no memory for it beside what passes need: smaller inputs leave more"
         remedy = self._of_displacement() if group.cached else self._of_memory(group)
         if policy.low_cpu_mem_usage:
             remedy += "; `low_cpu_mem_usage=False` spares it the copy to a pinned buffer"
@@ -109,30 +112,31 @@ class _Remedies:
         return bool(order) and self._engine.groups[order[0]] is group
 
     def _of_disk(self, group: ParamGroup) -> str:
-        disk = self._policy.disk
+        disk, tiers = self._policy.disk, self._engine.tiers
         assert disk is not None
-        needed = self._engine.tiers.host_budget_holding(group.spec)
-        if disk.host_budget is None:
-            change = _argument("host_budget", needed)
-        else:
-            change = _more("host_budget", needed - disk.host_budget)
+        present = disk.host_budget or 0
+        more = _enough(lambda more: tiers.would_hold(group.spec, present + more), tiers.whole_bytes - present)
         share = "" if self._alone else " for this component, which has a share of it,"
-        return f"a faster disk; {change}{share} holds it in memory"
+        return f"a faster disk; {_larger('host_budget', more, present)}{share} holds it in memory"
 
     def _of_memory(self, group: ParamGroup) -> str:
-        engine, keeper = self._engine, self._engine.keeper
+        engine, place = self._engine, self._engine.streamed.index(group)
         fixed = sum(engine.fixed_bytes for engine in self._sharing)
-        present = engine.budget.limit
-        above = keeper.floor - 1 if present is None else engine.budget.for_groups()
-        needed = least_limit(fixed + keeper.least_keeping(engine.streamed.index(group), above))
-        if present is None:
-            change = _argument("vram_budget", needed)
-        else:
-            change = _more("vram_budget", needed - present)
-        if self._policy.offload_type is OffloadType.LEAF_LEVEL and present is not None:
-            # With more memory whole blocks may fit, unless layers are asked for.
-            return f"{change} with `offload_type='leaf_level'` keeps it on the device"
-        return f"{change} keeps it on the device"
+        total, floor = sum(group.nbytes for group in engine.streamed), engine.floor_bytes
+        leaves = self._policy.offload_type is OffloadType.LEAF_LEVEL
+        present = engine.budget.limit or 0
+
+        def caches(more: int) -> bool:
+            nbytes = bytes_for_groups(present + more, fixed)
+            # A budget that blocks do not suit cuts the model into layers, which are other groups.
+            suits = floor <= nbytes and (leaves or streams_well(total, floor, nbytes))
+            return suits and place in engine.cache_choice(nbytes).cached
+
+        change = _larger("vram_budget", _enough(caches, least_limit(fixed + total) - present), present)
+        if leaves and present:
+            # With more memory whole blocks may suit, unless layers are asked for.
+            return f"{change} with `offload_type='leaf_level'` caches it on the device"
+        return f"{change} caches it on the device"
 
     def _of_displacement(self) -> str:
         budget = self._engine.budget
@@ -142,13 +146,18 @@ class _Remedies:
         whole = sum(engine.fixed_bytes + sum(g.nbytes for g in engine.streamed) for engine in self._sharing)
         more = least_limit(whole) - budget.limit
         if more <= 0:
-            return "none needed: there is room for all components at once"
-        return f"{_more('vram_budget', more)} leaves room for it beside the other components, which displaced it"
+            return "none needed: all components fit at once"
+        change = _larger("vram_budget", round_up(more), budget.limit)
+        return f"{change} holds it beside the other components, which displaced it"
 
 
-def _more(argument: str, nbytes: int) -> str:
-    return f"`{argument}` larger by {nbytes} bytes ({format_bytes(nbytes)})"
+def _enough(suffices: Callable[[int], bool], whole: int) -> int:
+    """Bytes that are easy to say and suffice: of some sizes up to ``whole``, which does, the smallest that does."""
+    sizes = (round_up(max(1, whole * step // STEPS)) for step in range(1, STEPS))
+    return next((nbytes for nbytes in sizes if suffices(nbytes)), round_up(whole))
 
 
-def _argument(argument: str, nbytes: int) -> str:
-    return f"`{argument}={nbytes}` ({format_bytes(nbytes)})"
+def _larger(argument: str, more: int, present: int) -> str:
+    if present:
+        return f"a larger `{argument}` (about {format_bytes(more)} more)"
+    return f"a `{argument}` of about {format_bytes(more)}"

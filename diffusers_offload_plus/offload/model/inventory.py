@@ -37,7 +37,7 @@ class Residency(enum.Enum):
     """Where a group lives while nothing runs."""
 
     STREAMED = "streamed"
-    KEPT = "kept"  # on the device between passes as far as a budget has room
+    CACHED = "cached"  # on the device between passes, as far as a budget allows
     RESIDENT = "resident"
 
 

@@ -1,4 +1,9 @@
-"""Budgets against models: what fits in which cut, and what cannot fit is refused before anything is changed."""
+"""Budgets against models: which cut suits, and what cannot fit is refused before anything is changed.
+
+[Note: blocks or layers]
+A model is cut into blocks if their double buffer takes at most a sixteenth of the budget, for so much less is cached.
+Else it is cut into layers, whose double buffer is smaller.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +21,22 @@ from ..model.inventory import Residency, take_inventory
 from ..policy import AUTO, OffloadPolicy, OffloadType
 from .residency import fixed_bytes, floor_bytes, nested_groups, packed_bytes
 
-__all__ = ["SizeSummary", "check_host", "fit_budgets", "fit_summaries", "size_summaries", "size_summary"]
+__all__ = [
+    "SizeSummary",
+    "check_host",
+    "fit_budgets",
+    "fit_summaries",
+    "size_summaries",
+    "size_summary",
+    "streams_well",
+]
+
+LARGEST_SHARE = 1 / 16  # of a budget that a double buffer of blocks may take
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SizeSummary:
-    """One model under one policy, in bytes alone.
+    """The sizes of one model under one policy.
 
     Attributes:
         names, sizes: the groups that can stream, in order.
@@ -41,6 +56,10 @@ class SizeSummary:
     def floor(self) -> int:
         """Bytes that groups need at least."""
         return floor_bytes(self.sizes, self.nests)
+
+    def suits(self, nbytes: int) -> bool:
+        """Whether ``nbytes`` for groups hold all of them, or much more than what they need to stream."""
+        return streams_well(sum(self.sizes), self.floor, nbytes)
 
 
 def size_summary(root: nn.Module, policy: OffloadPolicy, label: str, *, values: bool = True) -> SizeSummary:
@@ -103,7 +122,7 @@ def _fit_free_memory(summaries: Mapping[str, list[SizeSummary]], capacity: int) 
 def fit_summaries(
     summaries: Mapping[str, list[SizeSummary]], limit: int, *, asked: str = "`vram_budget` is"
 ) -> dict[str, SizeSummary]:
-    """For each component the first of its cuts that runs within ``limit`` bytes of device memory.
+    """For each component the first of its cuts that suits ``limit`` bytes of device memory, or the last that fits.
 
     Args:
         asked: how a message begins that the limit is too little for.
@@ -113,11 +132,17 @@ def fit_summaries(
     """
     # What is fixed counts for all components at once, whichever of them works.
     fixed = sum(max(summary.fixed for summary in cuts) for cuts in summaries.values())
-    room = limit - fixed - scratch_bytes(limit)
-    fitting = {name: [cut for cut in cuts if cut.floor <= room] for name, cuts in summaries.items()}
+    left = limit - fixed - scratch_bytes(limit)
+    fitting = {name: [cut for cut in cuts if cut.floor <= left] for name, cuts in summaries.items()}
     if not all(fitting.values()):
         _refuse(summaries, fixed, limit, asked)
-    return {name: cuts[0] for name, cuts in fitting.items()}
+    return {name: next((cut for cut in cuts if cut.suits(left)), cuts[-1]) for name, cuts in fitting.items()}
+
+
+def streams_well(total: int, floor: int, nbytes: int) -> bool:
+    """Whether groups of ``total`` bytes, which need ``floor`` to stream, suit ``nbytes``; see
+    [Note: blocks or layers]."""
+    return total <= nbytes or floor <= LARGEST_SHARE * nbytes
 
 
 def _cuts(policy: OffloadPolicy) -> list[OffloadPolicy]:

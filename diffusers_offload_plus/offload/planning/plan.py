@@ -1,4 +1,4 @@
-"""The plan: what streams, what stays, and the device memory that takes. Pure data, computed from an inventory."""
+"""The plan: what streams, what is cached, and the device memory that takes. Pure data, computed from an inventory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ..model.inventory import Decision, GroupSpec, Inventory, Residency
 from ..policy import OffloadPolicy
-from .residency import nested_groups
+from .residency import evenly_spread, nested_groups
 
 __all__ = ["GroupPlan", "HeldGroup", "OffloadPlan", "groups_in_memory", "make_plan", "staging_bytes"]
 
@@ -20,7 +20,7 @@ class HeldGroup(NamedTuple):
     nbytes: int
     tier: str
     in_place: bool
-    kept: bool = False
+    cached: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,10 +48,10 @@ class OffloadPlan:
 
     Attributes:
         groups: every group, in the order of the model.
-        persistent_bytes: buffers and the like, kept on the device.
+        persistent_bytes: buffers and the like, which never leave the device.
         prefetch_depth: groups onloaded ahead of the one in use.
         nested_bytes: largest sum of streamed groups that modules running inside one another need at once.
-        room: with a budget, device bytes that streamed groups pass through.
+        stream_bytes: with a budget, device bytes that streamed groups pass through.
         decisions: everything treated differently from the plain rule, and why.
     """
 
@@ -60,7 +60,7 @@ class OffloadPlan:
     prefetch_depth: int
     nested_bytes: int
     decisions: tuple[Decision, ...]
-    room: int | None = None
+    stream_bytes: int | None = None
 
     @property
     def streamed_bytes(self) -> int:
@@ -69,8 +69,8 @@ class OffloadPlan:
 
     @property
     def cached_bytes(self) -> int:
-        """Bytes that stay on the device between passes, as far as there is room."""
-        return sum(group.nbytes for group in self.groups if group.residency is Residency.KEPT)
+        """Bytes that are cached on the device between passes, as far as a budget allows."""
+        return sum(group.nbytes for group in self.groups if group.residency is Residency.CACHED)
 
     @property
     def resident_bytes(self) -> int:
@@ -99,8 +99,8 @@ class OffloadPlan:
         A module that reads another's weights without calling it adds a copy of that group while it runs, but for a
         budget, which holds whatever happens.
         """
-        if self.room is not None:
-            return self.resident_bytes + self.cached_bytes + min(self.room, self.streamed_bytes)
+        if self.stream_bytes is not None:
+            return self.resident_bytes + self.cached_bytes + min(self.stream_bytes, self.streamed_bytes)
         streamed = sorted((g.device_bytes for g in self.groups if g.residency is Residency.STREAMED), reverse=True)
         return self.resident_bytes + self.nested_bytes + sum(streamed[: self.prefetch_depth])
 
@@ -118,15 +118,7 @@ def groups_in_memory(sizes: Sequence[int], budget: int | None, *, staged: bool =
     buffers = 2 * staging_bytes(sizes, budget)
     if total + staged * buffers <= budget:
         return frozenset(range(len(sizes)))
-    room = budget - (1 + staged) * buffers
-    held = passed = 0
-    chosen = set()
-    for index, nbytes in enumerate(sizes):
-        passed += nbytes
-        if held + nbytes <= room and (held + nbytes) * total <= room * passed:
-            held += nbytes
-            chosen.add(index)
-    return frozenset(chosen)
+    return frozenset(evenly_spread(sizes, range(len(sizes)), budget - (1 + staged) * buffers))
 
 
 def staging_bytes(sizes: Sequence[int], budget: int | None) -> int:
@@ -144,20 +136,20 @@ def make_plan(
     persistent_bytes: int,
     policy: OffloadPolicy,
     *,
-    room: int | None = None,
+    stream_bytes: int | None = None,
 ) -> OffloadPlan:
     """Compute the plan for ``inventory``.
 
     Args:
-        room: device bytes for groups that come and go, if there is a budget.
         held: its groups that are managed; none where nothing moves.
-        persistent_bytes: bytes of the tensors kept on the device one by one.
+        persistent_bytes: bytes of the tensors that are on the device one by one, for good.
+        stream_bytes: device bytes that streamed groups pass through, if there is a budget.
     """
     groups = tuple(
         GroupPlan(
             name=group.spec.name,
             nbytes=group.nbytes,
-            residency=Residency.KEPT if group.kept else group.spec.residency,
+            residency=Residency.CACHED if group.cached else group.spec.residency,
             tier=group.tier,
             device_bytes=0 if group.in_place else group.nbytes,
             tensors=tuple(name for entry in group.spec.entries for name in entry.names),
@@ -173,5 +165,5 @@ def make_plan(
         prefetch_depth=policy.prefetch_depth,
         nested_bytes=max((sum(taken[index] for index in nest) for nest in nests), default=0),
         decisions=tuple(inventory.decisions),
-        room=room,
+        stream_bytes=stream_bytes,
     )

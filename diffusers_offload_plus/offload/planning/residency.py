@@ -1,34 +1,58 @@
-"""Which groups a budget keeps on the device: from an inventory to the planner's numbers and back."""
+"""Residency within a budget: which groups are cached on the device between passes, and what the others stream through.
+
+[Note: the rule]
+Streaming needs a double buffer: what runs, and beside it the largest group, which is on its way. Where groups are so
+small that two of them keep the copy engine busy for moments only, :data:`LEAST_SHARE` of the weights is held back. All
+other memory caches groups. They are spread evenly, so that cached groups compute while others travel: in order of use,
+a group is cached as soon as the bytes cached so far are behind their share. Bytes left over are filled with the
+largest groups that fit, far from what is cached.
+
+Even spreads differ in where they begin, in how they round, and in how many of the largest groups are cached first,
+which makes the double buffer smaller. Of some of them the one is taken that the step model finds fastest. No speeds
+are known here, so it tries several ratios of computing to copying; a byte takes one second to copy.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-
-import numpy as np
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from ..model.inventory import GroupSpec, Inventory, Residency
 from ..model.partition import Unit
 from ..model.tensors import plain_tensors
 from ..stores.layout import ALIGNMENT
-from .search import Frontier, smallest_budget
-from .step_time import Bandwidth, GroupCost
+from .step_time import Bandwidth, GroupCost, step_seconds
 
 __all__ = [
-    "ASSUMED_SPEED",
-    "Keeper",
-    "assumed_costs",
+    "CacheChoice",
+    "choose_cached",
+    "evenly_spread",
     "fixed_bytes",
     "floor_bytes",
-    "keeper_of",
-    "least",
     "nested_groups",
     "packed_bytes",
 ]
 
-ASSUMED_SPEED = Bandwidth(bytes_per_second=20e9, seconds_per_copy=10e-6)
-ASSUMED_COMPUTE = 0.25  # of the time a group takes to travel
-FEW, STEPS = 64, 128
+LEAST_SHARE = 0.02
+LARGEST = 8  # sizes of the largest streamed group that are tried
+STARTS = 4  # places around the step where a spread may begin
+ROUNDINGS = (0.0, 0.5)
+RATIOS = (0.25, 0.5, 1.0)  # seconds that a group computes to those that it travels
+ONE_BYTE_A_SECOND = Bandwidth(1.0)
+
+
+class CacheChoice(NamedTuple):
+    """What a budget of device memory is used for.
+
+    Attributes:
+        cached: places of the groups that stay on the device between passes.
+        stream_bytes: device memory that the others pass through.
+    """
+
+    cached: frozenset[int]
+    stream_bytes: int
 
 
 def packed_bytes(spec: GroupSpec) -> int:
@@ -64,111 +88,99 @@ def nested_groups(units: Sequence[Unit], specs: Sequence[GroupSpec]) -> list[fro
     return [nest for nest in found if nest]
 
 
-def assumed_costs(sizes: Sequence[int]) -> list[GroupCost]:
-    """Groups of these sizes (bytes) that compute for a part of the time they travel: what to assume while nothing is
-    measured. Each byte kept is then a gain, and more of one if what is kept is spread over the model."""
-    return [GroupCost(nbytes=n, compute_seconds=ASSUMED_COMPUTE * ASSUMED_SPEED.seconds(n)) for n in sizes]
+@functools.lru_cache(maxsize=256)
+def floor_bytes(
+    sizes: tuple[int, ...], nests: tuple[frozenset[int], ...], cached: frozenset[int] = frozenset()
+) -> int:
+    """Device bytes that groups of these sizes need beside those ``cached``: a double buffer, of what runs at once and
+    the largest group, which travels meanwhile or is read by a module that does not own it."""
+    streamed = [nbytes for place, nbytes in enumerate(sizes) if place not in cached]
+    at_once = (sum(sizes[place] for place in nest - cached) for nest in nests)
+    largest = max(streamed, default=0)
+    return min(sum(streamed), largest + max([largest, *at_once]))
 
 
-def floor_bytes(sizes: Sequence[int], nests: Sequence[frozenset[int]]) -> int:
-    """Device bytes that groups of these sizes need at least: what runs at once, and the largest once more, which
-    travels meanwhile or is read by a module that does not own it."""
-    if not sizes:
-        return 0
-    return min(sum(sizes), max(sizes) + smallest_budget(assumed_costs(sizes), nests))
+@functools.lru_cache(maxsize=256)
+def choose_cached(sizes: tuple[int, ...], nests: tuple[frozenset[int], ...], budget: int) -> CacheChoice:
+    """The groups to cache within ``budget`` bytes of device memory; see [Note: the rule].
 
+    Where the budget is below the double buffer nothing is cached, and all of it is for streaming: what is too large
+    raises by itself.
 
-@functools.lru_cache(maxsize=16)
-def keeper_of(sizes: tuple[int, ...], nests: tuple[frozenset[int], ...]) -> Keeper:
-    """The keeper for groups of these sizes, of which ``nests`` are on the device at once.
-
-    Remembered, for models are looked at anew all the time (LoRA, another dtype and back), and some have twins.
+    Args:
+        sizes: bytes of the groups, in order of use.
+        nests: places of groups that are on the device at once, since their modules run inside one another.
     """
-    return Keeper(sizes, nests)
+    total = sum(sizes)
+    if total <= budget:
+        return CacheChoice(frozenset(range(len(sizes))), 0)
+    if budget < floor_bytes(sizes, nests):
+        return CacheChoice(frozenset(), budget)
+    choices = [
+        CacheChoice(cached, budget - sum(sizes[place] for place in cached))
+        for cached in dict.fromkeys(_spreads(sizes, nests, budget))
+    ]
+    return min(choices, key=lambda choice: (_slowness(sizes, budget, choice), choice.stream_bytes))
 
 
-class Keeper:
-    """What to keep of groups of some sizes, for any budget; searched once, when it is first asked for."""
-
-    def __init__(self, sizes: Sequence[int], nests: Sequence[frozenset[int]]) -> None:
-        self._sizes = sizes
-        self._nests = nests
-        self._costs = assumed_costs(sizes)
-        self._frontier: Frontier | None = None
-        self._found: dict[int, tuple[frozenset[int], int]] = {}
-
-    @functools.cached_property
-    def floor(self) -> int:
-        """See :func:`floor_bytes`."""
-        return floor_bytes(self._sizes, self._nests)
-
-    def within(self, budget: int) -> tuple[frozenset[int], int]:
-        """Which of the groups stay on the device within ``budget`` bytes, and the room that the others stream through.
-
-        Where not even streaming fits, nothing stays, and the room is all there is: what runs then raises by itself.
-        """
-        if budget not in self._found:
-            self._found[budget] = self._search(budget)
-        return self._found[budget]
-
-    def _search(self, budget: int) -> tuple[frozenset[int], int]:
-        sizes = self._sizes
-        if sum(sizes) <= budget:
-            return frozenset(range(len(sizes))), 0
-        if not sizes or budget < smallest_budget(self._costs, self._nests):
-            return frozenset(), budget
-        if self._frontier is None:
-            self._frontier = Frontier(self._costs, ASSUMED_SPEED, self._nests)
-        choice = self._frontier.best(budget)
-        kept = _filled(sizes, choice.kept, budget - choice.device_bytes)
-        return kept, budget - sum(sizes[index] for index in kept)
-
-    def least_keeping(self, index: int, above: int) -> int:
-        """A budget of more than ``above`` bytes within which group ``index`` stays on the device. One byte less and it
-        would stream, though in some smaller one it may stay as well; where there are many groups, one step less, of
-        which the whole has :data:`STEPS`."""
-        total = sum(self._sizes)
-        step = 1 if len(self._sizes) <= FEW else -(-total // STEPS)
-        most = max(1, -(-(total - above) // step))
-        return above + step * least(lambda steps: index in self.within(above + step * steps)[0], 0, most)
+def _spreads(sizes: tuple[int, ...], nests: tuple[frozenset[int], ...], budget: int) -> Iterator[frozenset[int]]:
+    least = min(int(LEAST_SHARE * sum(sizes)), budget)
+    for largest in sorted(set(sizes), reverse=True)[:LARGEST]:
+        first = frozenset(place for place, nbytes in enumerate(sizes) if nbytes > largest)
+        held = sum(sizes[place] for place in first)
+        cache_bytes = budget - max(least, floor_bytes(sizes, nests, first))
+        if held <= cache_bytes:
+            places = [place for place in range(len(sizes)) if place not in first]
+            for step, rounding in itertools.product(range(STARTS), ROUNDINGS):
+                start = len(places) * step // STARTS
+                chosen = evenly_spread(sizes, places[start:] + places[:start], cache_bytes - held, rounding)
+                yield _filled(sizes, first | chosen, cache_bytes)
 
 
-def least(holds: Callable[[int], bool], below: int, above: int) -> int:
-    """By halving, a number for which ``holds`` is true, and not for the one before it or that one is ``below``; it is
-    true for ``above``."""
-    while above - below > 1:
-        middle = (below + above) // 2
-        if holds(middle):
-            above = middle
-        else:
-            below = middle
-    return above
+def evenly_spread(sizes: Sequence[int], order: Sequence[int], nbytes: int, rounding: float = 0.0) -> set[int]:
+    """Of the places in ``order`` as many as ``nbytes`` hold, spread evenly over it by bytes.
+
+    Args:
+        rounding: part of a group that may be ahead of its share.
+    """
+    total = sum(sizes[place] for place in order)
+    chosen, held, passed = set(), 0, 0
+    for place in order:
+        passed += sizes[place]
+        fits = held + sizes[place] <= nbytes
+        if fits and (held + sizes[place] * (1 - rounding)) * total <= nbytes * passed:
+            held += sizes[place]
+            chosen.add(place)
+    return chosen
 
 
-def _filled(sizes: Sequence[int], kept: frozenset[int], left: int) -> frozenset[int]:
-    """``kept`` and, while ``left`` bytes allow, more of the groups that no step time speaks for: what stays need not
-    travel. Each comes from as far as can be from those already kept, around the end of the step, too: after the last
-    group comes the first. Of those equally far the largest is taken."""
+def _filled(sizes: Sequence[int], cached: frozenset[int], nbytes: int) -> frozenset[int]:
+    """``cached`` and the largest groups that fit beside it in ``nbytes``; of equals the one farthest from it."""
+    left = nbytes - sum(sizes[place] for place in cached)
     count = len(sizes)
-    nbytes, places = np.asarray(sizes, dtype=np.int64), np.arange(count)
-    farness = np.full(count, count)
-    worth = int(nbytes.max()) + 1
+    farness = [count] * count
+    for direction in (1, -1):
+        apart = count
+        for place in [*range(count), *range(count)][::direction]:
+            apart = 0 if place in cached else apart + 1
+            farness[place] = min(farness[place], apart)
+    rest = [place for place in range(count) if place not in cached]
+    chosen = set(cached)
+    for place in sorted(rest, key=lambda place: (-sizes[place], -farness[place])):
+        if sizes[place] <= left:
+            left -= sizes[place]
+            chosen.add(place)
+    return frozenset(chosen)
 
-    def take(index: int) -> None:
-        apart = np.abs(places - index)
-        np.minimum(farness, np.minimum(apart, count - apart), out=farness)
 
-    chosen = set(kept)
-    for index in chosen:
-        take(index)
-    while True:
-        fits = (farness > 0) & (nbytes <= left)
-        if not fits.any():
-            return frozenset(chosen)
-        far = int(np.argmax(np.where(fits, farness * worth + nbytes, -1)))
-        chosen.add(far)
-        left -= sizes[far]
-        take(far)
+def _slowness(sizes: Sequence[int], budget: int, choice: CacheChoice) -> float:
+    """Seconds of a step to those of its bound, summed over the :data:`RATIOS`."""
+    total, slowness = sum(sizes), 0.0
+    for ratio in RATIOS:
+        costs = [GroupCost(nbytes=nbytes, compute_seconds=ratio * nbytes) for nbytes in sizes]
+        seconds = step_seconds(costs, choice.cached, choice.stream_bytes, ONE_BYTE_A_SECOND)
+        slowness += seconds / max(ratio * total, total - budget)
+    return round(slowness, 6)
 
 
 def _ancestry(name: str) -> list[str]:

@@ -22,7 +22,7 @@ from ..model.module_tree import ModuleTree
 from ..model.partition import Unit
 from ..modes import engine_mode
 from ..planning.plan import HeldGroup, OffloadPlan, make_plan
-from ..planning.residency import Keeper, fixed_bytes, keeper_of, nested_groups
+from ..planning.residency import CacheChoice, choose_cached, fixed_bytes, floor_bytes, nested_groups
 from ..policy import OffloadPolicy
 from ..transfer.tiers import Tiers
 from ..transfer.transfer import CopyEngine
@@ -76,7 +76,7 @@ class OffloadEngine:
         self.forward_pass = ForwardPass(self.copy_engine, self, policy.prefetch_depth)
         self._device_copies = DeviceCopies(self.copy_engine)
         self._cached_for: int | None = None  # the limit
-        self._keeper: tuple[tuple[int, ...], Keeper] | None = None  # and the sizes it is for
+        self._nests: tuple[frozenset[int], ...] = ()  # of what streams
         self._built = False  # all of it: groups, doors, residents
         self._managed: dict[int, Entry] = {}
         self._carried_parameters: list[torch.Tensor] = []
@@ -92,7 +92,7 @@ class OffloadEngine:
             held,
             self.persistent.total_bytes,
             self.policy,
-            room=None if self.budget.limit is None else self.forward_pass.prefetcher.stream_bytes,
+            stream_bytes=None if self.budget.limit is None else self.forward_pass.prefetcher.stream_bytes,
         )
 
     # Set-up
@@ -141,8 +141,8 @@ class OffloadEngine:
             raise
         self.groups = self._saved.groups = groups
         self.streamed = [group for group in groups if group.spec.residency is Residency.STREAMED]
-        self._keeper = None
         self.units = inventory.units
+        self._nests = tuple(nested_groups(self.units, [group.spec for group in self.streamed]))
         self._inventory = dataclasses.replace(
             inventory, persistent=[]
         )  # buffers replaced since must not be kept alive
@@ -164,26 +164,21 @@ class OffloadEngine:
     @property
     def floor_bytes(self) -> int:
         """Device bytes without which its groups cannot be used."""
-        return self.keeper.floor
+        return floor_bytes(tuple(group.nbytes for group in self.streamed), self._nests)
 
-    @property
-    def keeper(self) -> Keeper:
-        """What chooses among :attr:`streamed`, in the sizes they have now."""
-        sizes = tuple(group.nbytes for group in self.streamed)
-        if self._keeper is None or self._keeper[0] != sizes:
-            nests = nested_groups(self.units, [group.spec for group in self.streamed])
-            self._keeper = (sizes, keeper_of(sizes, tuple(nests)))
-        return self._keeper[1]
+    def cache_choice(self, nbytes: int) -> CacheChoice:
+        """What ``nbytes`` of device memory would be used for, by places in :attr:`streamed`, in present sizes."""
+        return choose_cached(tuple(group.nbytes for group in self.streamed), self._nests, nbytes)
 
     def _choose_cached(self) -> None:
         if self.budget.limit is None:
             return
-        kept, self.forward_pass.prefetcher.stream_bytes = self.keeper.within(self.budget.for_groups())
+        cached, self.forward_pass.prefetcher.stream_bytes = self.cache_choice(self.budget.for_groups())
         with engine_mode():
             for index, group in enumerate(self.streamed):
-                if group.cached != (index in kept):
+                if group.cached != (index in cached):
                     self.forward_pass.evict_group(group)
-                group.cached = index in kept
+                group.cached = index in cached
         self._cached_for = self.budget.limit
 
     def tear_down(self, *, leave: bool = True) -> None:

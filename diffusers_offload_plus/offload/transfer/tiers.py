@@ -10,8 +10,8 @@ from torch import nn
 from ..model.inventory import GroupSpec
 from ..model.tensors import plain_tensors
 from ..planning.plan import groups_in_memory, staging_bytes
-from ..planning.residency import least, packed_bytes
-from ..policy import LEAST_BUDGET, OffloadPolicy
+from ..planning.residency import packed_bytes
+from ..policy import OffloadPolicy
 from ..stores.disk.allocator import DiskAllocator
 from ..stores.disk.safetensors_files import snapshot_of
 from ..stores.host import HostAllocator
@@ -82,13 +82,14 @@ class Tiers:
         staged = self._policy.use_stream and self._policy.low_cpu_mem_usage
         return groups_in_memory(self._sizes, host_budget, staged=staged)
 
-    def host_budget_holding(self, spec: GroupSpec) -> int:
-        """The least host budget with which the group of ``spec``, now on disk, is stored in memory."""
-        assert self._policy.disk is not None
-        index = self._indices[spec.key]
-        whole = sum(self._sizes) + 2 * max(self._sizes)
-        present = self._policy.disk.host_budget or LEAST_BUDGET - 1
-        return least(lambda budget: index in self._in_memory(budget), present, max(whole, present + 1))
+    def would_hold(self, spec: GroupSpec, host_budget: int) -> bool:
+        """Whether the group of ``spec`` would be stored in memory within ``host_budget``."""
+        return self._indices[spec.key] in self._in_memory(host_budget)
+
+    @property
+    def whole_bytes(self) -> int:
+        """A host budget within which no group is stored on disk."""
+        return sum(self._sizes) + 2 * max(self._sizes, default=0)
 
     def forget(self) -> None:
         """Drop what was prepared and not stored: others may change the tensors before the next attempt."""

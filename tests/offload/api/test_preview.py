@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 import diffusers_offload_plus as dop
-from diffusers_offload_plus.offload.api.preview import ComponentPlan
+from diffusers_offload_plus.offload.api.preview import ASSUMED_BANDWIDTH, ComponentPlan
 from diffusers_offload_plus.offload.hooks.attachment import attachment_of
 from diffusers_offload_plus.offload.memory.device_budget import bytes_for_groups
 from diffusers_offload_plus.offload.planning.plan import OffloadPlan
-from diffusers_offload_plus.offload.planning.residency import ASSUMED_SPEED
 from tests.support.meter import Meter
 from tests.support.models import Block, Stack, attributes, seeded
 from tests.support.policies import POLICIES, settings
@@ -43,12 +42,11 @@ def on_meta(model: nn.Module) -> nn.Module:
 def agree(planned: ComponentPlan, engine: Any) -> None:
     """What the engine holds is what was planned."""
     plan: OffloadPlan = engine.plan
-    kept = tuple(group.name for group in plan.groups if group.residency.value == "kept")
-    assert planned.kept == kept
+    assert planned.cached == tuple(group.name for group in plan.groups if group.residency.value == "cached")
     assert planned.cut == engine.policy.offload_type.value
     assert (planned.cached_bytes, planned.streamed_bytes) == (plan.cached_bytes, plan.streamed_bytes)
     assert planned.fixed_bytes == plan.resident_bytes
-    assert planned.room == plan.room
+    assert planned.stream_bytes == plan.stream_bytes
     assert planned.bound == plan.device_bound
     assert {planned.tier} == {group.tier for group in plan.groups}
     assert planned.groups == sum(group.residency.value != "resident" for group in plan.groups)
@@ -137,7 +135,7 @@ def test_times_are_those_of_the_copies_and_with_compute_times_of_both() -> None:
     assert one.total_bytes == 8 * 65536
     copies = one.streamed_bytes // 65536
     assert copies >= 6
-    transfers = copies * (1e-3 + ASSUMED_SPEED.seconds_per_copy)
+    transfers = copies * (1e-3 + ASSUMED_BANDWIDTH.seconds_per_copy)
     assert one.seconds == pytest.approx(transfers)
     assert one.next_gain == pytest.approx(transfers), "another GiB holds all of it"
     assert (plan.untimed, plan.source) == (("Sequential",), "given")

@@ -1,4 +1,4 @@
-"""The engine's steps in virtual time beside what the model of the step predicts for them."""
+"""The engine's steps in virtual time beside what the step model predicts for them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import diffusers_offload_plus as dop
-from diffusers_offload_plus.offload.planning.step_time import Bandwidth, simulate_step, stock_step
+from diffusers_offload_plus.offload.planning.step_time import Bandwidth, step_seconds
 from tests.support.meter import Meter
+from tests.support.steps import stock_seconds
 from tests.support.virtual import (
     UNIT,
     costs_of,
@@ -42,7 +43,7 @@ class Case:
 
     @property
     def limit(self) -> int:
-        """Part 0 is the least budget that works, 1 leaves room for all."""
+        """Part 0 is the least budget that works, 1 caches all."""
         sizes = [units for units, _ in self.groups]
         least = min(sum(sizes), 2 * max(sizes))
         return limit_of(least + self.part * (sum(sizes) - least))
@@ -58,13 +59,11 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-def predicted(model: Any, case: Case) -> Any:
-    """By the model of the step, for what the engine keeps and the room it has for the others."""
-    engine = engine_of(model)
-    kept = frozenset(index for index, group in enumerate(engine.groups) if group.cached)
-    return simulate_step(
-        costs_of(case.groups), kept, engine.forward_pass.prefetcher.stream_bytes, case.speed, settles=True
-    )
+def predicted(model: Any, case: Case) -> float:
+    """By the step model, for what the engine caches and the bytes that the others stream through."""
+    plan = engine_of(model).plan
+    cached = frozenset(index for index, group in enumerate(plan.groups) if group.residency.value == "cached")
+    return step_seconds(costs_of(case.groups), cached, plan.stream_bytes, case.speed)
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -80,9 +79,8 @@ def test_a_step_takes_what_the_model_predicts_and_waits_are_what_it_takes_beyond
     dop.enable_group_offload(model, device, vram_budget=case.limit)
     run(model, WARM)
     seconds = seconds_of(model, PERIOD)
-    want = predicted(model, case)
-    assert seconds == pytest.approx(want.seconds, rel=1e-9)
-    assert engine_of(model).copy_engine.streaming <= engine_of(model).forward_pass.prefetcher.stream_bytes
+    assert seconds == pytest.approx(predicted(model, case), rel=1e-9)
+    assert engine_of(model).copy_engine.streaming <= engine_of(model).plan.stream_bytes
     engine_of(model).copy_engine.stall_timer.reset()
     total, stalls = 0.0, 0.0
     for _ in range(PERIOD // 3):
@@ -91,19 +89,21 @@ def test_a_step_takes_what_the_model_predicts_and_waits_are_what_it_takes_beyond
         assert report.measured_passes == 3
         stalls += sum(3 * stall.seconds for stall in report.stalls)
         engine_of(model).copy_engine.stall_timer.reset()
-    assert stalls == pytest.approx(total - PERIOD * want.compute_seconds, abs=1e-9 * total)
+    assert stalls == pytest.approx(total - PERIOD * sum(computing for _, computing in case.groups), abs=1e-9 * total)
     dop.disable_group_offload(model)
     assert stats().races == 0, stats().race_log
 
 
 @pytest.mark.parametrize(
-    ("group", "room", "streamed", "seconds"), [((1, 2.0), 3, 7, 16), ((2, 1.0), 6, 14, 14)], ids=["computing", "link"]
+    ("group", "units", "streamed", "seconds"),
+    [((1, 2.0), 3, 7, 16), ((2, 1.0), 6, 14, 14)],
+    ids=["computing", "copying"],
 )
 def test_a_step_costs_what_bounds_it_alone(
-    group: tuple[int, float], room: int, streamed: int, seconds: int, device: torch.device, meter: Meter
+    group: tuple[int, float], units: int, streamed: int, seconds: int, device: torch.device, meter: Meter
 ) -> None:
     model = timed([group] * 8)
-    dop.enable_group_offload(model, device, vram_budget=limit_of(room))
+    dop.enable_group_offload(model, device, vram_budget=limit_of(units))
     assert engine_of(model).plan.streamed_bytes == streamed * UNIT
     run(model, WARM)
     assert seconds_of(model, PERIOD) == seconds
@@ -133,7 +133,7 @@ def test_without_a_budget_a_step_is_stock_s_at_best(device: torch.device, meter:
     model = timed(groups)
     dop.enable_group_offload(model, device, use_stream=True)
     run(model, 3)
-    assert seconds_of(model, 4) == stock_step(costs_of(groups), Bandwidth(UNIT)).seconds
+    assert seconds_of(model, 4) == stock_seconds(costs_of(groups), Bandwidth(UNIT))
 
 
 def test_more_memory_is_not_slower_where_it_matters(device: torch.device, meter: Meter) -> None:
