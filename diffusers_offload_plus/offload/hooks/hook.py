@@ -100,6 +100,7 @@ class GroupOffloadPlusHook(ModelHook):
         if not self.attachment.stale:
             self.attachment.engine.evict_cached()  # whoever removes hooks is about to work on the weights
         self.attachment.stale = True
+        self.called = CalledModule(module)  # whoever holds the hook holds no weights
         uninstall_reducer(module)
         if module.__dict__.get("compile") == self.compile:
             del module.__dict__["compile"]

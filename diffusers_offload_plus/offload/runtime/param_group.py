@@ -257,7 +257,7 @@ class ParamGroup:
         packed = iter(storage.tensors)
         values = [map_plain(tensor.detach(), lambda _: next(packed)) for tensor in self._tensors]
         self._point_stored(values)
-        self._slab = None
+        self._slab = self._device = None
         self.in_place = self._copy_engine.uses_in_place(storage)
         return storage
 
