@@ -6,11 +6,13 @@ import ast
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
-from ..finding import Finding, Origin
-from ..own_rules import UnreadableFile
-from ..project import ClassInfo, Problem, Project
-from ..project.values import Constant, Dictionary, Instance, Items, Spec, Value
-from ..rule import Rule
+from ..core.finding import Finding, Origin
+from ..evaluation.values import Constant, Dictionary, Instance, Items, Spec, Value
+from ..project.project import Project
+from ..reading.source import Problem
+from ..resolution.classes import ClassInfo
+from ..rules.base.own_rules import UnreadableFile
+from ..rules.base.rule import Rule
 from .facts import BlockFacts, Parameter
 
 __all__ = ["Introspection"]
@@ -95,7 +97,7 @@ class Introspection:
 
 
 def _specs(project: Project, instance: Instance, what: str) -> list[Spec]:
-    from ..project.values import elements
+    from ..evaluation.values import elements
 
     return [value for value in elements(project.evaluator.attribute(instance, what))[0] if isinstance(value, Spec)]
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import ast
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from .classes import ClassInfo, Function
-from .modules import parameters
-from .source import Source
-
-if TYPE_CHECKING:
-    from .project import Project
-from .body import BLOCK_STATE, COMPONENTS, PROBES, SELF, STATE, Access, Body, Place, argument_places, literal
+from ..reading.nodes import Function, literal
+from ..reading.source import Source
+from ..resolution.classes import Classes, ClassInfo
+from ..resolution.modules import parameters
+from .bodies import Bodies
+from .body import BLOCK_STATE, COMPONENTS, PROBES, SELF, STATE, Access, Body, Place, argument_places
+from .pipelines import Pipelines
 
 __all__ = ["Flow"]
 
@@ -25,14 +24,17 @@ PROTOCOL = {"get_block_state", "set_block_state", "loop_step", "progress_bar"}
 class Flow:
     """All that runs when a block is called, as far as it can be followed."""
 
-    def __init__(self, project: Project, info: ClassInfo, entries: list[tuple[ClassInfo, Function]]) -> None:
-        self.project = project
+    def __init__(self, info: ClassInfo, classes: Classes, pipelines: Pipelines, bodies: Bodies) -> None:
         self.info = info
+        self._classes = classes
+        self._pipelines = pipelines
+        self._known = bodies
         self.bodies: list[Body] = []
         self.escapes: list[tuple[Place, ast.AST, Body]] = []
         self._seen: set[tuple[ast.AST, frozenset[tuple[str, Place]]]] = set()
         self._pending: list[Body] = []
-        for owner, function in entries:
+        if info.call is not None:
+            owner, function = info.call
             self._enter(owner.source, function, owner, entry_roles(owner, function))
         while self._pending and len(self.bodies) < 200:
             body = self._pending.pop(0)
@@ -64,13 +66,13 @@ class Flow:
         key = (function, frozenset((name, place) for name, places in roles.items() for place in places))
         if key not in self._seen:
             self._seen.add(key)
-            self._pending.append(self.project.body(source, function, owner, roles))
+            self._pending.append(self._known.get(source, function, owner, roles))
 
     def _follow(self, body: Body) -> None:
         followed: set[ast.AST] = set()
-        for call in body.calls():
+        for call in body.of(ast.Call):
             self._call(body, call, followed)
-        properties = self.project.properties_of(body.source)
+        properties = self._pipelines.properties_of(body.source)
         for attribute in body.of(ast.Attribute) if properties else ():
             if attribute.attr in properties and isinstance(attribute.ctx, ast.Load):
                 self._property(body, attribute, properties[attribute.attr])
@@ -120,15 +122,15 @@ class Flow:
                     if found and not found[0].source.in_framework:
                         yield from _as_target(found, SELF)
                 elif place == COMPONENTS:
-                    for pipeline in self.project.pipelines_of(body.source):
+                    for pipeline in self._pipelines.of(body.source):
                         found = pipeline.find(node.attr)
                         if found and not found[0].source.in_framework:
                             yield from _as_target(found, COMPONENTS)
         scope = body.function
-        symbol = self.project.modules.symbol(body.source, node, scope)
+        symbol = self._classes.modules.symbol(body.source, node, scope)
         if symbol is None or (symbol.source is None and symbol.node is None):
             if isinstance(node, ast.Attribute):
-                info = self.project.classes.named(body.source, node.value, scope)
+                info = self._classes.named(body.source, node.value, scope)
                 found = info.find(node.attr) if isinstance(info, ClassInfo) else None
                 if found and not found[0].source.in_framework:
                     yield from _as_target(found, None)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from diffusers_offload_plus.lint.analysis import analyse_source
-from diffusers_offload_plus.lint.finding import Level
-from diffusers_offload_plus.lint.rules import all_rules
+from diffusers_offload_plus.lint.analysis.analyse import analyse_source
+from diffusers_offload_plus.lint.core.finding import Level
+from diffusers_offload_plus.lint.rules.registry import all_rules
 
 EXAMPLES = [(rule, example) for rule in all_rules() for example in (*rule.invalid, *rule.valid)]
 

@@ -1,0 +1,62 @@
+"""The linter's own findings, about files and comments instead of blocks, with codes, levels and pages as any other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ...core.finding import Finding, Level
+from .rule import Example, Rule
+
+if TYPE_CHECKING:
+    from ...project.project import Project
+
+__all__ = ["OWN_RULES", "UnreadableFile", "UnusedSuppression"]
+
+
+class _OwnRule(Rule):
+    """A rule whose findings are made elsewhere, where what they are about is known."""
+
+    def check(self, project: Project) -> Iterator[Finding]:
+        return iter(())
+
+
+class UnreadableFile(_OwnRule):
+    """A file that no rule could see."""
+
+    code = "MOD000"
+    name = "unreadable-file"
+    level = Level.ERROR
+    summary = "A file cannot be opened, decoded or parsed, so that no rule has seen it."
+    why = (
+        "A run that skips a file looks clean although nothing was checked. The finding is reported whatever is "
+        "selected, and no comment in the file can suppress it."
+    )
+    instead = "Mend the file, or leave it out with `exclude`."
+    invalid = (Example(source="def f(:\n", lines=(1,), note="a syntax error"),)
+    valid = (Example(source="", note="an empty file is fine"),)
+
+
+class UnusedSuppression(_OwnRule):
+    """A comment that suppresses nothing."""
+
+    code = "MOD100"
+    name = "unused-noqa"
+    level = Level.WARNING
+    summary = "A `noqa` comment names a rule that reports nothing there, or a rule that does not exist."
+    why = "A leftover suppression hides the next finding on that line, which nobody has looked at."
+    instead = "Remove the code from the comment, or the comment."
+    allowed = (
+        "A bare `# noqa`: other linters may need it.",
+        "Codes of other linters.",
+        "Codes of rules that are not selected in this run.",
+    )
+    invalid = (Example(source="width = 8  # noqa: MOD003\n", lines=(1,), note="MOD003 has nothing to say here"),)
+    valid = (
+        Example(source="width = 8  # noqa\n", note="bare"),
+        Example(source="width = 8  # noqa: E501\n", note="a code of another linter"),
+        Example(source='text = "# noqa: MOD003"\n', note="a string is no comment"),
+    )
+
+
+OWN_RULES: tuple[Rule, ...] = (UnreadableFile(), UnusedSuppression())

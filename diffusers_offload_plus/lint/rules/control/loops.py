@@ -1,0 +1,175 @@
+"""Steps of loops take what their loop passes, and loops say what they do."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from ...core.finding import Finding, Level
+from ...project.blocks import Block
+from ...project.flow import takes_block_state
+from ...project.project import Project
+from ...reading.nodes import Function
+from ...resolution.classes import ClassInfo
+from ..base.report import report
+from ..base.rule import Example, Rule
+
+__all__ = ["LoopDescription", "LoopSignature"]
+
+_LOOP = """\
+from ..modular_pipeline import LoopSequentialPipelineBlocks, ModularPipelineBlocks
+
+
+class ToyLoopStep(ModularPipelineBlocks):
+    model_name = "toy"
+
+    def __call__(self, components, block_state{parameters}):
+        return components, block_state
+
+
+class ToyLoop(LoopSequentialPipelineBlocks):
+    model_name = "toy"
+    block_classes = [ToyLoopStep]
+    block_names = ["step"]
+{description}
+    def __call__(self, components, state):
+        block_state = self.get_block_state(state)
+        for i, sigma in enumerate((1.0, 0.5)):
+            components, block_state = self.loop_step(components, block_state, i=i, sigma=sigma)
+        self.set_block_state(state, block_state)
+        return components, state
+"""
+_DESCRIPTION = """
+    @property
+    def description(self):
+        return "Denoises."
+"""
+
+
+def passed_keywords(project: Project, loop: Block) -> list[frozenset[str]] | None:
+    """Keywords of each ``self.loop_step(...)`` of a loop; ``None`` if they are not in sight."""
+    if loop.info.call is None:
+        return None
+    found: list[frozenset[str]] = []
+    for body in project.flow(loop.info).bodies:
+        for node in body.of(ast.Call):
+            if isinstance(node.func, ast.Attribute) and node.func.attr == "loop_step":
+                names = [keyword.arg for keyword in node.keywords]
+                if None in names:
+                    return None
+                found.append(frozenset(name for name in names if name not in (None, "components", "state")))
+    return found or None
+
+
+class LoopSignature(Rule):
+    """MOD018."""
+
+    code = "MOD018"
+    name = "loop-signature"
+    level = Level.ERROR
+    summary = "A step of a loop does not take the keywords that its loop passes."
+    why = "The first iteration raises TypeError."
+    instead = (
+        "`def __call__(self, components, block_state, i, t)`, or whatever the wrapper passes to `self.loop_step`."
+    )
+    allowed = ("Any names that agree with the wrapper.", "`**kwargs`.")
+    invalid = (
+        Example(source=_LOOP.format(parameters=", i, t", description=_DESCRIPTION), lines=(7,)),
+        Example(
+            source=(
+                "from ..modular_pipeline import ModularPipelineBlocks\n\n\n"
+                "class ToyLoopStep(ModularPipelineBlocks):\n"
+                '    model_name = "toy"\n\n'
+                "    def __call__(self, components, block_state, t, step):\n"
+                "        return components, block_state\n"
+            ),
+            lines=(7,),
+            note="without a wrapper in sight, (i, t) and (k) are taken for right",
+        ),
+    )
+    valid = (
+        Example(source=_LOOP.format(parameters=", i, sigma", description=_DESCRIPTION)),
+        Example(source=_LOOP.format(parameters=", **kwargs", description=_DESCRIPTION)),
+    )
+
+    def check(self, project: Project) -> Iterator[Finding]:
+        for block in project.leaves:
+            if block.info.call is None:
+                continue
+            owner, function = block.info.call
+            wanted = self._wanted(project, block)
+            if wanted is None:
+                continue
+            for keywords in wanted:
+                problem = _mismatch(function, keywords)
+                if problem:
+                    passed = ", ".join(sorted(keywords))
+                    message = f"{block.name} {problem}; its loop passes {passed or 'no keywords'}"
+                    yield from report(self, owner.source, function, message)
+                    break
+
+    def _wanted(self, project: Project, block: Block) -> list[frozenset[str]] | None:
+        loops = project.loops_of(block)
+        found: list[frozenset[str]] = []
+        for loop in loops:
+            keywords = passed_keywords(project, loop)
+            found += keywords or []
+        if found:
+            return found
+        method = block.info.method("__call__")
+        if method is None or not takes_block_state(method[1]) or loops:
+            return None
+        names = extra_parameters(method[1])
+        if names in (["i", "t"], ["k"], []) or method[1].args.kwarg is not None:
+            return None
+        return [frozenset({"i", "t"})]
+
+
+def extra_parameters(function: Function) -> list[str]:
+    """Parameters after ``self, components, block_state``."""
+    given = function.args
+    names = [argument.arg for argument in (*given.posonlyargs, *given.args)][3:]
+    return names + [argument.arg for argument in given.kwonlyargs]
+
+
+def _mismatch(function: Function, keywords: frozenset[str]) -> str:
+    given = function.args
+    names = extra_parameters(function)
+    positional = [argument.arg for argument in (*given.posonlyargs, *given.args)]
+    if len(positional) < 3 and given.vararg is None:
+        return "takes fewer than components and block state"
+    optional = set(positional[len(positional) - len(given.defaults) :]) if given.defaults else set()
+    optional |= {a.arg for a, default in zip(given.kwonlyargs, given.kw_defaults, strict=True) if default is not None}
+    missing = [name for name in names if name not in keywords and name not in optional]
+    if missing:
+        return f"requires {', '.join(missing)}"
+    unknown = sorted(keywords - set(names))
+    if unknown and given.kwarg is None:
+        return f"does not take {', '.join(unknown)}"
+    return ""
+
+
+class LoopDescription(Rule):
+    """MOD034."""
+
+    code = "MOD034"
+    name = "loop-description"
+    level = Level.ERROR
+    summary = "A loop of blocks has no `description`."
+    why = "The framework's own raises NotImplementedError, so that `.doc` and `repr` of the pipeline fail."
+    instead = "A `description` property."
+    allowed = ("Leaf blocks, whose description is empty by default.", "Abstract wrappers without `block_classes`.")
+    invalid = (Example(source=_LOOP.format(parameters=", i, sigma", description=""), lines=(11,)),)
+    valid = (Example(source=_LOOP.format(parameters=", i, sigma", description=_DESCRIPTION)),)
+
+    def check(self, project: Project) -> Iterator[Finding]:
+        for block in project.blocks:
+            if block.kind != "loop" or not self._is_concrete(block.info):
+                continue
+            found = block.info.find("description")
+            if (found is None and block.info.complete) or (found is not None and found[0].source.in_framework):
+                yield from report(self, block.source, block.info.node, f"{block.name} has no description")
+
+    def _is_concrete(self, info: ClassInfo) -> bool:
+        found = info.find("block_classes")
+        return found is not None and not found[0].source.in_framework

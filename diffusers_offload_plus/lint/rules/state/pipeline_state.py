@@ -1,0 +1,87 @@
+"""Blocks reach the pipeline state through their declarations alone."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from ...core.finding import Finding, Level
+from ...project.body import Body
+from ...project.project import Project
+from ...reading.nodes import Dotted
+from ..base.examples import BODY_LINE, blocks_example
+from ..base.report import report
+from ..base.rule import Example, Rule
+from ..base.scope import own_calls
+
+__all__ = ["StateSet"]
+
+
+class StateSet(Rule):
+    """MOD014."""
+
+    code = "MOD014"
+    name = "state-set"
+    level = Level.ERROR
+    summary = "A block writes to the pipeline state directly."
+    why = "Such a value shows in no `intermediate_outputs`: neither the docs nor blocks that select know of it."
+    instead = (
+        "Declare an `OutputParam`, set it on the block state and call `self.set_block_state(state, block_state)`."
+    )
+    allowed = (
+        "The framework itself, and tests.",
+        "`guider.set_state(...)`.",
+        "`state.get(...)`, which writes nothing.",
+    )
+    invalid = (
+        Example(
+            source=blocks_example(
+                'state.set("batch_size", 1)\nput = state.set\nput("dtype", None)\nstate.values["device"] = "cpu"'
+            ),
+            lines=(BODY_LINE, BODY_LINE + 2, BODY_LINE + 3),
+        ),
+    )
+    valid = (
+        Example(source=blocks_example("components.guider.set_state(step=0)\nseen = set()\nseen.add(1)")),
+        Example(
+            source="def test_state(state):\n    state.set('prompt', 'a cat')\n",
+            path="tests/modular_pipelines/toy/test_toy.py",
+            note="a test",
+        ),
+    )
+
+    def check(self, project: Project) -> Iterator[Finding]:
+        seen: set[ast.AST] = set()
+        for body in dict.fromkeys(body for block in own_calls(project) for body in project.flow(block.info).bodies):
+            if not body.knows("state") or body.in_pipeline:
+                continue
+            for node in body.of(ast.Call, ast.Attribute, ast.Subscript):
+                if node not in seen and self._writes(body, node):
+                    seen.add(node)
+                    message = "writes to the pipeline state: declare an output and use set_block_state"
+                    yield from report(self, body.source, node, message)
+
+    def _writes(self, body: Body, node: ast.expr) -> bool:
+        places = body.places
+        state = ("state",)
+        if isinstance(node, ast.Call):
+            found = places(node.func)
+            held = isinstance(node.func, Dotted)
+            if held and any(place in (("state", "set"), ("state", "__setattr__")) for place in found):
+                return True
+            changing = ("update", "pop", "setdefault", "clear", "popitem")
+            if any(len(place) == 3 and place[:2] in _DICTS and place[2] in changing for place in found):
+                return True
+            setter = isinstance(node.func, ast.Name) and node.func.id in ("setattr", "delattr")
+            return setter and bool(node.args) and state in places(node.args[0])
+        if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
+            return state in places(node.value)
+        if isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load):
+            return any(place in _DICTS for place in places(node.value))
+        if isinstance(node, ast.Attribute) and node.attr == "set" and state in places(node.value):
+            parent = body.source.parent(node)
+            return isinstance(parent, ast.Call) and parent.func is not node
+        return False
+
+
+_DICTS = (("state", "values"), ("state", "kwargs_mapping"), ("state", "__dict__"))
