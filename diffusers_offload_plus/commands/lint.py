@@ -147,7 +147,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     _check_combinations(arguments)
     if arguments.checklist is not None:
-        from ..lint.checklist.checklist import checklist, render_checklist
+        from ..lint.checklist.items import render_checklist
+        from ..lint.checklist.steps import checklist
 
         items = checklist(arguments.checklist, diffusers=arguments.diffusers)
         as_json = arguments.format == "json"

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from diffusers_offload_plus.cli import main
-from diffusers_offload_plus.lint.checklist.checklist import State, checklist
+from diffusers_offload_plus.lint.checklist.items import State
+from diffusers_offload_plus.lint.checklist.steps import checklist
 
 from ..toy import write
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["BODY_LINE", "blocks_example"]
+from typing import Any
 
+from .rule import Example
+
+__all__ = ["BODY_LINE", "blocks_example", "step_example"]
 
 _HEADER = """\
 import torch
@@ -42,3 +45,27 @@ def blocks_example(body: str, *, inputs: str = "", outputs: str = "", components
         lines += ["        self.set_block_state(state, block_state)", "        return components, state"]
     header = _HEADER.format(inputs=inputs, outputs=outputs, components=components)
     return header + "\n".join(lines) + "\n"
+
+
+def step_example(
+    body: str,
+    *,
+    at: tuple[int, ...] = (),
+    lines: tuple[int, ...] = (),
+    file: str = "denoise.py",
+    note: str = "",
+    **declared: Any,
+) -> Example:
+    """An example made of one leaf block, in ``file`` of the family ``toy``.
+
+    Args:
+        body: what its ``__call__`` runs.
+        at: lines of ``body``, from 1, where the rule has to report; ``lines``: the same as lines of the whole source.
+        declared: arguments of :func:`blocks_example`.
+    """
+    return Example(
+        source=blocks_example(body, **declared),
+        path=f"diffusers/modular_pipelines/toy/{file}",
+        lines=lines or tuple(BODY_LINE + line - 1 for line in at),
+        note=note,
+    )

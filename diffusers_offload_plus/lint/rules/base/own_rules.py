@@ -22,12 +22,11 @@ class _OwnRule(Rule):
 
 
 class UnreadableFile(_OwnRule):
-    """A file that no rule could see."""
+    """A file cannot be opened, decoded or parsed, so that no rule has seen it."""
 
     code = "MOD000"
     name = "unreadable-file"
     level = Level.ERROR
-    summary = "A file cannot be opened, decoded or parsed, so that no rule has seen it."
     why = (
         "A run that skips a file looks clean although nothing was checked. The finding is reported whatever is "
         "selected, and no comment in the file can suppress it."
@@ -38,12 +37,11 @@ class UnreadableFile(_OwnRule):
 
 
 class UnusedSuppression(_OwnRule):
-    """A comment that suppresses nothing."""
+    """A `noqa` comment names a rule that reports nothing there, or a rule that does not exist."""
 
     code = "MOD100"
     name = "unused-noqa"
     level = Level.WARNING
-    summary = "A `noqa` comment names a rule that reports nothing there, or a rule that does not exist."
     why = "A leftover suppression hides the next finding on that line, which nobody has looked at."
     instead = "Remove the code from the comment, or the comment."
     allowed = (

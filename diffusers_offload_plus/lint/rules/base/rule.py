@@ -35,6 +35,8 @@ class Example:
 class Rule(abc.ABC):
     """A convention. Subclasses are stateless; :meth:`check` sees the whole project and yields what breaks the rule.
 
+    The docstring of a subclass says in one sentence what it flags. Users read it as the rule's ``summary``.
+
     Attributes:
         code: ``"MOD003"``, stable for ever; ``name``: words with hyphens, stable as well.
         level: the default; ``kinds``: default levels of the rule's kinds where they differ.
@@ -59,6 +61,10 @@ class Rule(abc.ABC):
     fixable: ClassVar[bool] = False
     invalid: ClassVar[tuple[Example, ...]]
     valid: ClassVar[tuple[Example, ...]]
+
+    def __init_subclass__(cls) -> None:
+        if "summary" not in vars(cls):
+            cls.summary = " ".join((cls.__doc__ or "").split())
 
     @abc.abstractmethod
     def check(self, project: Project) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from ...project.project import Project
 from ...reading.nodes import Dotted, Function
 from ...reading.source import Source
 from ...resolution.classes import ClassInfo
-from ..base.examples import BODY_LINE, blocks_example
+from ..base.examples import BODY_LINE, blocks_example, step_example
 from ..base.report import report
 from ..base.rule import Example, Rule
 from ..base.scope import functions
@@ -42,13 +42,12 @@ _COMPONENTS = re.compile(
 
 
 class InlineComponent(Rule):
-    """MOD008."""
+    """A block creates a component instead of declaring it."""
 
     code = "MOD008"
     name = "inline-component"
     level = Level.ERROR
     kinds: ClassVar[Mapping[str, Level]] = {"transform": Level.INFO}
-    summary = "A block creates a component instead of declaring it."
     why = (
         "Such a component cannot be swapped, is not offloaded with the others and is missing from the saved index of "
         "the pipeline."
@@ -73,9 +72,9 @@ class InlineComponent(Rule):
             + blocks_example("processor = VideoProcessor(vae_scale_factor=8)"),
             lines=(BODY_LINE + 3,),
         ),
-        Example(
-            source=blocks_example("scheduler = type(components.scheduler).from_config(components.scheduler.config)"),
-            lines=(BODY_LINE,),
+        step_example(
+            "scheduler = type(components.scheduler).from_config(components.scheduler.config)",
+            at=(1,),
             note="from_config and from_pretrained",
         ),
     )

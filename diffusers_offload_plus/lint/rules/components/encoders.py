@@ -13,7 +13,7 @@ from ...project.body import Body
 from ...project.project import Project, once
 from ...reading.source import Source
 from ...resolution.classes import ClassInfo
-from ..base.examples import BODY_LINE, blocks_example
+from ..base.examples import blocks_example, step_example
 from ..base.report import report
 from ..base.rule import Example, Rule
 from ..base.scope import functions, is_encoder, users
@@ -30,12 +30,11 @@ def encoded_name(name: str) -> bool:
 
 
 class PrecomputedEncoderInput(Rule):
-    """MOD006."""
+    """An encoder block optionally accepts what it is there to compute."""
 
     code = "MOD006"
     name = "precomputed-encoder-input"
     level = Level.ERROR
-    summary = "An encoder block optionally accepts what it is there to compute."
     why = (
         "Every such input doubles the code paths of the block, and nobody needs it: users who have the embeddings "
         "take the encoder out of the pipeline and pass them to the next block."
@@ -51,28 +50,24 @@ class PrecomputedEncoderInput(Rule):
         "by itself, so encoder blocks take raw inputs only."
     )
     invalid = (
-        Example(
-            source=blocks_example(
-                "if block_state.prompt_embeds is None:\n"
-                "    block_state.prompt_embeds = components.text_encoder(block_state.prompt)",
-                inputs='InputParam.template("prompt"),\n'
-                '        InputParam("prompt_embeds", type_hint=torch.Tensor, description="Precomputed.")',
-                outputs='OutputParam.template("prompt_embeds")',
-                components='ComponentSpec("text_encoder", torch.nn.Module)',
-            ),
-            path="diffusers/modular_pipelines/toy/encoders.py",
+        step_example(
+            "if block_state.prompt_embeds is None:\n"
+            "    block_state.prompt_embeds = components.text_encoder(block_state.prompt)",
+            inputs='InputParam.template("prompt"),\n'
+            '        InputParam("prompt_embeds", type_hint=torch.Tensor, description="Precomputed.")',
+            outputs='OutputParam.template("prompt_embeds")',
+            components='ComponentSpec("text_encoder", torch.nn.Module)',
             lines=(17,),
+            file="encoders.py",
         ),
     )
     valid = (
-        Example(
-            source=blocks_example(
-                "block_state.connector_embeds = components.connectors(block_state.prompt_embeds)",
-                inputs='InputParam.template("prompt_embeds")',
-                outputs='OutputParam("connector_embeds", description="Projected.")',
-                components='ComponentSpec("connectors", torch.nn.Module)',
-            ),
-            path="diffusers/modular_pipelines/toy/encoders.py",
+        step_example(
+            "block_state.connector_embeds = components.connectors(block_state.prompt_embeds)",
+            inputs='InputParam.template("prompt_embeds")',
+            outputs='OutputParam("connector_embeds", description="Projected.")',
+            components='ComponentSpec("connectors", torch.nn.Module)',
+            file="encoders.py",
             note="a second stage",
         ),
     )
@@ -128,12 +123,11 @@ def component_types(project: Project, group: str) -> dict[str, set[str]]:
 
 
 class VaeEncodeInPrepare(Rule):
-    """MOD007."""
+    """A VAE encodes outside of an encoder block."""
 
     code = "MOD007"
     name = "vae-encode-in-prepare"
     level = Level.ERROR
-    summary = "A VAE encodes outside of an encoder block."
     why = "Encoding can then be neither run alone nor cached, and the image is encoded again for every run."
     instead = (
         "A block of its own in `encoders.py`, such as `ToyVaeEncoderStep`; the block that prepares latents takes "
@@ -149,15 +143,13 @@ class VaeEncodeInPrepare(Rule):
         "not raw images, so that the encoder can be run standalone."
     )
     invalid = (
-        Example(
-            source=blocks_example(
-                "vae = components.vae\nblock_state.latents = vae.encode(block_state.image).latent_dist.mode()",
-                inputs='InputParam.template("image")',
-                outputs='OutputParam("latents", description="Latents.")',
-                components='ComponentSpec("vae", torch.nn.Module)',
-            ),
-            path="diffusers/modular_pipelines/toy/before_denoise.py",
-            lines=(BODY_LINE + 1,),
+        step_example(
+            "vae = components.vae\nblock_state.latents = vae.encode(block_state.image).latent_dist.mode()",
+            inputs='InputParam.template("image")',
+            outputs='OutputParam("latents", description="Latents.")',
+            components='ComponentSpec("vae", torch.nn.Module)',
+            at=(2,),
+            file="before_denoise.py",
         ),
         Example(
             source="def encode_image(vae, image):\n    return vae.encode(image)\n\n\n"
@@ -168,15 +160,13 @@ class VaeEncodeInPrepare(Rule):
         ),
     )
     valid = (
-        Example(
-            source=blocks_example("block_state.image_latents = components.vae.encode(block_state.image)"),
-            path="diffusers/modular_pipelines/toy/encoders.py",
+        step_example(
+            "block_state.image_latents = components.vae.encode(block_state.image)",
+            file="encoders.py",
             note="an encoder file",
         ),
-        Example(
-            source=blocks_example("ids = components.tokenizer.encode(block_state.prompt)"),
-            path="diffusers/modular_pipelines/toy/before_denoise.py",
-            note="a tokenizer",
+        step_example(
+            "ids = components.tokenizer.encode(block_state.prompt)", file="before_denoise.py", note="a tokenizer"
         ),
     )
 
@@ -261,33 +251,28 @@ class VaeEncodeInPrepare(Rule):
 
 
 class PerPromptInEncoder(Rule):
-    """MOD026."""
+    """An encoder block takes `num_images_per_prompt` or `num_videos_per_prompt`."""
 
     code = "MOD026"
     name = "per-prompt-in-encoder"
     level = Level.WARNING
-    summary = "An encoder block takes `num_images_per_prompt` or `num_videos_per_prompt`."
     why = "Embeddings that are already repeated cannot be reused for another number of images."
     instead = "Repeat them in the input step before the denoising loop."
     allowed = ("Helpers that are called with the number fixed to 1.", "Input steps before the denoising loop.")
     invalid = (
-        Example(
-            source=blocks_example(
-                "block_state.prompt_embeds = components.text_encoder(block_state.num_images_per_prompt)",
-                inputs='InputParam.template("num_images_per_prompt")',
-            ),
-            path="diffusers/modular_pipelines/toy/encoders.py",
+        step_example(
+            "block_state.prompt_embeds = components.text_encoder(block_state.num_images_per_prompt)",
+            inputs='InputParam.template("num_images_per_prompt")',
             lines=(16,),
+            file="encoders.py",
         ),
     )
     valid = (
-        Example(
-            source=blocks_example(
-                "block_state.batch_size = block_state.num_images_per_prompt",
-                inputs='InputParam.template("num_images_per_prompt")',
-                outputs='OutputParam("batch_size", description="Batch size.")',
-            ),
-            path="diffusers/modular_pipelines/toy/before_denoise.py",
+        step_example(
+            "block_state.batch_size = block_state.num_images_per_prompt",
+            inputs='InputParam.template("num_images_per_prompt")',
+            outputs='OutputParam("batch_size", description="Batch size.")',
+            file="before_denoise.py",
         ),
     )
 
@@ -302,27 +287,16 @@ class PerPromptInEncoder(Rule):
 
 
 class DecodeInDenoise(Rule):
-    """MOD027."""
+    """A block of `denoise.py` decodes latents with the VAE."""
 
     code = "MOD027"
     name = "decode-in-denoise"
     level = Level.WARNING
-    summary = "A block of `denoise.py` decodes latents with the VAE."
     why = "Nothing can be put between denoising and decoding any more, such as an edit of the latents or an upscaler."
     instead = "Decode in a block of its own in `decoders.py`."
     allowed = ("Loops over chunks that feed decoded pixels into the next one.",)
-    invalid = (
-        Example(
-            source=blocks_example("block_state.images = components.vae.decode(block_state.latents)"),
-            lines=(BODY_LINE,),
-        ),
-    )
-    valid = (
-        Example(
-            source=blocks_example("block_state.images = components.vae.decode(block_state.latents)"),
-            path="diffusers/modular_pipelines/toy/decoders.py",
-        ),
-    )
+    invalid = (step_example("block_state.images = components.vae.decode(block_state.latents)", at=(1,)),)
+    valid = (step_example("block_state.images = components.vae.decode(block_state.latents)", file="decoders.py"),)
 
     def check(self, project: Project) -> Iterator[Finding]:
         for body in functions(project):

@@ -10,9 +10,9 @@ from ...core.finding import Finding, Level
 from ...project.body import Body
 from ...project.project import Project
 from ...reading.nodes import Dotted, Listing
-from ..base.examples import BODY_LINE, blocks_example
+from ..base.examples import step_example
 from ..base.report import report
-from ..base.rule import Example, Rule
+from ..base.rule import Rule
 from ..base.scope import functions
 
 __all__ = ["RawNoise"]
@@ -22,13 +22,12 @@ _NAMES = {name.rpartition(".")[2] for name in _FUNCTIONS}
 
 
 class RawNoise(Rule):
-    """MOD017."""
+    """A block draws noise with `torch.randn` or a relative instead of `randn_tensor`."""
 
     code = "MOD017"
     name = "raw-noise"
     level = Level.ERROR
     kinds: ClassVar[Mapping[str, Level]] = {"rand": Level.WARNING}
-    summary = "A block draws noise with `torch.randn` or a relative instead of `randn_tensor`."
     why = (
         "A CPU generator with a CUDA device raises, and CPU generators are what gives the same image on every device. "
         "Without the generator the seed of the user does nothing."
@@ -39,22 +38,18 @@ class RawNoise(Rule):
         "`torch.empty`, `torch.zeros`, `torch.multinomial`, `latent_dist.sample(generator)`.",
     )
     invalid = (
-        Example(
-            source=blocks_example(
-                "a = torch.randn((1, 4), generator=block_state.generator, device=components._execution_device)\n"
-                "b = torch.randn_like(a)\nc = torch.rand(4)",
-                inputs='InputParam.template("generator")',
-            ),
-            lines=(BODY_LINE, BODY_LINE + 1, BODY_LINE + 2),
+        step_example(
+            "a = torch.randn((1, 4), generator=block_state.generator, device=components._execution_device)\n"
+            "b = torch.randn_like(a)\nc = torch.rand(4)",
+            inputs='InputParam.template("generator")',
+            at=(1, 2, 3),
         ),
     )
     valid = (
-        Example(
-            source=blocks_example(
-                "generator = block_state.generator\n"
-                "noise = torch.randn((1, 4), generator=generator, device=generator.device).to(device)",
-                inputs='InputParam.template("generator")',
-            ),
+        step_example(
+            "generator = block_state.generator\n"
+            "noise = torch.randn((1, 4), generator=generator, device=generator.device).to(device)",
+            inputs='InputParam.template("generator")',
         ),
     )
     fixable = True

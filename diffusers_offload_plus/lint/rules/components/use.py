@@ -13,7 +13,7 @@ from ...project.project import Project, once
 from ...reading.nodes import Dotted
 from ..base.accesses import is_guarded, is_restored, is_restoring, leaf_accesses
 from ..base.declared import guiders
-from ..base.examples import BODY_LINE, blocks_example
+from ..base.examples import step_example
 from ..base.report import report
 from ..base.rule import Example, Rule
 from ..base.scope import functions, own_calls
@@ -51,12 +51,11 @@ def is_component(project: Project, block: Block, name: str) -> bool:
 
 
 class ComponentState(Rule):
-    """MOD029."""
+    """A block moves, converts, reconfigures or replaces a component."""
 
     code = "MOD029"
     name = "component-state"
     level = Level.WARNING
-    summary = "A block moves, converts, reconfigures or replaces a component."
     why = "Components are shared between pipelines, which all see the change; it also fights offloading."
     instead = "Convert tensors instead, or restore the component in `finally`."
     allowed = (
@@ -66,21 +65,17 @@ class ComponentState(Rule):
         "`_lora_scale`.",
     )
     invalid = (
-        Example(
-            source=blocks_example(
-                "components.vae.to(torch.float32)\ncomponents.vae = None\ncomponents.vae.use_slicing = True",
-                components='ComponentSpec("vae", torch.nn.Module)',
-            ),
-            lines=(BODY_LINE, BODY_LINE + 1, BODY_LINE + 2),
+        step_example(
+            "components.vae.to(torch.float32)\ncomponents.vae = None\ncomponents.vae.use_slicing = True",
+            components='ComponentSpec("vae", torch.nn.Module)',
+            at=(1, 2, 3),
         ),
     )
     valid = (
-        Example(
-            source=blocks_example(
-                "mean = components.latents_mean.to('cpu')\ntry:\n    components.vae.to('cuda')\n"
-                "finally:\n    components.vae.to('cpu')",
-                components='ComponentSpec("vae", torch.nn.Module)',
-            ),
+        step_example(
+            "mean = components.latents_mean.to('cpu')\ntry:\n    components.vae.to('cuda')\n"
+            "finally:\n    components.vae.to('cpu')",
+            components='ComponentSpec("vae", torch.nn.Module)',
             note="a tensor, and a component that is restored",
         ),
     )
@@ -146,12 +141,11 @@ def _is_undone(body: Body, node: ast.Call, place: Place) -> bool:
 
 
 class UndeclaredComponent(Rule):
-    """MOD030."""
+    """A block uses a component that it does not declare."""
 
     code = "MOD030"
     name = "undeclared-component"
     level = Level.ERROR
-    summary = "A block uses a component that it does not declare."
     why = "Taken out of the pipeline and run alone, the block raises AttributeError."
     instead = "Add the `ComponentSpec` to `expected_components`."
     allowed = (
@@ -159,20 +153,17 @@ class UndeclaredComponent(Rule):
         '`getattr(components, "safety_checker", None)` for a component that is optional and another block\'s.',
     )
     invalid = (
-        Example(
-            source=blocks_example(
-                "channels = components.transformer.config.in_channels", components='ComponentSpec("scheduler", object)'
-            ),
-            lines=(BODY_LINE,),
+        step_example(
+            "channels = components.transformer.config.in_channels",
+            components='ComponentSpec("scheduler", object)',
+            at=(1,),
         ),
     )
     valid = (
-        Example(
-            source=blocks_example(
-                "height = components.default_height\nchecker = getattr(components, 'safety_checker', None)\n"
-                "components.scheduler.set_timesteps(4)",
-                components='ComponentSpec("scheduler", object)',
-            ),
+        step_example(
+            "height = components.default_height\nchecker = getattr(components, 'safety_checker', None)\n"
+            "components.scheduler.set_timesteps(4)",
+            components='ComponentSpec("scheduler", object)',
         ),
     )
     needs_runtime = True
@@ -197,16 +188,15 @@ class UndeclaredComponent(Rule):
 
 
 class OffloadInBlock(Rule):
-    """MOD042."""
+    """A block manages offloading."""
 
     code = "MOD042"
     name = "offload-in-block"
     level = Level.WARNING
-    summary = "A block manages offloading."
     why = "When and what is offloaded belongs to the `ComponentsManager`, which knows all pipelines."
     instead = "Delete the call."
     allowed = ("The `ComponentsManager`.",)
-    invalid = (Example(source=blocks_example("components.maybe_free_model_hooks()"), lines=(BODY_LINE,)),)
+    invalid = (step_example("components.maybe_free_model_hooks()", at=(1,)),)
     valid = (
         Example(
             source="from ..components_manager import ComponentsManager\n\n\n"

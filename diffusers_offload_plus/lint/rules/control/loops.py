@@ -62,12 +62,11 @@ def passed_keywords(project: Project, loop: Block) -> list[frozenset[str]] | Non
 
 
 class LoopSignature(Rule):
-    """MOD018."""
+    """A step of a loop does not take the keywords that its loop passes."""
 
     code = "MOD018"
     name = "loop-signature"
     level = Level.ERROR
-    summary = "A step of a loop does not take the keywords that its loop passes."
     why = "The first iteration raises TypeError."
     instead = (
         "`def __call__(self, components, block_state, i, t)`, or whatever the wrapper passes to `self.loop_step`."
@@ -76,13 +75,11 @@ class LoopSignature(Rule):
     invalid = (
         Example(source=_LOOP.format(parameters=", i, t", description=_DESCRIPTION), lines=(7,)),
         Example(
-            source=(
-                "from ..modular_pipeline import ModularPipelineBlocks\n\n\n"
-                "class ToyLoopStep(ModularPipelineBlocks):\n"
-                '    model_name = "toy"\n\n'
-                "    def __call__(self, components, block_state, t, step):\n"
-                "        return components, block_state\n"
-            ),
+            source="from ..modular_pipeline import ModularPipelineBlocks\n\n\n"
+            "class ToyLoopStep(ModularPipelineBlocks):\n"
+            '    model_name = "toy"\n\n'
+            "    def __call__(self, components, block_state, t, step):\n"
+            "        return components, block_state\n",
             lines=(7,),
             note="without a wrapper in sight, (i, t) and (k) are taken for right",
         ),
@@ -150,12 +147,11 @@ def _mismatch(function: Function, keywords: frozenset[str]) -> str:
 
 
 class LoopDescription(Rule):
-    """MOD034."""
+    """A loop of blocks has no `description`."""
 
     code = "MOD034"
     name = "loop-description"
     level = Level.ERROR
-    summary = "A loop of blocks has no `description`."
     why = "The framework's own raises NotImplementedError, so that `.doc` and `repr` of the pipeline fail."
     instead = "A `description` property."
     allowed = ("Leaf blocks, whose description is empty by default.", "Abstract wrappers without `block_classes`.")

@@ -12,21 +12,20 @@ from ...project.flow import takes_block_state
 from ...project.project import Project
 from ...reading.nodes import Function
 from ...resolution.modules import parameters
-from ..base.examples import BODY_LINE, blocks_example
+from ..base.examples import step_example
 from ..base.report import report
-from ..base.rule import Example, Rule
+from ..base.rule import Rule
 from ..base.scope import call_bodies
 
 __all__ = ["StateProtocol"]
 
 
 class StateProtocol(Rule):
-    """MOD020."""
+    """A block returns without saving its block state, or returns something else than components and state."""
 
     code = "MOD020"
     name = "state-protocol"
     level = Level.ERROR
-    summary = "A block returns without saving its block state, or returns something else than components and state."
     why = "Without `set_block_state` later blocks see no outputs; any other return value raises TypeError."
     instead = "`self.set_block_state(state, block_state)` and `return components, state` on every path."
     allowed = (
@@ -36,22 +35,18 @@ class StateProtocol(Rule):
         "Paths that raise.",
     )
     invalid = (
-        Example(
-            source=blocks_example(
-                "if block_state.image is None:\n    return components, state\nblock_state.image = 1\n"
-                "self.set_block_state(state, block_state)\nreturn state",
-                inputs='InputParam("image", description="Image.")',
-                end=False,
-            ),
-            lines=(BODY_LINE + 1, BODY_LINE + 4),
+        step_example(
+            "if block_state.image is None:\n    return components, state\nblock_state.image = 1\n"
+            "self.set_block_state(state, block_state)\nreturn state",
+            inputs='InputParam("image", description="Image.")',
+            end=False,
+            at=(2, 5),
         ),
     )
     valid = (
-        Example(
-            source=blocks_example(
-                "def clean(text):\n    return text.strip()\n\nblock_state.prompt = clean(block_state.prompt)",
-                inputs='InputParam.template("prompt")',
-            ),
+        step_example(
+            "def clean(text):\n    return text.strip()\n\nblock_state.prompt = clean(block_state.prompt)",
+            inputs='InputParam.template("prompt")',
             note="a return of an inner function",
         ),
     )

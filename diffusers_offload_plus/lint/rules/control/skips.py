@@ -11,9 +11,9 @@ from ...project.body import Body
 from ...project.project import Project
 from ...reading.nodes import Dotted, literal
 from ..base.declared import in_loop
-from ..base.examples import BODY_LINE, blocks_example
+from ..base.examples import step_example
 from ..base.report import report
-from ..base.rule import Example, Rule
+from ..base.rule import Rule
 from ..base.scope import call_bodies, functions
 
 __all__ = ["LatentOutputBranch", "NoopSkip"]
@@ -37,12 +37,11 @@ def is_presence_test(body: Body, node: ast.expr, inputs: frozenset[str]) -> bool
 
 
 class NoopSkip(Rule):
-    """MOD015."""
+    """A leaf block does nothing unless an input is given."""
 
     code = "MOD015"
     name = "noop-skip"
     level = Level.WARNING
-    summary = "A leaf block does nothing unless an input is given."
     why = "The block shows up in every workflow, with its components and inputs, also in those where it does nothing."
     instead = "Select the block with an `AutoPipelineBlocks` whose trigger is that input."
     allowed = (
@@ -52,37 +51,29 @@ class NoopSkip(Rule):
         "Steps of a loop, which cannot be selected.",
     )
     invalid = (
-        Example(
-            source=blocks_example(
-                "if block_state.image is None:\n    return components, state\n"
-                "block_state.resized = components.image_processor.resize(block_state.image)",
-                inputs='InputParam("image", description="Image.")',
-                outputs='OutputParam("resized", description="Resized image.")',
-            ),
-            lines=(BODY_LINE + 1,),
+        step_example(
+            "if block_state.image is None:\n    return components, state\n"
+            "block_state.resized = components.image_processor.resize(block_state.image)",
+            inputs='InputParam("image", description="Image.")',
+            outputs='OutputParam("resized", description="Resized image.")',
+            at=(2,),
         ),
-        Example(
-            source=blocks_example(
-                "if block_state.use_enhancer:\n    block_state.prompt = components.enhancer(block_state.prompt)",
-                inputs='InputParam.template("prompt"), InputParam("use_enhancer", description="Whether.")',
-            ),
-            lines=(BODY_LINE,),
+        step_example(
+            "if block_state.use_enhancer:\n    block_state.prompt = components.enhancer(block_state.prompt)",
+            inputs='InputParam.template("prompt"), InputParam("use_enhancer", description="Whether.")',
+            at=(1,),
             note="everything under one condition",
         ),
     )
     valid = (
-        Example(
-            source=blocks_example(
-                "if block_state.latents is None:\n    block_state.latents = torch.zeros(1)",
-                inputs='InputParam.template("latents")',
-            ),
+        step_example(
+            "if block_state.latents is None:\n    block_state.latents = torch.zeros(1)",
+            inputs='InputParam.template("latents")',
             note="keeping the user's value",
         ),
-        Example(
-            source=blocks_example(
-                'if block_state.image is None:\n    raise ValueError("image is needed")\nblock_state.image = 1',
-                inputs='InputParam("image", description="Image.")',
-            ),
+        step_example(
+            'if block_state.image is None:\n    raise ValueError("image is needed")\nblock_state.image = 1',
+            inputs='InputParam("image", description="Image.")',
             note="a guard that raises",
         ),
     )
@@ -173,35 +164,30 @@ def _is_preparation(statement: ast.stmt) -> bool:
 
 
 class LatentOutputBranch(Rule):
-    """MOD037."""
+    """A decoder branches on `output_type == "latent"`."""
 
     code = "MOD037"
     name = "latent-output-branch"
     level = Level.INFO
-    summary = 'A decoder branches on `output_type == "latent"`.'
     why = "Users who want latents leave the decoder out; the branch keeps the VAE in a pipeline that does not use it."
     instead = "Delete the branch."
     allowed = ("The formats `pil`, `np` and `pt`.",)
     invalid = (
-        Example(
-            source=blocks_example(
-                'if block_state.output_type == "latent":\n    block_state.images = block_state.latents\n'
-                "else:\n    block_state.images = components.vae.decode(block_state.latents)",
-                inputs='InputParam.template("output_type"), InputParam("latents", description="Latents.")',
-                outputs='OutputParam.template("images")',
-            ),
-            path="diffusers/modular_pipelines/toy/decoders.py",
-            lines=(BODY_LINE,),
+        step_example(
+            'if block_state.output_type == "latent":\n    block_state.images = block_state.latents\n'
+            "else:\n    block_state.images = components.vae.decode(block_state.latents)",
+            inputs='InputParam.template("output_type"), InputParam("latents", description="Latents.")',
+            outputs='OutputParam.template("images")',
+            at=(1,),
+            file="decoders.py",
         ),
     )
     valid = (
-        Example(
-            source=blocks_example(
-                'if block_state.output_type == "pt":\n    block_state.images = block_state.latents',
-                inputs='InputParam.template("output_type"), InputParam("latents", description="Latents.")',
-                outputs='OutputParam.template("images")',
-            ),
-            path="diffusers/modular_pipelines/toy/decoders.py",
+        step_example(
+            'if block_state.output_type == "pt":\n    block_state.images = block_state.latents',
+            inputs='InputParam.template("output_type"), InputParam("latents", description="Latents.")',
+            outputs='OutputParam.template("images")',
+            file="decoders.py",
         ),
     )
 

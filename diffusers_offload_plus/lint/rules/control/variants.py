@@ -10,21 +10,20 @@ from ...core.finding import Finding, Level
 from ...project.body import Body
 from ...project.project import Project, once
 from ...reading.nodes import literal
-from ..base.examples import BODY_LINE, blocks_example
+from ..base.examples import step_example
 from ..base.report import report
-from ..base.rule import Example, Rule
+from ..base.rule import Rule
 from ..base.scope import functions
 
 __all__ = ["VariantConfigFlag"]
 
 
 class VariantConfigFlag(Rule):
-    """MOD016."""
+    """A block or a pipeline branches on a configuration flag that tells variants of the model apart."""
 
     code = "MOD016"
     name = "variant-config-flag"
     level = Level.WARNING
-    summary = "A block or a pipeline branches on a configuration flag that tells variants of the model apart."
     why = (
         "Both variants then share inputs that only one of them uses: a distilled checkpoint still accepts a negative "
         "prompt."
@@ -35,18 +34,11 @@ class VariantConfigFlag(Rule):
         "Configurations of components, such as `components.scheduler.config`.",
         "Declaring a `ConfigSpec`, which routes checkpoints to presets.",
     )
-    invalid = (
-        Example(
-            source=blocks_example("steps = 4 if components.config.is_distilled else 50"),
-            lines=(BODY_LINE,),
-        ),
-    )
+    invalid = (step_example("steps = 4 if components.config.is_distilled else 50", at=(1,)),)
     valid = (
-        Example(
-            source=blocks_example(
-                "boundary = components.config.boundary_ratio * 1000\n"
-                "if components.scheduler.config.use_flow_sigmas:\n    pass"
-            ),
+        step_example(
+            "boundary = components.config.boundary_ratio * 1000\n"
+            "if components.scheduler.config.use_flow_sigmas:\n    pass"
         ),
     )
     _flag = re.compile(r"^(is|use|requires|has|enable)_")

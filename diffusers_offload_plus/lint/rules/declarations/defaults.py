@@ -11,21 +11,20 @@ from ...project.blocks import Block
 from ...project.body import Body
 from ...project.project import Project
 from ...reading.nodes import Dotted
-from ..base.examples import BODY_LINE, blocks_example
+from ..base.examples import step_example
 from ..base.report import report
-from ..base.rule import Example, Rule
+from ..base.rule import Rule
 from ..base.scope import own_calls
 
 __all__ = ["DefaultInCall"]
 
 
 class DefaultInCall(Rule):
-    """MOD019."""
+    """A fixed default of an input is filled in by `__call__` instead of being declared."""
 
     code = "MOD019"
     name = "default-in-call"
     level = Level.WARNING
-    summary = "A fixed default of an input is filled in by `__call__` instead of being declared."
     why = "The documentation shows no default, and blocks that share the input disagree about it."
     instead = "`InputParam(..., default=189)`."
     allowed = (
@@ -34,23 +33,19 @@ class DefaultInCall(Rule):
         "Other empty values after `or`, as in `attention_kwargs or {}`.",
     )
     invalid = (
-        Example(
-            source=blocks_example(
-                "if block_state.num_frames is None:\n    block_state.num_frames = 189\nfps = block_state.fps or 24",
-                inputs='InputParam("num_frames", description="Frames."), InputParam("fps", description="Speed.")',
-            ),
-            lines=(BODY_LINE + 1, BODY_LINE + 2),
+        step_example(
+            "if block_state.num_frames is None:\n    block_state.num_frames = 189\nfps = block_state.fps or 24",
+            inputs='InputParam("num_frames", description="Frames."), InputParam("fps", description="Speed.")',
+            at=(2, 3),
         ),
     )
     valid = (
-        Example(
-            source=blocks_example(
-                "height = block_state.height or components.default_height\n"
-                'negative = block_state.negative_prompt or ""\n'
-                "if block_state.width is None:\n    block_state.width = height * 2",
-                inputs='InputParam.template("height"), InputParam.template("width"),'
-                ' InputParam.template("negative_prompt")',
-            ),
+        step_example(
+            "height = block_state.height or components.default_height\n"
+            'negative = block_state.negative_prompt or ""\n'
+            "if block_state.width is None:\n    block_state.width = height * 2",
+            inputs='InputParam.template("height"), InputParam.template("width"),'
+            ' InputParam.template("negative_prompt")',
         ),
     )
     fixable = True

@@ -15,7 +15,7 @@ from ...reading.nodes import Dotted, Function
 from ...reading.source import Source
 from ...resolution.classes import ClassInfo
 from ..base.declared import tagged_names
-from ..base.examples import blocks_example
+from ..base.examples import blocks_example, step_example
 from ..base.report import report
 from ..base.rule import Example, Rule
 from ..base.scope import own_calls
@@ -71,12 +71,11 @@ _BEFORE_NAME = re.compile(r"Prepare|AddNoise|NoiseGen|SetTimesteps|(?<!De)Noise(
 
 
 class TemplateSemantics(Rule):
-    """MOD010."""
+    """A template is used for something else than its description says."""
 
     code = "MOD010"
     name = "template-semantics"
     level = Level.WARNING
-    summary = "A template is used for something else than its description says."
     why = (
         "The generated documentation of the pipeline lies: noise is called denoised latents, and the other way round."
     )
@@ -91,14 +90,12 @@ class TemplateSemantics(Rule):
         "the same gets a plain declaration with a description that is true."
     )
     invalid = (
-        Example(
-            source=blocks_example(
-                "block_state.latents = torch.zeros(1)",
-                inputs='InputParam.template("generator")',
-                outputs='OutputParam.template("latents", note="packed")',
-            ),
-            path="diffusers/modular_pipelines/toy/before_denoise.py",
+        step_example(
+            "block_state.latents = torch.zeros(1)",
+            inputs='InputParam.template("generator")',
+            outputs='OutputParam.template("latents", note="packed")',
             lines=(20,),
+            file="before_denoise.py",
         ),
         Example(
             source=blocks_example(
@@ -111,13 +108,11 @@ class TemplateSemantics(Rule):
         ),
     )
     valid = (
-        Example(
-            source=blocks_example(
-                "block_state.latents = torch.zeros(1)",
-                inputs='InputParam.template("latents")',
-                outputs='OutputParam.template("latents", description="Noise to start from.")',
-            ),
-            path="diffusers/modular_pipelines/toy/before_denoise.py",
+        step_example(
+            "block_state.latents = torch.zeros(1)",
+            inputs='InputParam.template("latents")',
+            outputs='OutputParam.template("latents", description="Noise to start from.")',
+            file="before_denoise.py",
         ),
     )
     fixable = True
@@ -164,12 +159,11 @@ class TemplateSemantics(Rule):
 
 
 class ParamDescription(Rule):
-    """MOD024."""
+    """An `InputParam` or `OutputParam` has no description."""
 
     code = "MOD024"
     name = "param-description"
     level = Level.WARNING
-    summary = "An `InputParam` or `OutputParam` has no description."
     why = 'The generated documentation prints "TODO: Add description." for it.'
     instead = "A `description`, or the template of that name where its text is true."
     allowed = (
@@ -178,22 +172,18 @@ class ParamDescription(Rule):
         "`outputs` of assembled blocks, which only choose among what is described elsewhere.",
     )
     invalid = (
-        Example(
-            source=blocks_example(
-                "block_state.mask = block_state.strength",
-                inputs='InputParam("strength", float, 0.5)',
-                outputs='OutputParam("mask", torch.Tensor, "TODO")',
-            ),
+        step_example(
+            "block_state.mask = block_state.strength",
+            inputs='InputParam("strength", float, 0.5)',
+            outputs='OutputParam("mask", torch.Tensor, "TODO")',
             lines=(16, 20),
         ),
     )
     valid = (
-        Example(
-            source=blocks_example(
-                "block_state.mask = block_state.strength",
-                inputs='InputParam("strength", float, 0.5, False, "Strength.")',
-                outputs='OutputParam("mask", torch.Tensor, "Mask.")',
-            ),
+        step_example(
+            "block_state.mask = block_state.strength",
+            inputs='InputParam("strength", float, 0.5, False, "Strength.")',
+            outputs='OutputParam("mask", torch.Tensor, "Mask.")',
             note="as the fifth and the third argument",
         ),
     )
@@ -218,32 +208,27 @@ class ParamDescription(Rule):
 
 
 class RequiredWithDefault(Rule):
-    """MOD038."""
+    """An input is required and has a default at the same time."""
 
     code = "MOD038"
     name = "required-with-default"
     level = Level.WARNING
-    summary = "An input is required and has a default at the same time."
     why = "The default is filled in first, so the requirement never fires."
     instead = "Drop `required=True`, or override the default of the template with `default=None`."
     allowed = ("`default=None`.", "Templates without a default, such as `latents` and `image`.")
     invalid = (
-        Example(
-            source=blocks_example(
-                "block_state.x = block_state.num_inference_steps",
-                inputs='InputParam.template("num_inference_steps", required=True)',
-                outputs='OutputParam("x", description="X.")',
-            ),
+        step_example(
+            "block_state.x = block_state.num_inference_steps",
+            inputs='InputParam.template("num_inference_steps", required=True)',
+            outputs='OutputParam("x", description="X.")',
             lines=(16,),
         ),
     )
     valid = (
-        Example(
-            source=blocks_example(
-                "block_state.x = block_state.num_inference_steps",
-                inputs='InputParam.template("num_inference_steps", required=True, default=None)',
-                outputs='OutputParam("x", description="X.")',
-            ),
+        step_example(
+            "block_state.x = block_state.num_inference_steps",
+            inputs='InputParam.template("num_inference_steps", required=True, default=None)',
+            outputs='OutputParam("x", description="X.")',
         ),
     )
     fixable = True
@@ -264,12 +249,11 @@ class RequiredWithDefault(Rule):
 
 
 class UnusedIo(Rule):
-    """MOD039."""
+    """A block declares an input or a component that it never uses."""
 
     code = "MOD039"
     name = "unused-io"
     level = Level.INFO
-    summary = "A block declares an input or a component that it never uses."
     why = "It shows up in the public interface, in the documentation and, for components, in what is loaded."
     instead = "Delete the declaration."
     allowed = (
@@ -278,24 +262,20 @@ class UnusedIo(Rule):
         "Inputs that the block only writes, that trigger a selection, or that arrive with their `kwargs_type`.",
     )
     invalid = (
-        Example(
-            source=blocks_example(
-                "block_state.prompt_embeds = components.text_encoder(block_state.prompt)",
-                inputs='InputParam.template("prompt"), InputParam("fps", description="Frames per second.")',
-                outputs='OutputParam.template("prompt_embeds")',
-                components='ComponentSpec("text_encoder", torch.nn.Module)',
-            ),
+        step_example(
+            "block_state.prompt_embeds = components.text_encoder(block_state.prompt)",
+            inputs='InputParam.template("prompt"), InputParam("fps", description="Frames per second.")',
+            outputs='OutputParam.template("prompt_embeds")',
+            components='ComponentSpec("text_encoder", torch.nn.Module)',
             lines=(16,),
         ),
     )
     valid = (
-        Example(
-            source=blocks_example(
-                "block_state.prompt_embeds = components.text_encoder(**block_state.as_dict())",
-                inputs='InputParam.template("prompt"), InputParam("fps", description="Frames per second.")',
-                outputs='OutputParam.template("prompt_embeds")',
-                components='ComponentSpec("text_encoder", torch.nn.Module)',
-            ),
+        step_example(
+            "block_state.prompt_embeds = components.text_encoder(**block_state.as_dict())",
+            inputs='InputParam.template("prompt"), InputParam("fps", description="Frames per second.")',
+            outputs='OutputParam.template("prompt_embeds")',
+            components='ComponentSpec("text_encoder", torch.nn.Module)',
             note="the whole block state is handed over",
         ),
     )

@@ -11,9 +11,9 @@ from ...project.project import Project, once
 from ...reading.nodes import Dotted, Function, literal
 from ...reading.source import Source
 from ...resolution.classes import ClassInfo
-from ..base.examples import BODY_LINE, blocks_example
+from ..base.examples import step_example
 from ..base.report import report
-from ..base.rule import Example, Rule
+from ..base.rule import Rule
 
 __all__ = ["SCALES", "CfgInBlock", "manual_guidance"]
 
@@ -33,13 +33,12 @@ def is_scale_name(name: str) -> bool:
 
 
 class CfgInBlock(Rule):
-    """MOD005."""
+    """A block decides on, or computes, classifier-free guidance itself."""
 
     code = "MOD005"
     name = "cfg-in-block"
     level = Level.ERROR
     kinds: ClassVar[Mapping[str, Level]] = {"shape": Level.WARNING}
-    summary = "A block decides on, or computes, classifier-free guidance itself."
     why = "That bypasses every guider: none of them can be swapped in, and their settings do nothing."
     instead = "Give the denoiser's batches to `components.guider`, and ask `guider.num_conditions` how many there are."
     allowed = (
@@ -53,26 +52,23 @@ class CfgInBlock(Rule):
         "`do_classifier_free_guidance` nor the combination."
     )
     invalid = (
-        Example(
-            source=blocks_example(
-                "do_cfg = block_state.scale != 1", inputs='InputParam("scale", description="Scale.")'
-            ),
-            lines=(BODY_LINE,),
+        step_example(
+            "do_cfg = block_state.scale != 1",
+            inputs='InputParam("scale", description="Scale.")',
+            at=(1,),
             note="by the name of the flag",
         ),
-        Example(
-            source=blocks_example(
-                "scale = block_state.guidance_scale\nuse = scale > 1.0\nu, c = components.transformer(use)\n"
-                "block_state.out = u + scale * (c - u)",
-                inputs='InputParam("guidance_scale", description="Strength.")',
-            ),
-            lines=(BODY_LINE + 1, BODY_LINE + 3),
+        step_example(
+            "scale = block_state.guidance_scale\nuse = scale > 1.0\nu, c = components.transformer(use)\n"
+            "block_state.out = u + scale * (c - u)",
+            inputs='InputParam("guidance_scale", description="Strength.")',
+            at=(2, 4),
             note="a comparison and the combination itself",
         ),
     )
     valid = (
-        Example(
-            source=blocks_example("needed = components.requires_unconditional_embeds\nlatents = a + mask * (b - a)"),
+        step_example(
+            "needed = components.requires_unconditional_embeds\nlatents = a + mask * (b - a)",
             note="asking the guider; blending with a mask",
         ),
     )

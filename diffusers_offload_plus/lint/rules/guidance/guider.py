@@ -8,20 +8,19 @@ from ...core.finding import Finding, Level
 from ...project.project import Project
 from ..base.accesses import is_restored, is_restoring
 from ..base.declared import guiders
-from ..base.examples import BODY_LINE, blocks_example
+from ..base.examples import step_example
 from ..base.report import report
-from ..base.rule import Example, Rule
+from ..base.rule import Rule
 
 __all__ = ["GuiderMutation"]
 
 
 class GuiderMutation(Rule):
-    """MOD004."""
+    """A block changes an attribute of a guider."""
 
     code = "MOD004"
     name = "guider-mutation"
     level = Level.ERROR
-    summary = "A block changes an attribute of a guider."
     why = "The guider is shared: pipelines that use it after this block, and the user who set it up, see the change."
     instead = "Let users configure the guider, or register a second guider as a component of its own."
     allowed = (
@@ -32,34 +31,24 @@ class GuiderMutation(Rule):
     )
     gotcha = "Blocks do not set the guider's parameters by hand; its configuration is the user's."
     invalid = (
-        Example(
-            source=blocks_example(
-                "components.guider.guidance_scale = block_state.scale\n"
-                "guider = components.guider\nguider.enabled = False",
-                inputs='InputParam("scale", description="A scale.")',
-                components='ComponentSpec("guider", torch.nn.Module)',
-            ),
-            lines=(BODY_LINE, BODY_LINE + 2),
+        step_example(
+            "components.guider.guidance_scale = block_state.scale\nguider = components.guider\nguider.enabled = False",
+            inputs='InputParam("scale", description="A scale.")',
+            components='ComponentSpec("guider", torch.nn.Module)',
+            at=(1, 3),
             note="directly and through an alias",
         ),
-        Example(
-            source=blocks_example('setattr(components.guider, "guidance_scale", 1.0)'),
-            lines=(BODY_LINE,),
-        ),
+        step_example('setattr(components.guider, "guidance_scale", 1.0)', at=(1,)),
     )
     valid = (
-        Example(
-            source=blocks_example(
-                "components.guider.set_state(step=0, num_inference_steps=1, timestep=None)\n"
-                "for batch in components.guider.prepare_inputs({}):\n    batch.noise_pred = None"
-            ),
+        step_example(
+            "components.guider.set_state(step=0, num_inference_steps=1, timestep=None)\n"
+            "for batch in components.guider.prepare_inputs({}):\n    batch.noise_pred = None",
             note="the protocol",
         ),
-        Example(
-            source=blocks_example(
-                "saved = components.guider.zero_init_steps\ntry:\n    components.guider.zero_init_steps = 0\n"
-                "finally:\n    components.guider.zero_init_steps = saved"
-            ),
+        step_example(
+            "saved = components.guider.zero_init_steps\ntry:\n    components.guider.zero_init_steps = 0\n"
+            "finally:\n    components.guider.zero_init_steps = saved",
             note="restored whatever happens",
         ),
     )

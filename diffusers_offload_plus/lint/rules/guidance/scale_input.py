@@ -12,9 +12,9 @@ from ...project.blocks import Block
 from ...project.body import Body, Place
 from ...project.project import Project
 from ..base.declared import has_guider
-from ..base.examples import blocks_example
+from ..base.examples import step_example
 from ..base.report import report
-from ..base.rule import Example, Rule
+from ..base.rule import Rule
 from .cfg import SCALES, manual_guidance
 
 __all__ = ["GuidanceScaleInput"]
@@ -29,13 +29,12 @@ def naming_argument(spec: Spec) -> ast.expr:
 
 
 class GuidanceScaleInput(Rule):
-    """MOD003."""
+    """A block takes `guidance_scale`, or another knob of guidance, as an input."""
 
     code = "MOD003"
     name = "guidance-scale-input"
     level = Level.ERROR
     kinds: ClassVar[Mapping[str, Level]] = {"no-guider": Level.INFO}
-    summary = "A block takes `guidance_scale`, or another knob of guidance, as an input."
     why = (
         "Users configure the guider. An input of the same name silently fights it, and every other kind of guider has "
         "other knobs, which cannot all be inputs."
@@ -55,33 +54,27 @@ class GuidanceScaleInput(Rule):
         "as inputs does not scale. Blocks neither take `guidance_scale` nor decide whether guidance is on."
     )
     invalid = (
-        Example(
-            source=blocks_example(
-                "block_state.noise_pred = components.guider(block_state.guidance_scale)",
-                inputs='InputParam("guidance_scale", type_hint=float, default=5.0, description="Strength.")',
-                components='ComponentSpec("guider", torch.nn.Module)',
-            ),
+        step_example(
+            "block_state.noise_pred = components.guider(block_state.guidance_scale)",
+            inputs='InputParam("guidance_scale", type_hint=float, default=5.0, description="Strength.")',
+            components='ComponentSpec("guider", torch.nn.Module)',
             lines=(16,),
         ),
-        Example(
-            source=blocks_example(
-                "components.guider(block_state)",
-                inputs='InputParam(n, description="Knob.") for n in ("guidance_scale", "guidance_rescale")',
-                components='ComponentSpec("guider", torch.nn.Module)',
-            ),
+        step_example(
+            "components.guider(block_state)",
+            inputs='InputParam(n, description="Knob.") for n in ("guidance_scale", "guidance_rescale")',
+            components='ComponentSpec("guider", torch.nn.Module)',
             lines=(16,),
             note="names of a comprehension",
         ),
     )
     valid = (
-        Example(
-            source=blocks_example(
-                "guidance = torch.full([1], block_state.guidance_scale)\n"
-                "block_state.out = components.transformer(guidance=guidance)",
-                inputs='InputParam("guidance_scale", type_hint=float, default=4.0, description="Embedded.")',
-                outputs='OutputParam("out", description="Prediction.")',
-                components='ComponentSpec("transformer", torch.nn.Module)',
-            ),
+        step_example(
+            "guidance = torch.full([1], block_state.guidance_scale)\n"
+            "block_state.out = components.transformer(guidance=guidance)",
+            inputs='InputParam("guidance_scale", type_hint=float, default=4.0, description="Embedded.")',
+            outputs='OutputParam("out", description="Prediction.")',
+            components='ComponentSpec("transformer", torch.nn.Module)',
             note="a guidance embedding, and no guider",
         ),
     )

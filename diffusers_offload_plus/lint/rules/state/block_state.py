@@ -17,9 +17,9 @@ from ...resolution.classes import ClassInfo
 from ...resolution.modules import parameters
 from ..base.accesses import by_place, catches_attribute_error, is_guarded, relatives_agree
 from ..base.declared import declared_names, in_loop
-from ..base.examples import BODY_LINE, blocks_example
+from ..base.examples import step_example
 from ..base.report import report
-from ..base.rule import Example, Rule
+from ..base.rule import Rule
 
 __all__ = ["DefensiveRead", "UndeclaredRead", "UndeclaredWrite"]
 
@@ -27,12 +27,11 @@ _HANDOFF = "loop-handoff"
 
 
 class DefensiveRead(Rule):
-    """MOD012."""
+    """A block probes for an input or a component that it declares itself."""
 
     code = "MOD012"
     name = "defensive-read"
     level = Level.WARNING
-    summary = "A block probes for an input or a component that it declares itself."
     why = (
         "What a block declares is always there, so the fallback is dead code. It hides misspelled names, and shadows "
         "the declared default."
@@ -47,23 +46,19 @@ class DefensiveRead(Rule):
         "Guards in properties of a `ModularPipeline`, which may lack a component.",
     )
     invalid = (
-        Example(
-            source=blocks_example(
-                'kind = getattr(block_state, "output_type", "np")\nif hasattr(components, "vae"):\n    pass',
-                inputs='InputParam.template("output_type")',
-                components='ComponentSpec("vae", torch.nn.Module)',
-            ),
-            lines=(BODY_LINE, BODY_LINE + 1),
+        step_example(
+            'kind = getattr(block_state, "output_type", "np")\nif hasattr(components, "vae"):\n    pass',
+            inputs='InputParam.template("output_type")',
+            components='ComponentSpec("vae", torch.nn.Module)',
+            at=(1, 2),
         ),
     )
     valid = (
-        Example(
-            source=blocks_example(
-                'checker = getattr(components, "safety_checker", None)\n'
-                'mask = getattr(block_state, "prompt_mask", None)\nstep = getattr(components.scheduler, "order", 1)',
-                inputs='InputParam.template("denoiser_input_fields")',
-                components='ComponentSpec("scheduler", object)',
-            ),
+        step_example(
+            'checker = getattr(components, "safety_checker", None)\n'
+            'mask = getattr(block_state, "prompt_mask", None)\nstep = getattr(components.scheduler, "order", 1)',
+            inputs='InputParam.template("denoiser_input_fields")',
+            components='ComponentSpec("scheduler", object)',
             note="not declared here, tagged, and a capability of a component",
         ),
     )
@@ -118,13 +113,12 @@ def _none_default(node: ast.expr) -> bool:
 
 
 class UndeclaredWrite(Rule):
-    """MOD013."""
+    """A block writes a name to its block state that it declares neither as input nor as output."""
 
     code = "MOD013"
     name = "undeclared-write"
     level = Level.ERROR
     kinds: ClassVar[Mapping[str, Level]] = {_HANDOFF: Level.INFO}
-    summary = "A block writes a name to its block state that it declares neither as input nor as output."
     why = "The value is dropped when the block state is written back: no later block and no user ever sees it."
     instead = "Declare an `OutputParam`, or use a local variable if the value is only used here."
     allowed = (
@@ -133,19 +127,12 @@ class UndeclaredWrite(Rule):
         "Names that travel under a `kwargs_type` the block takes.",
         "Steps of a loop hand values to each other on the loop's block state: reported apart as `loop-handoff`.",
     )
-    invalid = (
-        Example(
-            source=blocks_example("block_state.device = components._execution_device"),
-            lines=(BODY_LINE,),
-        ),
-    )
+    invalid = (step_example("block_state.device = components._execution_device", at=(1,)),)
     valid = (
-        Example(
-            source=blocks_example(
-                "block_state.height = block_state.height or components.default_height\nblock_state.mask = None",
-                inputs='InputParam.template("height")',
-                outputs='OutputParam("mask", description="Mask.")',
-            ),
+        step_example(
+            "block_state.height = block_state.height or components.default_height\nblock_state.mask = None",
+            inputs='InputParam.template("height")',
+            outputs='OutputParam("mask", description="Mask.")',
             note="an input and an output",
         ),
     )
@@ -204,13 +191,12 @@ def can_be_local(project: Project, block: Block, access: Access) -> bool:
 
 
 class UndeclaredRead(Rule):
-    """MOD031."""
+    """A block reads a name from its block state that is neither declared nor written before."""
 
     code = "MOD031"
     name = "undeclared-read"
     level = Level.ERROR
     kinds: ClassVar[Mapping[str, Level]] = {_HANDOFF: Level.OFF}
-    summary = "A block reads a name from its block state that is neither declared nor written before."
     why = "Only declared inputs are put on the block state, so the read raises AttributeError."
     instead = "Declare an `InputParam`."
     allowed = (
@@ -219,21 +205,17 @@ class UndeclaredRead(Rule):
         "In a loop: what the wrapper or another step puts on the loop's block state.",
     )
     invalid = (
-        Example(
-            source=blocks_example(
-                "block_state.latents = block_state.latents * block_state.strength",
-                inputs='InputParam.template("latents")',
-            ),
-            lines=(BODY_LINE,),
+        step_example(
+            "block_state.latents = block_state.latents * block_state.strength",
+            inputs='InputParam.template("latents")',
+            at=(1,),
         ),
     )
     valid = (
-        Example(
-            source=blocks_example(
-                "embeds = block_state.prompt_embeds\nblock_state.mask = embeds\nmask = block_state.mask",
-                inputs='InputParam.template("prompt_embeds")',
-                outputs='OutputParam("mask", description="Mask.")',
-            ),
+        step_example(
+            "embeds = block_state.prompt_embeds\nblock_state.mask = embeds\nmask = block_state.mask",
+            inputs='InputParam.template("prompt_embeds")',
+            outputs='OutputParam("mask", description="Mask.")',
         ),
     )
     needs_runtime = True

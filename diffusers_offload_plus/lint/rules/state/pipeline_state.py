@@ -9,7 +9,7 @@ from ...core.finding import Finding, Level
 from ...project.body import Body
 from ...project.project import Project
 from ...reading.nodes import Dotted
-from ..base.examples import BODY_LINE, blocks_example
+from ..base.examples import step_example
 from ..base.report import report
 from ..base.rule import Example, Rule
 from ..base.scope import own_calls
@@ -18,12 +18,11 @@ __all__ = ["StateSet"]
 
 
 class StateSet(Rule):
-    """MOD014."""
+    """A block writes to the pipeline state directly."""
 
     code = "MOD014"
     name = "state-set"
     level = Level.ERROR
-    summary = "A block writes to the pipeline state directly."
     why = "Such a value shows in no `intermediate_outputs`: neither the docs nor blocks that select know of it."
     instead = (
         "Declare an `OutputParam`, set it on the block state and call `self.set_block_state(state, block_state)`."
@@ -34,15 +33,13 @@ class StateSet(Rule):
         "`state.get(...)`, which writes nothing.",
     )
     invalid = (
-        Example(
-            source=blocks_example(
-                'state.set("batch_size", 1)\nput = state.set\nput("dtype", None)\nstate.values["device"] = "cpu"'
-            ),
-            lines=(BODY_LINE, BODY_LINE + 2, BODY_LINE + 3),
+        step_example(
+            'state.set("batch_size", 1)\nput = state.set\nput("dtype", None)\nstate.values["device"] = "cpu"',
+            at=(1, 3, 4),
         ),
     )
     valid = (
-        Example(source=blocks_example("components.guider.set_state(step=0)\nseen = set()\nseen.add(1)")),
+        step_example("components.guider.set_state(step=0)\nseen = set()\nseen.add(1)"),
         Example(
             source="def test_state(state):\n    state.set('prompt', 'a cat')\n",
             path="tests/modular_pipelines/toy/test_toy.py",

@@ -46,12 +46,11 @@ def is_none(value: Value) -> bool:
 
 
 class NestedAuto(Rule):
-    """MOD009."""
+    """An Auto or Conditional block has another one below it."""
 
     code = "MOD009"
     name = "nested-auto"
     level = Level.WARNING
-    summary = "An Auto or Conditional block has another one below it."
     why = "Nobody can tell from the inputs which blocks ran, and workflows multiply."
     instead = "One selection at the top, each option a flat sequence of leaf blocks."
     allowed = (
@@ -80,7 +79,7 @@ class NestedAuto(Rule):
             source=_BLOCKS.format(inputs="") + "class ToyAuto(AutoPipelineBlocks):\n    block_classes = [ToyStep]\n"
             '    block_names = ["toy"]\n    block_trigger_inputs = ["image"]\n\n\n'
             "class ToyBlocks(SequentialPipelineBlocks):\n    block_classes = [ToyAuto, ToyStep]\n"
-            '    block_names = ["auto", "toy"]\n',
+            '    block_names = ["auto", "toy"]\n'
         ),
     )
     needs_runtime = True
@@ -101,14 +100,11 @@ class NestedAuto(Rule):
 
 
 class AutoDocstring(Rule):
-    """MOD022."""
+    """An assembled block of a `modular_blocks_*.py` file lacks `# auto_docstring` right above its `class` line."""
 
     code = "MOD022"
     name = "auto-docstring"
     level = Level.WARNING
-    summary = (
-        "An assembled block of a `modular_blocks_*.py` file lacks `# auto_docstring` right above its `class` line."
-    )
     why = "The docstring, and with it the documentation page, is not generated."
     instead = "`# auto_docstring` on the line before `class`, and run the generator."
     allowed = ("Leaf blocks and loops.",)
@@ -141,12 +137,11 @@ class AutoDocstring(Rule):
 
 
 class PlaceholderDocstring(Rule):
-    """MOD022b."""
+    """Generated docstrings say "TODO: Add description."."""
 
     code = "MOD022b"
     name = "placeholder-docstring"
     level = Level.WARNING
-    summary = 'Generated docstrings say "TODO: Add description.".'
     why = "The documentation pages print it."
     instead = "Describe the inputs and outputs where they are declared, and run the generator again."
     allowed = ("One finding for a file, at the first place.",)
@@ -202,13 +197,12 @@ class _LineNode(ast.AST):
 
 
 class SharedDefault(Rule):
-    """MOD033."""
+    """Blocks of one sequence declare different defaults for the same input."""
 
     code = "MOD033"
     name = "shared-default"
     level = Level.WARNING
     kinds: ClassVar[Mapping[str, Level]] = {"none-first": Level.INFO}
-    summary = "Blocks of one sequence declare different defaults for the same input."
     why = "The first block's default silently wins for all of them."
     instead = "Declare the default on the first block only, or the same everywhere."
     allowed = (
@@ -230,7 +224,7 @@ class SharedDefault(Rule):
             source=_BLOCKS.format(inputs='InputParam("fps", default=24, description="Speed.")')
             + _BLOCKS.format(inputs='InputParam("fps", description="Speed.")').replace("ToyStep", "ToyEnd")
             + "class ToyBlocks(SequentialPipelineBlocks):\n    block_classes = [ToyStep, ToyEnd]\n"
-            '    block_names = ["start", "end"]\n',
+            '    block_names = ["start", "end"]\n'
         ),
     )
     needs_runtime = True
@@ -270,12 +264,11 @@ class SharedDefault(Rule):
 
 
 class BlockLists(Rule):
-    """MOD036."""
+    """The lists of an assembled block do not match."""
 
     code = "MOD036"
     name = "block-lists"
     level = Level.ERROR
-    summary = "The lists of an assembled block do not match."
     why = "The constructor raises, or drops the blocks that have no name."
     instead = "As many `block_names` (and, for Auto blocks, `block_trigger_inputs`) as `block_classes`."
     allowed = ("Lists whose length cannot be known without running them.",)
@@ -291,7 +284,7 @@ class BlockLists(Rule):
         Example(
             source=_BLOCKS.format(inputs="")
             + "class ToyBlocks(SequentialPipelineBlocks):\n    block_classes = [ToyStep, ToyStep]\n"
-            '    block_names = ["one", "two"]\n',
+            '    block_names = ["one", "two"]\n'
         ),
     )
 
@@ -325,12 +318,11 @@ class BlockLists(Rule):
 
 
 class BoolTrigger(Rule):
-    """MOD040."""
+    """An `AutoPipelineBlocks` is triggered by a flag."""
 
     code = "MOD040"
     name = "bool-trigger"
     level = Level.WARNING
-    summary = "An `AutoPipelineBlocks` is triggered by a flag."
     why = "Auto blocks ask whether the input is there, not whether it is true: `False` still runs the block."
     instead = "A `ConditionalPipelineBlocks` whose `select_block` tests the value."
     allowed = ("`ConditionalPipelineBlocks`.", "Triggers that are images, masks and the like.")
@@ -348,7 +340,7 @@ class BoolTrigger(Rule):
         Example(
             source=_BLOCKS.format(inputs='InputParam.template("image")')
             + "class ToyAuto(AutoPipelineBlocks):\n    block_classes = [ToyStep]\n"
-            '    block_names = ["image"]\n    block_trigger_inputs = ["image"]\n',
+            '    block_names = ["image"]\n    block_trigger_inputs = ["image"]\n'
         ),
     )
 

@@ -22,12 +22,11 @@ _OWNER = "hf-internal-testing"
 
 
 class TestModelOwner(Rule):
-    """MOD011."""
+    """A tiny test model lives in somebody's own repository."""
 
     code = "MOD011"
     name = "test-model-owner"
     level = Level.INFO
-    summary = "A tiny test model lives in somebody's own repository."
     why = "It may vanish or change, and with it the test."
     instead = "Move it to `hf-internal-testing/`."
     allowed = ("Published models in slow or nightly tests.", "Local paths.")
@@ -78,12 +77,11 @@ class TestModelOwner(Rule):
 
 
 class DirectBlockCall(Rule):
-    """MOD035."""
+    """A test calls a block with a state made by hand."""
 
     code = "MOD035"
     name = "direct-block-call"
     level = Level.INFO
-    summary = "A test calls a block with a state made by hand."
     why = "That goes around the executor, which fills in defaults and checks what is required."
     instead = '`ToyStep().init_pipeline(repo)` and `pipe(prompt="a cat", output="prompt_embeds")`.'
     allowed = ("Tests of the framework itself.",)

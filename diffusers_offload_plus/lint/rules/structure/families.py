@@ -12,7 +12,7 @@ from ...project.blocks import Block
 from ...project.project import Project, once
 from ...reading.source import FRAMEWORK_PACKAGE, Source
 from ...resolution.classes import ClassInfo
-from ..base.examples import blocks_example
+from ..base.examples import blocks_example, step_example
 from ..base.report import report
 from ..base.rule import Example, Rule
 
@@ -35,20 +35,19 @@ def pipeline_mapping(project: Project) -> dict[str, str]:
 
 
 class ModelName(Rule):
-    """MOD021."""
+    """A block has no `model_name`, or one that leads to another pipeline than its own."""
 
     code = "MOD021"
     name = "model-name"
     level = Level.ERROR
     kinds: ClassVar[Mapping[str, Level]] = {"custom": Level.INFO}
-    summary = "A block has no `model_name`, or one that leads to another pipeline than its own."
     why = "`init_pipeline` and `save_pretrained` then use the wrong pipeline class."
     instead = (
         "The family's `model_name` on each block; for each preset a name that the mapping resolves to its pipeline."
     )
     allowed = ("Abstract wrappers of loops.", "Blocks outside of diffusers may go without: reported as `custom`.")
     invalid = (Example(source=blocks_example("pass").replace('    model_name = "toy"\n\n', ""), lines=(7,)),)
-    valid = (Example(source=blocks_example("pass")),)
+    valid = (step_example("pass"),)
     fixable = True
     needs_runtime = True
 
@@ -124,24 +123,18 @@ _MISPLACED = {
 
 
 class FileStructure(Rule):
-    """MOD023."""
+    """A family lacks one of the usual files, or a block lives in the wrong one."""
 
     code = "MOD023"
     name = "file-structure"
     level = Level.INFO
-    summary = "A family lacks one of the usual files, or a block lives in the wrong one."
     why = "Readers of one family find their way in all of them."
     instead = (
         "`encoders.py`, `before_denoise.py`, `denoise.py`, `decoders.py`, `modular_pipeline.py`, "
         "`modular_blocks_<name>.py` and `__init__.py`."
     )
     allowed = ("Files beyond these, such as `inputs.py`.", "Steps of loops, which stay with their loop.")
-    invalid = (
-        Example(
-            source=blocks_example("pass").replace("ToyStep", "ToyVaeDecoderStep"),
-            lines=(7,),
-        ),
-    )
+    invalid = (Example(source=blocks_example("pass").replace("ToyStep", "ToyVaeDecoderStep"), lines=(7,)),)
     valid = (
         Example(
             source=blocks_example("pass").replace("ToyStep", "ToyVaeDecoderStep"),
@@ -173,12 +166,11 @@ class FileStructure(Rule):
 
 
 class Exports(Rule):
-    """MOD032."""
+    """A pipeline of a family cannot be reached: not exported, not mapped, or without default blocks."""
 
     code = "MOD032"
     name = "exports"
     level = Level.ERROR
-    summary = "A pipeline of a family cannot be reached: not exported, not mapped, or without default blocks."
     why = "`ModularPipeline.from_pretrained` cannot resolve it."
     instead = (
         "Export pipeline and blocks in the `__init__.py` of the family, of `modular_pipelines` and of `diffusers`, "
@@ -239,12 +231,11 @@ class Exports(Rule):
 
 
 class CustomPipelineCall(Rule):
-    """MOD041."""
+    """A `ModularPipeline` subclass overrides `__call__`."""
 
     code = "MOD041"
     name = "custom-pipeline-call"
     level = Level.INFO
-    summary = "A `ModularPipeline` subclass overrides `__call__`."
     why = "What it does is hidden from the blocks, from their documentation and from pipelines that reuse them."
     instead = "Do it in a block."
     allowed = ("Properties and helper methods.",)

@@ -98,7 +98,7 @@ def is_below(dotted: str, package: str) -> bool:
 
 
 class StandardPipelineImport(Rule):
-    """MOD001."""
+    """A modular block imports from the standard pipelines (`diffusers.pipelines`)."""
 
     code = "MOD001"
     name = "standard-pipeline-import"
@@ -108,7 +108,6 @@ class StandardPipelineImport(Rule):
         "output-class": Level.ERROR,
         "type-checking": Level.ERROR,
     }
-    summary = "A modular block imports from the standard pipelines (`diffusers.pipelines`)."
     why = (
         "The two pipeline systems stand side by side. A refactoring of a standard pipeline must not break blocks, and "
         "importing one function of it loads the whole pipeline with all that it depends on."
@@ -146,19 +145,15 @@ class StandardPipelineImport(Rule):
     )
     valid = (
         Example(
-            source=(
-                "# Copied from diffusers.pipelines.flux.pipeline_flux.calculate_shift\n"
-                "def calculate_shift(length):\n    return length / 4096\n"
-            ),
+            source="# Copied from diffusers.pipelines.flux.pipeline_flux.calculate_shift\n"
+            "def calculate_shift(length):\n    return length / 4096\n",
             note="copied, with the header",
         ),
         Example(
-            source=(
-                "from ...pipelines.pipeline_utils import StableDiffusionMixin\n"
-                "from ..modular_pipeline import ModularPipeline\n\n\n"
-                "class ToyModularPipeline(ModularPipeline, StableDiffusionMixin):\n"
-                '    default_blocks_name = "ToyAutoBlocks"\n'
-            ),
+            source="from ...pipelines.pipeline_utils import StableDiffusionMixin\n"
+            "from ..modular_pipeline import ModularPipeline\n\n\n"
+            "class ToyModularPipeline(ModularPipeline, StableDiffusionMixin):\n"
+            '    default_blocks_name = "ToyAutoBlocks"\n',
             path="diffusers/modular_pipelines/toy/modular_pipeline.py",
             note="a mixin that the pipeline class inherits",
         ),
@@ -236,12 +231,11 @@ def _is_component(project: Project, name: Imported) -> bool:
 
 
 class CrossFamilyImport(Rule):
-    """MOD002."""
+    """A model family imports from the modular blocks of another family."""
 
     code = "MOD002"
     name = "cross-family-import"
     level = Level.ERROR
-    summary = "A model family imports from the modular blocks of another family."
     why = "A change made for one model then breaks another one, and neither family can be read or moved by itself."
     instead = (
         "Copy the helper with a `# Copied from diffusers.modular_pipelines...` header, or move what is truly shared "
@@ -291,12 +285,11 @@ class CrossFamilyImport(Rule):
 
 
 class PresetImport(Rule):
-    """MOD025."""
+    """An assembly file `modular_blocks_*.py` imports from another assembly file."""
 
     code = "MOD025"
     name = "preset-import"
     level = Level.WARNING
-    summary = "An assembly file `modular_blocks_*.py` imports from another assembly file."
     why = "Presets that lean on each other cannot be changed one at a time, and none shows in its file what it runs."
     instead = "Assemble each preset in its own file from the leaf blocks of the family."
     allowed = ("Imports of files with leaf blocks.", "`__init__.py`, which collects the presets.")
