@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..core.files import write_file
@@ -15,8 +15,18 @@ __all__ = ["explain", "listing", "page", "pages", "write_pages"]
 _WIDTH = 100
 
 
+def _sections(rule: Rule) -> Iterator[tuple[str, str, Sequence[str]]]:
+    """The texts of a page: heading in the terminal, heading in Markdown, paragraph or items of a list."""
+    yield "Why", "Why", [rule.why]
+    if rule.gotcha:
+        yield "The gotcha behind it", "The gotcha behind it", [rule.gotcha]
+    yield "Instead", "Instead", [rule.instead]
+    if rule.allowed:
+        yield "Not flagged", "What it leaves alone", rule.allowed
+
+
 def listing(rules: Sequence[Rule]) -> str:
-    """One line a rule: code, level, name, and whether it can be fixed."""
+    """One line for each rule: code, level, name, and whether it can be fixed."""
     width = max(len(rule.name) for rule in rules)
     lines = [
         f"{rule.code:<7} {rule.level:<8} {rule.name:<{width}}  {'fixable' if rule.fixable else ''}".rstrip()
@@ -26,35 +36,20 @@ def listing(rules: Sequence[Rule]) -> str:
 
 
 def explain(rule: Rule) -> str:
-    """What ``offload-plus rule CODE`` prints."""
-    parts = [f"{rule.code} {rule.name}", _filled(rule.summary), _facts(rule), "Why\n" + _indented(rule.why)]
-    if rule.gotcha:
-        parts.append("The gotcha behind it\n" + _indented(rule.gotcha))
-    parts.append("Instead\n" + _indented(rule.instead))
-    if rule.allowed:
-        parts.append("Not flagged\n" + "\n".join(_indented(text, bullet="- ") for text in rule.allowed))
-    if rule.invalid:
-        parts.append("Flagged\n" + _numbered(rule.invalid[0]))
-    if rule.valid:
-        parts.append("Fine\n" + _numbered(rule.valid[0]))
+    """The page of ``rule`` for the terminal, as ``offload-plus rule CODE`` prints it."""
+    facts = [f"Level: {rule.level}", *(f"level of {kind}: {level}" for kind, level in rule.kinds.items())]
+    facts.append("some findings can be fixed with --fix" if rule.fixable else "no automatic fix")
+    facts += ["more exact with --introspect"] if rule.needs_runtime else []
+    parts = [f"{rule.code} {rule.name}", _filled(rule.summary), _filled("; ".join(facts) + ".")]
+    for heading, _, texts in _sections(rule):
+        bullet = "    - " if texts is rule.allowed else "    "
+        parts.append("\n".join([heading, *(_filled(text, bullet) for text in texts)]))
+    for heading, examples in (("Flagged", rule.invalid), ("Fine", rule.valid)):
+        parts += [f"{heading}\n{_numbered(example)}" for example in examples[:1]]
     return "\n\n".join(parts) + "\n"
 
 
-def _facts(rule: Rule) -> str:
-    facts = [f"Level: {rule.level}"]
-    facts += [f"level of {kind}: {level}" for kind, level in rule.kinds.items()]
-    facts.append("some findings can be fixed with --fix" if rule.fixable else "no automatic fix")
-    if rule.needs_runtime:
-        facts.append("more exact with --introspect")
-    return _filled("; ".join(facts) + ".")
-
-
-def _filled(text: str) -> str:
-    return textwrap.fill(text, _WIDTH, break_long_words=False, break_on_hyphens=False)
-
-
-def _indented(text: str, bullet: str = "") -> str:
-    first = "    " + bullet
+def _filled(text: str, first: str = "") -> str:
     return textwrap.fill(
         text,
         _WIDTH,
@@ -74,7 +69,7 @@ def _numbered(example: Example) -> str:
 
 
 def pages(rules: Sequence[Rule]) -> dict[str, str]:
-    """Text of each page by file name, the index among them."""
+    """The text of each page by file name, the index among them."""
     return {"index.md": _index(rules), **{f"{rule.code}.md": page(rule) for rule in rules}}
 
 
@@ -90,71 +85,54 @@ def write_pages(rules: Sequence[Rule], directory: Path) -> list[Path]:
     return [directory / name for name in texts]
 
 
+_INDEX = """\
+# Rules
+
+Made by `offload-plus rule --markdown docs/lint/rules` from the rules themselves.
+
+| code | name | level | fix | what is flagged |
+|---|---|---|---|---|
+"""
+
+
 def _index(rules: Sequence[Rule]) -> str:
-    rows = [
+    return _INDEX + "".join(
         f"| [{rule.code}]({rule.code}.md) | {rule.name} | {rule.level} | {'yes' if rule.fixable else ''} "
-        f"| {_cell(rule.summary)} |"
+        f"| {_cell(rule.summary)} |\n"
         for rule in rules
-    ]
-    return "\n".join(
-        [
-            "# Rules",
-            "",
-            "Made by `offload-plus rule --markdown docs/lint/rules` from the rules themselves.",
-            "",
-            "| code | name | level | fix | what is flagged |",
-            "|---|---|---|---|---|",
-            *rows,
-            "",
-        ]
     )
 
 
 def page(rule: Rule) -> str:
-    """The Markdown page of ``rule``."""
-    lines = [
-        f"# {rule.code}: {rule.name}",
-        "",
-        rule.summary,
-        "",
-        *_markdown_facts(rule),
-        "",
-        "## Why",
-        "",
-        rule.why,
-        "",
-    ]
-    if rule.gotcha:
-        lines += ["## The gotcha behind it", "", rule.gotcha, ""]
-    lines += ["## Instead", "", rule.instead, ""]
-    if rule.allowed:
-        lines += ["## What it leaves alone", "", *(f"* {text}" for text in rule.allowed), ""]
-    lines += ["## Examples", ""]
+    """The page of ``rule`` in Markdown."""
+    parts = [f"# {rule.code}: {rule.name}", rule.summary, _markdown_facts(rule)]
+    for _, heading, texts in _sections(rule):
+        parts += [f"## {heading}", "\n".join(f"* {text}" if texts is rule.allowed else text for text in texts)]
+    parts.append("## Examples")
     for title, examples in (("Flagged", rule.invalid), ("Fine", rule.valid)):
-        for example in examples:
-            lines += [*_markdown_example(title, example), ""]
-    return "\n".join(lines)
+        parts += [_markdown_example(title, example) for example in examples]
+    return "\n\n".join(parts) + "\n"
 
 
-def _markdown_facts(rule: Rule) -> list[str]:
+def _markdown_facts(rule: Rule) -> str:
     levels = ", ".join([f"{rule.level}", *(f"{level} for `{kind}`" for kind, level in rule.kinds.items())])
-    return [
-        "| | |",
-        "|---|---|",
-        f"| level | {levels} |",
-        f"| fix | {'some findings, with `--fix`' if rule.fixable else 'none'} |",
-        f"| decided | {'from source; more exact with `--introspect`' if rule.needs_runtime else 'from source'} |",
-        *(["| default | off: set a level to see it |"] if rule.level is Level.OFF else []),
-    ]
+    facts = {
+        "level": levels,
+        "fix": "some findings, with `--fix`" if rule.fixable else "none",
+        "decided": "from source; more exact with `--introspect`" if rule.needs_runtime else "from source",
+    }
+    if rule.level is Level.OFF:
+        facts["default"] = "off: set a level to see it"
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())])
 
 
-def _markdown_example(title: str, example: Example) -> list[str]:
+def _markdown_example(title: str, example: Example) -> str:
     about = f"{title}, in `{example.path}`" + (f" ({example.note})" if example.note else "") + ":"
     # A fence longer than any in the source.
     fence = "```" if "```" not in example.source else "````"
     lines = example.source.rstrip("\n").split("\n")
     shown = [f"{line}  # <- here" if number in example.lines else line for number, line in enumerate(lines, 1)]
-    return [about, "", f"{fence}python", *shown, fence]
+    return "\n".join([about, "", f"{fence}python", *shown, fence])
 
 
 def _cell(text: str) -> str:
