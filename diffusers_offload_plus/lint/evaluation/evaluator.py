@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from typing import TYPE_CHECKING
 
-from ..reading.nodes import Function
+from ..reading.nodes import Function, function_called, name_of
 from ..reading.source import Source
 from ..resolution.classes import ClassInfo
 from ..resolution.modules import Modules, Symbol, parameters
@@ -132,7 +132,7 @@ class Evaluator(Statements):
 
     def _kinds_of(self, member: Function) -> frozenset[str]:
         if member not in self._kinds:
-            self._kinds[member] = frozenset(map(decorator_name, member.decorator_list))
+            self._kinds[member] = frozenset(_decorator_name(item) for item in member.decorator_list)
         return self._kinds[member]
 
     def _property(self, owner: ClassInfo, member: Function, bound: Instance, after: ClassInfo | None) -> Value:
@@ -206,7 +206,7 @@ class Evaluator(Statements):
             base = function.value
             if function.attr == "fromkeys" and isinstance(base, ast.Name) and base.id == "dict" and arguments.items:
                 return from_keys(arguments.items[0])
-            if not (isinstance(base, ast.Call) and isinstance(base.func, ast.Name) and base.func.id == "super"):
+            if function_called(base) != "super":
                 value = self.eval(base, frame)
                 spec = value.dotted.rpartition(".")[2] if isinstance(value, External) else ""
                 if spec in SPEC_KINDS and function.attr == "template":
@@ -330,8 +330,5 @@ class Evaluator(Statements):
                 names.update({name: value for name, value in frame.names.items() if name not in closure})
 
 
-def decorator_name(node: ast.expr) -> str:
-    """Last part of a decorator's name."""
-    if isinstance(node, ast.Call):
-        node = node.func
-    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+def _decorator_name(node: ast.expr) -> str:
+    return name_of(node.func if isinstance(node, ast.Call) else node)

@@ -7,7 +7,7 @@ import ast
 from collections.abc import Callable
 from typing import Any
 
-from ..reading.nodes import Function
+from ..reading.nodes import Function, function_called
 from ..reading.source import Source
 from ..resolution.classes import ClassInfo
 from .builtins import fold
@@ -111,7 +111,7 @@ class Expressions(abc.ABC):
 
     def _eval_Attribute(self, node: ast.Attribute, frame: Frame) -> Value:
         base = node.value
-        if isinstance(base, ast.Call) and isinstance(base.func, ast.Name) and base.func.id == "super":
+        if function_called(base) == "super":
             return self.super_attribute(frame, node.attr)
         return self.attribute(self.eval(base, frame), node.attr)
 

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..core.finding import Finding, Origin
-from ..evaluation.values import Constant, Dictionary, Instance, Items, Spec, Value
+from ..evaluation.values import Constant, Dictionary, Instance, Items, Spec, Value, elements
 from ..project.project import Project
 from ..reading.source import Problem
 from ..resolution.classes import ClassInfo
@@ -54,7 +54,8 @@ class Introspection:
         for finding in {found for rule in asked for found in rule.check(truthful)}:
             new = _key(finding) not in static
             kept.append(dataclasses.replace(finding, origin=Origin.INTROSPECTION) if new else finding)
-        return sorted([*kept, *map(_unreachable, self.problems)])
+        kept += [UnreadableFile.at(problem, Origin.INTROSPECTION) for problem in self.problems]
+        return sorted(kept)
 
     def _truthful(self) -> Project:
         """A project of the same files whose blocks answer with what they declared."""
@@ -97,8 +98,6 @@ class Introspection:
 
 
 def _specs(project: Project, instance: Instance, what: str) -> list[Spec]:
-    from ..evaluation.values import elements
-
     return [value for value in elements(project.evaluator.attribute(instance, what))[0] if isinstance(value, Spec)]
 
 
@@ -122,19 +121,3 @@ def _spec(kind: str, parameter: Parameter, read: Sequence[Spec], info: ClassInfo
 
 def _key(finding: Finding) -> tuple[str, int, int, str, str]:
     return (finding.path, finding.line, finding.column, finding.code, finding.kind)
-
-
-def _unreachable(problem: Problem) -> Finding:
-    rule = UnreadableFile
-    return Finding(
-        problem.path,
-        problem.line,
-        1,
-        rule.code,
-        problem.message,
-        problem.line,
-        1,
-        rule.name,
-        rule.level,
-        origin=Origin.INTROSPECTION,
-    )

@@ -7,9 +7,8 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
-from typing import TypeGuard
 
-from ..reading.nodes import Function, Listing, literal
+from ..reading.nodes import Function, Listing, function_called, is_call_of, literal, method_called
 from ..reading.source import Node, Source
 from ..resolution.classes import ClassInfo
 from ..resolution.modules import parameters
@@ -143,7 +142,7 @@ class Body:
 
     def _bind_inner(self) -> None:
         for node in self.of(ast.Call):
-            local = self.local_functions.get(node.func.id) if isinstance(node.func, ast.Name) else None
+            local = self.local_functions.get(function_called(node))
             if local is not None:
                 for name, places in argument_places(self, node, local, bound=False).items():
                     self.names.setdefault(name, set()).update(places)
@@ -214,7 +213,7 @@ class Body:
             return self._origin_or_places(node.body) | self._origin_or_places(node.orelse)
         if isinstance(node, ast.BoolOp):
             return _NOWHERE.union(*(self._origin_or_places(value) for value in node.values[:20]))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get_block_state":
+        if method_called(node) == "get_block_state":
             return {BLOCK_STATE}
         return _NOWHERE
 
@@ -229,7 +228,7 @@ class Body:
     def _computed(self) -> dict[str, set[Place]]:
         found: dict[str, set[Place]] = {}
         for node in self.of(ast.Call):
-            probe = node.func.id if isinstance(node.func, ast.Name) else ""
+            probe = function_called(node)
             if probe in PROBES and len(node.args) > 1 and not isinstance(node.args[1], ast.Constant):
                 found.setdefault(probe, set()).update(self.places(node.args[0]))
         return found
@@ -250,7 +249,7 @@ class Body:
                 kind, value = self._context(item)
                 yield Access(kind, (*BLOCK_STATE, name), item, self, value, "subscript")
         for call in self.of(ast.Call):
-            probe = call.func.id if isinstance(call.func, ast.Name) else ""
+            probe = function_called(call)
             name = literal(call.args[1]) if probe in PROBES and len(call.args) > 1 else None
             for place in self.places(call.args[0]) if name is not None else ():
                 kind = PROBES[probe]
@@ -291,13 +290,3 @@ def argument_places(body: Body, node: ast.Call, target: Function, *, bound: bool
         if keyword.arg in known and (places := body.places(keyword.value)):
             found[keyword.arg] = set(places)
     return found
-
-
-def is_call_of(node: ast.expr, name: str, arguments: int) -> TypeGuard[ast.Call]:
-    """Whether ``node`` calls the built-in ``name`` with at least so many positional arguments."""
-    return (
-        isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Name)
-        and node.func.id == name
-        and len(node.args) >= arguments
-    )

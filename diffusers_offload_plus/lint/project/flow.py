@@ -6,7 +6,7 @@ import ast
 import functools
 from collections.abc import Iterator
 
-from ..reading.nodes import Function, literal
+from ..reading.nodes import Function, function_called, literal, method_called, name_of, passed
 from ..reading.source import Source
 from ..resolution.classes import Classes, ClassInfo
 from ..resolution.modules import parameters
@@ -19,6 +19,7 @@ __all__ = ["Flow"]
 
 # Methods of blocks that take the whole state and whose effect is known.
 PROTOCOL = {"get_block_state", "set_block_state", "loop_step", "progress_bar"}
+_HARMLESS = {*PROBES, "isinstance", "type", "callable"}
 
 
 class Flow:
@@ -84,18 +85,11 @@ class Flow:
                 self.escapes += [(place, node, body) for place in whole[node.id]]
 
     def _call(self, body: Body, node: ast.Call, followed: set[ast.AST]) -> None:
-        arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
-        function = node.func
-        if isinstance(function, ast.Name) and function.id in body.local_functions:
-            followed.update(arguments)
+        plain = function_called(node)
+        if plain in body.local_functions or plain in _HARMLESS or method_called(node) in PROTOCOL:
+            followed.update(passed(node))
             return
-        if isinstance(function, ast.Attribute) and function.attr in PROTOCOL:
-            followed.update(arguments)
-            return
-        if isinstance(function, ast.Name) and function.id in (*PROBES, "isinstance", "type", "callable"):
-            followed.update(arguments)
-            return
-        targets = list(self._targets(body, function))
+        targets = list(self._targets(body, node.func))
         for source, target, owner, bound in targets:
             roles = argument_places(body, node, target, bound=bound is not None)
             if bound is not None and parameters(target):
@@ -103,7 +97,7 @@ class Flow:
             if any(place != SELF for places in roles.values() for place in places):
                 self._enter(source, target, owner, roles)
         if targets:
-            followed.update(arguments)
+            followed.update(passed(node))
 
     def _targets(
         self, body: Body, node: ast.expr
@@ -111,7 +105,7 @@ class Flow:
         """Functions that a call may run, with the class they belong to and what their first parameter is bound to."""
         if isinstance(node, ast.Attribute):
             base = node.value
-            if isinstance(base, ast.Call) and isinstance(base.func, ast.Name) and base.func.id == "super":
+            if function_called(base) == "super":
                 found = self.info.find(node.attr, after=body.owner) if body.owner else None
                 if found and not found[0].source.in_framework:
                     yield from _as_target(found, SELF)
@@ -196,6 +190,4 @@ def takes_block_state(function: Function) -> bool:
     third = arguments[2]
     if third.arg == "block_state":
         return True
-    annotation = third.annotation
-    text = annotation.attr if isinstance(annotation, ast.Attribute) else getattr(annotation, "id", "")
-    return text == "BlockState"
+    return name_of(third.annotation) == "BlockState"

@@ -6,7 +6,7 @@ import ast
 import dataclasses
 from collections.abc import Iterator
 
-from .nodes import Listing
+from .nodes import Listing, name_of
 from .source import Source
 
 __all__ = ["ImportedName", "absolute_module", "bindings", "imported_names", "in_type_checking"]
@@ -65,8 +65,7 @@ def in_type_checking(source: Source, node: ast.AST) -> bool:
     for ancestor in source.ancestors(node):
         if isinstance(ancestor, ast.If) and previous in ancestor.body:
             test = ancestor.test
-            name = test.attr if isinstance(test, ast.Attribute) else test.id if isinstance(test, ast.Name) else ""
-            if name == "TYPE_CHECKING":
+            if name_of(test) == "TYPE_CHECKING":
                 return True
         previous = ancestor
     return False

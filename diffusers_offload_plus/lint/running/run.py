@@ -12,7 +12,6 @@ from ..analysis.analyse import Analysis, analyse
 from ..core.errors import LintError
 from ..core.finding import Finding, Level
 from ..reading.location import enclosing_diffusers
-from ..reading.source import Problem
 from ..rules.base.own_rules import UnreadableFile
 from ..settings.layers import Settings
 from ..settings.suppression import suppress
@@ -158,7 +157,7 @@ def examine(
         diffusers=request.diffusers,
         processes=request.processes,
     )
-    findings = [*analysis.findings, *map(_unreadable, analysis.problems)]
+    findings = [*analysis.findings, *map(UnreadableFile.at, analysis.problems)]
     if runtime is None and request.introspect:
         from ..introspection.asking import introspect
 
@@ -199,21 +198,6 @@ def _levelled(settings: Settings, findings: Iterable[Finding]) -> list[Finding]:
 
 def _path(finding: Finding) -> str:
     return finding.path
-
-
-def _unreadable(problem: Problem) -> Finding:
-    rule = UnreadableFile
-    return Finding(
-        problem.path,
-        problem.line,
-        1,
-        rule.code,
-        problem.message,
-        problem.line,
-        1,
-        rule.name,
-        rule.level,
-    )
 
 
 def roots(request: Request) -> list[Path]:

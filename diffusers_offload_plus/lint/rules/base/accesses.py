@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ...project.blocks import Block
 from ...project.body import Access
 from ...project.project import Project, once
-from ...reading.nodes import Function, literal
+from ...reading.nodes import Function, is_call_of, literal
 from ...reading.source import Source
 from .scope import own_calls
 
@@ -75,9 +75,7 @@ def is_guarded(access: Access) -> bool:
 
 def _asks_for(node: ast.AST, name: str) -> bool:
     """Whether ``node`` is ``hasattr(..., name)``."""
-    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.func.id != "hasattr":
-        return False
-    return len(node.args) > 1 and literal(node.args[1]) == name
+    return is_call_of(node, "hasattr", 2) and literal(node.args[1]) == name
 
 
 def is_restoring(access: Access) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ...core.finding import Finding, Level
+from ...core.finding import Finding, Level, Origin
+from ...reading.source import Problem
 from .rule import Example, Rule
 
 if TYPE_CHECKING:
@@ -34,6 +35,12 @@ class UnreadableFile(_OwnRule):
     instead = "Mend the file, or leave it out with `exclude`."
     invalid = (Example(source="def f(:\n", lines=(1,), note="a syntax error"),)
     valid = (Example(source="", note="an empty file is fine"),)
+
+    @classmethod
+    def at(cls, problem: Problem, origin: Origin = Origin.STATIC) -> Finding:
+        """The finding that tells of ``problem``."""
+        line = problem.line
+        return Finding(problem.path, line, 1, cls.code, problem.message, line, 1, cls.name, cls.level, origin=origin)
 
 
 class UnusedSuppression(_OwnRule):

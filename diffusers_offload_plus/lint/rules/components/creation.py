@@ -10,7 +10,7 @@ from typing import ClassVar
 from ...core.finding import Finding, Level
 from ...evaluation.values import ClassValue
 from ...project.project import Project
-from ...reading.nodes import Dotted, Function
+from ...reading.nodes import Dotted, Function, name_of
 from ...reading.source import Source
 from ...resolution.classes import ClassInfo
 from ..base.examples import BODY_LINE, blocks_example, step_example
@@ -121,7 +121,7 @@ class InlineComponent(Rule):
             if isinstance(ancestor, ast.ClassDef):
                 info = project.classes.info(source, ancestor)
                 return info.is_block or info.is_pipeline
-            if isinstance(ancestor, ast.Call) and _short(ancestor.func) in ("ComponentSpec", "ConfigSpec"):
+            if isinstance(ancestor, ast.Call) and name_of(ancestor.func) in ("ComponentSpec", "ConfigSpec"):
                 return False
         return True
 
@@ -131,7 +131,7 @@ class InlineComponent(Rule):
         function = node.func
         if isinstance(function, ast.Attribute) and function.attr in ("from_pretrained", "from_config"):
             base = function.value
-            if isinstance(base, ast.Call) and _short(base.func) == "super":
+            if isinstance(base, ast.Call) and name_of(base.func) == "super":
                 return None
             info = project.classes.named(source, base, _function(project, source, node))
             if isinstance(info, ClassInfo) and (info.kind or info.is_pipeline):
@@ -141,7 +141,7 @@ class InlineComponent(Rule):
             return "", f"`{ast.unparse(base)}` with `{function.attr}`"
         if not isinstance(function, Dotted):
             return None
-        short = _short(function)
+        short = name_of(function)
         dotted = project.dotted(source, function) or ""
         name = dotted.rpartition(".")[2] or short
         if not name[:1].isupper() or name.isupper() or not dotted:
@@ -184,10 +184,6 @@ class InlineComponent(Rule):
 
 
 _DECLARATIONS = {"expected_components", "loop_expected_components", "expected_configs", "loop_expected_configs"}
-
-
-def _short(node: ast.expr) -> str:
-    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
 
 def _function(project: Project, source: Source, node: ast.AST) -> Function | None:

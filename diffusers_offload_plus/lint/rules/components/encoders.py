@@ -11,6 +11,7 @@ from ...evaluation.values import Spec
 from ...project.blocks import Block
 from ...project.body import Body
 from ...project.project import Project, once
+from ...reading.nodes import method_called, name_of, passed
 from ...reading.source import Source
 from ...resolution.classes import ClassInfo
 from ..base.examples import blocks_example, step_example
@@ -95,8 +96,7 @@ def is_vae(project: Project, body: Body, node: ast.expr, owner: ClassInfo | None
     for place in body.places(node):
         if place[0] == "components" and len(place) == 2 and is_vae_component(project, body.source, place[1]):
             return True
-    name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
-    return is_vae_name(name)
+    return is_vae_name(name_of(node))
 
 
 def is_vae_name(name: str) -> bool:
@@ -202,15 +202,12 @@ class VaeEncodeInPrepare(Rule):
         found = project.function_named(body.source, node.func, body.function)
         if found is None or found[0] is body.source or found[0].stem not in ("encoders", "before_encoder"):
             return ""
-        passed = [*node.args, *(keyword.value for keyword in node.keywords)]
-        if not any(is_vae(project, body, argument, body.owner) for argument in passed):
+        if not any(is_vae(project, body, argument, body.owner) for argument in passed(node)):
             return ""
         source, function = found
         for inner in source.below(function):
-            if isinstance(inner, ast.Attribute) and inner.attr == "encode":
-                base = inner.value
-                if is_vae_name(base.id if isinstance(base, ast.Name) else getattr(base, "attr", "")):
-                    return f"`{ast.unparse(node.func)}`, which encodes with the VAE,"
+            if isinstance(inner, ast.Attribute) and inner.attr == "encode" and is_vae_name(name_of(inner.value)):
+                return f"`{ast.unparse(node.func)}`, which encodes with the VAE,"
         return ""
 
     def _wrappers(self, project: Project) -> set[str]:
@@ -243,9 +240,7 @@ class VaeEncodeInPrepare(Rule):
     def _decodes(self, project: Project, loop: Block) -> bool:
         for _, instance in loop.sub_blocks[0]:
             for body in project.flow(instance.info).bodies:
-                if any(
-                    isinstance(node.func, ast.Attribute) and node.func.attr == "decode" for node in body.of(ast.Call)
-                ):
+                if any(method_called(node) == "decode" for node in body.of(ast.Call)):
                     return True
         return False
 

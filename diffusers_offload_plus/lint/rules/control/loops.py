@@ -9,7 +9,7 @@ from ...core.finding import Finding, Level
 from ...project.blocks import Block
 from ...project.flow import takes_block_state
 from ...project.project import Project
-from ...reading.nodes import Function
+from ...reading.nodes import Function, method_called
 from ...resolution.classes import ClassInfo
 from ..base.report import report
 from ..base.rule import Example, Rule
@@ -53,7 +53,7 @@ def passed_keywords(project: Project, loop: Block) -> list[frozenset[str]] | Non
     found: list[frozenset[str]] = []
     for body in project.flow(loop.info).bodies:
         for node in body.of(ast.Call):
-            if isinstance(node.func, ast.Attribute) and node.func.attr == "loop_step":
+            if method_called(node) == "loop_step":
                 names = [keyword.arg for keyword in node.keywords]
                 if None in names:
                     return None

@@ -10,7 +10,7 @@ from ...project.blocks import Block
 from ...project.body import Body
 from ...project.flow import takes_block_state
 from ...project.project import Project
-from ...reading.nodes import Function
+from ...reading.nodes import Function, method_called
 from ...resolution.modules import parameters
 from ..base.examples import step_example
 from ..base.report import report
@@ -77,9 +77,7 @@ def _keeps_block_state(body: Body) -> bool:
     return any(
         isinstance(statement, ast.Assign)
         and isinstance(statement.targets[0], ast.Name)
-        and isinstance(statement.value, ast.Call)
-        and isinstance(statement.value.func, ast.Attribute)
-        and statement.value.func.attr == "get_block_state"
+        and method_called(statement.value) == "get_block_state"
         for statement in body.function.body
     )
 
@@ -115,9 +113,9 @@ class _Paths:
     def __init__(self, project: Project, block: Block, body: Body) -> None:
         self._saving = self._saving_methods(project, block)
         self._source = body.source
-        self._saves = [node for node in body.of(ast.Call) if _calls(node, self._saving)]
+        self._saves = [node for node in body.of(ast.Call) if method_called(node) in self._saving]
         self.returns: list[tuple[ast.Return, bool]] = []
-        self.gets_state = any(_calls(node, {"get_block_state"}) for node in body.of(ast.Call))
+        self.gets_state = any(method_called(node) == "get_block_state" for node in body.of(ast.Call))
         self.falls_through = False
         self._top = body.function.body
 
@@ -130,7 +128,7 @@ class _Paths:
             for name, member in info.members.items():
                 if not isinstance(member, ast.FunctionDef) or name == "__call__":
                     continue
-                if any(_calls(node, {"set_block_state"}) for node in info.source.within(member, ast.Call)):
+                if any(method_called(node) == "set_block_state" for node in info.source.within(member, ast.Call)):
                     names.add(name)
         return names
 
@@ -179,7 +177,3 @@ class _Paths:
 
     def _saves_in(self, node: ast.AST) -> bool:
         return any(self._source.is_inside(call, node) for call in self._saves)
-
-
-def _calls(node: ast.AST, names: set[str]) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in names

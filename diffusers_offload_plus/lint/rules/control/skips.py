@@ -9,7 +9,7 @@ from ...core.finding import Finding, Level
 from ...project.blocks import Block
 from ...project.body import Body
 from ...project.project import Project
-from ...reading.nodes import Dotted, literal
+from ...reading.nodes import Dotted, literal, method_called
 from ..base.declared import in_loop
 from ..base.examples import step_example
 from ..base.report import report
@@ -141,8 +141,7 @@ def _is_idle(statement: ast.stmt) -> bool:
         call = statement.value
         if isinstance(call, ast.Constant):
             return True
-        name = call.func.attr if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) else ""
-        return name in ("set_block_state", "info", "warning", "debug", "warning_once")
+        return method_called(call) in ("set_block_state", "info", "warning", "debug", "warning_once")
     if isinstance(statement, ast.Assign):
         value = statement.value
         return isinstance(value, ast.Constant) or (
@@ -159,7 +158,7 @@ def _is_preparation(statement: ast.stmt) -> bool:
         return False
     value = statement.value
     if isinstance(value, ast.Call):
-        return isinstance(value.func, ast.Attribute) and value.func.attr == "get_block_state"
+        return method_called(value) == "get_block_state"
     return isinstance(value, ast.Name | ast.Attribute | ast.Constant)
 
 

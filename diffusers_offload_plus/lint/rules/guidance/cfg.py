@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ...core.finding import Finding, Level
 from ...project.project import Project, once
-from ...reading.nodes import Dotted, Function, literal
+from ...reading.nodes import Dotted, Function, is_call_of, literal, method_called, name_of
 from ...reading.source import Source
 from ...resolution.classes import ClassInfo
 from ..base.examples import step_example
@@ -108,7 +108,7 @@ def _outer_functions(project: Project, source: Source) -> Iterator[Function]:
             continue
         if owner is None and not any(info.is_block for info in blocks):
             continue
-        if _enclosing_function(source, function) is not None:
+        if source.function_of(function) is not None:
             continue
         yield function
 
@@ -117,13 +117,6 @@ def _owner(project: Project, source: Source, function: ast.AST) -> ClassInfo | N
     for ancestor in source.ancestors(function):
         if isinstance(ancestor, ast.ClassDef):
             return project.classes.info(source, ancestor)
-    return None
-
-
-def _enclosing_function(source: Source, node: ast.AST) -> ast.AST | None:
-    for ancestor in source.ancestors(node):
-        if isinstance(ancestor, Function):
-            return ancestor
     return None
 
 
@@ -153,11 +146,10 @@ def _arithmetic(source: Source, function: Function) -> Iterator[tuple[ast.AST, s
 
 def _assigned_flag(node: ast.AST) -> str:
     if isinstance(node, Dotted) and isinstance(node.ctx, ast.Store):
-        name = node.id if isinstance(node, ast.Name) else node.attr
-        return name if name in FLAGS else ""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "setattr":
-        written = literal(node.args[1]) if len(node.args) > 1 else None
-        return written if written is not None and written in FLAGS else ""
+        return name if (name := name_of(node)) in FLAGS else ""
+    if is_call_of(node, "setattr", 2):
+        written = literal(node.args[1]) or ""
+        return written if written in FLAGS else ""
     return ""
 
 
@@ -212,15 +204,8 @@ def _switches(source: Source, node: ast.IfExp, scales: set[str]) -> bool:
 def _combination(node: ast.AST, scales: set[str]) -> str | None:
     """The scale ``s`` of ``u + s * (c - u)``, in any order."""
     if isinstance(node, ast.Call):
-        function = node.func
-        if (
-            isinstance(function, ast.Attribute)
-            and function.attr == "lerp"
-            and node.args
-            and _is_scale(node.args[-1], scales)
-        ):
-            return ast.unparse(node.args[-1])
-        return None
+        mixes = method_called(node) == "lerp" and node.args and _is_scale(node.args[-1], scales)
+        return ast.unparse(node.args[-1]) if mixes else None
     if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Add):
         return None
     for base, product in ((node.left, node.right), (node.right, node.left)):

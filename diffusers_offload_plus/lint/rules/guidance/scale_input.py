@@ -11,6 +11,7 @@ from ...evaluation.values import Spec
 from ...project.blocks import Block
 from ...project.body import Body, Place
 from ...project.project import Project
+from ...reading.nodes import name_of, passed
 from ..base.declared import has_guider
 from ..base.examples import step_example
 from ..base.report import report
@@ -125,12 +126,10 @@ def _reaches_call(body: Body, place: Place) -> bool:
     for node in body.of(ast.Call, ast.BinOp):
         if isinstance(node, ast.Call):
             function = node.func
-            short = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
             model = any(found[:1] == ("components",) and len(found) == 2 for found in body.places(function))
-            if short in _CONSTRUCTORS or model:
-                arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
-                if any(holds(inner) for argument in arguments for inner in body.source.below(argument)):
-                    return True
+            inside = (inner for argument in passed(node) for inner in body.source.below(argument))
+            if (name_of(function) in _CONSTRUCTORS or model) and any(map(holds, inside)):
+                return True
         elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and (holds(node.left) or holds(node.right)):
             return True
     return False

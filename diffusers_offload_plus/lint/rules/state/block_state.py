@@ -12,7 +12,7 @@ from ...core.finding import Finding, Level
 from ...project.blocks import Block
 from ...project.body import BLOCK_STATE, Access
 from ...project.project import Project
-from ...reading.nodes import Function
+from ...reading.nodes import Function, is_call_of
 from ...resolution.classes import ClassInfo
 from ...resolution.modules import parameters
 from ..base.accesses import by_place, catches_attribute_error, is_guarded, relatives_agree
@@ -102,14 +102,9 @@ class DefensiveRead(Rule):
 
 
 def _none_default(node: ast.expr) -> bool:
-    return (
-        isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Name)
-        and node.func.id == "getattr"
-        and len(node.args) == 3
-        and isinstance(node.args[2], ast.Constant)
-        and node.args[2].value is None
-    )
+    if not is_call_of(node, "getattr", 3):
+        return False
+    return len(node.args) == 3 and isinstance(node.args[2], ast.Constant) and node.args[2].value is None
 
 
 class UndeclaredWrite(Rule):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ...core.finding import Finding, Level
 from ...project.body import Body
 from ...project.project import Project
-from ...reading.nodes import Dotted
+from ...reading.nodes import Dotted, function_called
 from ..base.examples import step_example
 from ..base.report import report
 from ..base.rule import Example, Rule
@@ -69,7 +69,7 @@ class StateSet(Rule):
             changing = ("update", "pop", "setdefault", "clear", "popitem")
             if any(len(place) == 3 and place[:2] in _DICTS and place[2] in changing for place in found):
                 return True
-            setter = isinstance(node.func, ast.Name) and node.func.id in ("setattr", "delattr")
+            setter = function_called(node) in ("setattr", "delattr")
             return setter and bool(node.args) and state in places(node.args[0])
         if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
             return state in places(node.value)

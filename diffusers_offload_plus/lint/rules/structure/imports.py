@@ -10,7 +10,7 @@ from typing import ClassVar
 from ...core.finding import Finding, Level
 from ...project.project import Project, once
 from ...reading.imports import absolute_module, in_type_checking
-from ...reading.nodes import literal
+from ...reading.nodes import literal, name_of
 from ...reading.source import FRAMEWORK_PACKAGE, Source
 from ...resolution.classes import ClassInfo
 from ..base.report import report
@@ -72,9 +72,7 @@ def _imported(project: Project, module: str, name: str) -> Imported:
 
 def _imported_by_call(project: Project, source: Source, call: ast.Call) -> str | None:
     """The module that ``importlib.import_module("...")`` or ``__import__("...")`` names."""
-    function = call.func
-    short = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-    if short not in ("import_module", "__import__"):
+    if name_of(call.func) not in ("import_module", "__import__"):
         return None
     name = literal(call.args[0]) if call.args else None
     if name is None and call.args:
