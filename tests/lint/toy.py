@@ -12,7 +12,8 @@ from diffusers_offload_plus.lint.project.project import Project
 from diffusers_offload_plus.lint.reading.source import Source
 from diffusers_offload_plus.lint.rules.base.catalogue import Catalogue
 from diffusers_offload_plus.lint.rules.base.own_rules import OWN_RULES
-from diffusers_offload_plus.lint.rules.base.rule import Example, Rule
+from diffusers_offload_plus.lint.rules.base.page import Page
+from diffusers_offload_plus.lint.rules.base.rule import Rule
 from diffusers_offload_plus.lint.running.report import Report
 from diffusers_offload_plus.lint.running.run import Request, run_lint
 from diffusers_offload_plus.lint.settings.layers import Layer, Settings
@@ -22,8 +23,7 @@ class ToyRule(Rule):
     """Flags what :meth:`picks` picks."""
 
     summary = "A toy."
-    why = "To test the shell."
-    instead = "Nothing."
+    page = Page(why="To test the shell.", instead="Nothing.")
 
     def picks(self, node: ast.AST) -> str | None:
         """The kind of finding at ``node``, or nothing."""
@@ -65,8 +65,6 @@ class BadName(ToyRule):
     level = Level.ERROR
     kinds: Mapping[str, Level] = {"worse": Level.WARNING}
     fixable = True
-    invalid = (Example(source="bad\n", lines=(1,)),)
-    valid = (Example(source="good\n"),)
 
     def picks(self, node: ast.AST) -> str | None:
         if isinstance(node, ast.Name) and node.id in ("bad", "worse"):
@@ -78,8 +76,6 @@ class BadClass(ToyRule):
     code = "MOD902"
     name = "bad-class"
     level = Level.WARNING
-    invalid = (Example(source="class Bad: ...\n", lines=(1,)),)
-    valid = (Example(source="class Good: ...\n"),)
 
     def picks(self, node: ast.AST) -> str | None:
         return "" if isinstance(node, ast.ClassDef) and node.name.startswith("Bad") else None
@@ -89,8 +85,6 @@ class BadCall(ToyRule):
     code = "MOD911"
     name = "bad-call"
     level = Level.INFO
-    invalid = (Example(source="wrong()\n", lines=(1,)),)
-    valid = (Example(source="right()\n"),)
 
     def picks(self, node: ast.AST) -> str | None:
         return "" if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "wrong" else None

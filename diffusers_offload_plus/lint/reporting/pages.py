@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ..core.files import write_file
 from ..core.finding import Level
-from ..rules.base.rule import Example, Rule
+from ..rules.base.page import Example
+from ..rules.base.rule import Rule
 
 __all__ = ["explain", "listing", "page", "pages", "write_pages"]
 
@@ -17,12 +18,12 @@ _WIDTH = 100
 
 def _sections(rule: Rule) -> Iterator[tuple[str, str, Sequence[str]]]:
     """The texts of a page: heading in the terminal, heading in Markdown, paragraph or items of a list."""
-    yield "Why", "Why", [rule.why]
-    if rule.gotcha:
-        yield "The gotcha behind it", "The gotcha behind it", [rule.gotcha]
-    yield "Instead", "Instead", [rule.instead]
-    if rule.allowed:
-        yield "Not flagged", "What it leaves alone", rule.allowed
+    yield "Why", "Why", [rule.page.why]
+    if rule.page.gotcha:
+        yield "The gotcha behind it", "The gotcha behind it", [rule.page.gotcha]
+    yield "Instead", "Instead", [rule.page.instead]
+    if rule.page.allowed:
+        yield "Not flagged", "What it leaves alone", rule.page.allowed
 
 
 def listing(rules: Sequence[Rule]) -> str:
@@ -42,9 +43,9 @@ def explain(rule: Rule) -> str:
     facts += ["more exact with --introspect"] if rule.needs_runtime else []
     parts = [f"{rule.code} {rule.name}", _filled(rule.summary), _filled("; ".join(facts) + ".")]
     for heading, _, texts in _sections(rule):
-        bullet = "    - " if texts is rule.allowed else "    "
+        bullet = "    - " if texts is rule.page.allowed else "    "
         parts.append("\n".join([heading, *(_filled(text, bullet) for text in texts)]))
-    for heading, examples in (("Flagged", rule.invalid), ("Fine", rule.valid)):
+    for heading, examples in (("Flagged", rule.page.invalid), ("Fine", rule.page.valid)):
         parts += [f"{heading}\n{_numbered(example)}" for example in examples[:1]]
     return "\n\n".join(parts) + "\n"
 
@@ -107,9 +108,9 @@ def page(rule: Rule) -> str:
     """The page of ``rule`` in Markdown."""
     parts = [f"# {rule.code}: {rule.name}", rule.summary, _markdown_facts(rule)]
     for _, heading, texts in _sections(rule):
-        parts += [f"## {heading}", "\n".join(f"* {text}" if texts is rule.allowed else text for text in texts)]
+        parts += [f"## {heading}", "\n".join(f"* {text}" if texts is rule.page.allowed else text for text in texts)]
     parts.append("## Examples")
-    for title, examples in (("Flagged", rule.invalid), ("Fine", rule.valid)):
+    for title, examples in (("Flagged", rule.page.invalid), ("Fine", rule.page.valid)):
         parts += [_markdown_example(title, example) for example in examples]
     return "\n\n".join(parts) + "\n"
 

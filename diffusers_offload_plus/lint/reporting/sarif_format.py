@@ -40,12 +40,13 @@ def render(report: Report) -> str:
 
 
 def _rule(rule: Rule) -> dict[str, Any]:
+    page = rule.page
     return {
         "id": rule.code,
         "name": "".join(word.capitalize() for word in rule.name.split("-")),
         "shortDescription": {"text": rule.summary},
-        "fullDescription": {"text": rule.why},
-        "help": {"text": f"{rule.why}\n\n{rule.instead}", "markdown": f"{rule.why}\n\n**Instead:** {rule.instead}"},
+        "fullDescription": {"text": page.why},
+        "help": {"text": f"{page.why}\n\n{page.instead}", "markdown": f"{page.why}\n\n**Instead:** {page.instead}"},
         "defaultConfiguration": {"level": _LEVELS[rule.level], "enabled": rule.level is not Level.OFF},
         "properties": {"tags": ["diffusers", "modular-pipelines"]},
     }

@@ -31,12 +31,12 @@ def test_a_page_says_all_that_the_rule_says(code: str) -> None:
     about = catalogue().by_code[code]
     text = pages([about])[f"{code}.md"]
     shown = " ".join(explain(about).split())
-    for part in (about.summary, about.why, about.instead, about.gotcha, *about.allowed):
+    for part in (about.summary, about.page.why, about.page.instead, about.page.gotcha, *about.page.allowed):
         assert part in text
         assert " ".join(part.split()) in shown
-    for example in (*about.invalid, *about.valid):
+    for example in (*about.page.invalid, *about.page.valid):
         assert example.source.rstrip("\n").split("\n")[0] in text
-    assert text.count("# <- here") == sum(len(example.lines) for example in about.invalid)
+    assert text.count("# <- here") == sum(len(example.lines) for example in about.page.invalid)
     assert all(len(line) <= 100 for line in explain(about).split("\nFlagged")[0].splitlines())
 
 

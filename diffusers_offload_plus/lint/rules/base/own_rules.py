@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...core.finding import Finding, Level, Origin
 from ...reading.source import Problem
-from .rule import Example, Rule
+from .rule import Rule
 
 if TYPE_CHECKING:
     from ...project.project import Project
@@ -28,13 +28,6 @@ class UnreadableFile(_OwnRule):
     code = "MOD000"
     name = "unreadable-file"
     level = Level.ERROR
-    why = (
-        "A run that skips a file looks clean although nothing was checked. The finding is reported whatever is "
-        "selected, and no comment in the file can suppress it."
-    )
-    instead = "Mend the file, or leave it out with `exclude`."
-    invalid = (Example(source="def f(:\n", lines=(1,), note="a syntax error"),)
-    valid = (Example(source="", note="an empty file is fine"),)
 
     @classmethod
     def at(cls, problem: Problem, origin: Origin = Origin.STATIC) -> Finding:
@@ -49,19 +42,6 @@ class UnusedSuppression(_OwnRule):
     code = "MOD100"
     name = "unused-noqa"
     level = Level.WARNING
-    why = "A leftover suppression hides the next finding on that line, which nobody has looked at."
-    instead = "Remove the code from the comment, or the comment."
-    allowed = (
-        "A bare `# noqa`: other linters may need it.",
-        "Codes of other linters.",
-        "Codes of rules that are not selected in this run.",
-    )
-    invalid = (Example(source="width = 8  # noqa: MOD003\n", lines=(1,), note="MOD003 has nothing to say here"),)
-    valid = (
-        Example(source="width = 8  # noqa\n", note="bare"),
-        Example(source="width = 8  # noqa: E501\n", note="a code of another linter"),
-        Example(source='text = "# noqa: MOD003"\n', note="a string is no comment"),
-    )
 
 
 OWN_RULES: tuple[Rule, ...] = (UnreadableFile(), UnusedSuppression())

@@ -1,35 +1,19 @@
-"""What a rule is: one class, with the examples that are its tests and its documentation."""
+"""The base class of rules. What users read about a rule is its docstring and its page."""
 
 from __future__ import annotations
 
 import abc
-import dataclasses
+import functools
+import inspect
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, ClassVar
+from pathlib import Path
+from typing import ClassVar
 
 from ...core.finding import Finding, Level
+from ...project.project import Project
+from .page import Page, read_page
 
-if TYPE_CHECKING:
-    from ...project.project import Project
-
-__all__ = ["Example", "Rule"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Example:
-    """Source that a rule flags, or does not.
-
-    Attributes:
-        source: the file's text.
-        path: where it pretends to be, relative to a source tree that holds ``diffusers``.
-        lines: where the rule has to report; empty for a valid example.
-        note: one line on what it shows.
-    """
-
-    source: str
-    path: str = "diffusers/modular_pipelines/toy/denoise.py"
-    lines: tuple[int, ...] = ()
-    note: str = ""
+__all__ = ["Rule"]
 
 
 class Rule(abc.ABC):
@@ -40,12 +24,9 @@ class Rule(abc.ABC):
     Attributes:
         code: ``"MOD003"``, stable for ever; ``name``: words with hyphens, stable as well.
         level: the default; ``kinds``: default levels of the rule's kinds where they differ.
-        summary: one sentence, what is flagged; ``why``: why a user of the blocks cares; ``instead``: what to write.
-        allowed: what is deliberately not flagged, a sentence each.
-        gotcha: the intent of the original gotcha that the rule comes from, in our own words; empty if there is none.
+        summary: one sentence, what is flagged.
         needs_runtime: decided best with ``--introspect``.
         fixable: some findings of it can be fixed safely.
-        invalid, valid: examples.
     """
 
     code: ClassVar[str]
@@ -53,18 +34,17 @@ class Rule(abc.ABC):
     level: ClassVar[Level]
     kinds: ClassVar[Mapping[str, Level]] = {}
     summary: ClassVar[str]
-    why: ClassVar[str]
-    instead: ClassVar[str]
-    allowed: ClassVar[tuple[str, ...]] = ()
-    gotcha: ClassVar[str] = ""
     needs_runtime: ClassVar[bool] = False
     fixable: ClassVar[bool] = False
-    invalid: ClassVar[tuple[Example, ...]]
-    valid: ClassVar[tuple[Example, ...]]
 
     def __init_subclass__(cls) -> None:
-        if "summary" not in vars(cls):
-            cls.summary = " ".join((cls.__doc__ or "").split())
+        if cls.__doc__ and "summary" not in vars(cls):
+            cls.summary = " ".join(cls.__doc__.split())
+
+    @functools.cached_property
+    def page(self) -> Page:
+        """What users can read about the rule."""
+        return read_page(Path(inspect.getfile(type(self))), self.code)
 
     @abc.abstractmethod
     def check(self, project: Project) -> Iterator[Finding]:

@@ -13,9 +13,8 @@ from ...project.project import Project
 from ...reading.nodes import Dotted, Function, name_of
 from ...reading.source import Source
 from ...resolution.classes import ClassInfo
-from ..base.examples import BODY_LINE, blocks_example, step_example
 from ..base.report import report
-from ..base.rule import Example, Rule
+from ..base.rule import Rule
 from ..base.scope import functions
 
 __all__ = ["InlineComponent"]
@@ -48,50 +47,6 @@ class InlineComponent(Rule):
     name = "inline-component"
     level = Level.ERROR
     kinds: ClassVar[Mapping[str, Level]] = {"transform": Level.INFO}
-    why = (
-        "Such a component cannot be swapped, is not offloaded with the others and is missing from the saved index of "
-        "the pipeline."
-    )
-    instead = (
-        'Declare it, `ComponentSpec("video_processor", VideoProcessor, config=FrozenDict({...}), '
-        'default_creation_method="from_config")`, and use `components.video_processor`.'
-    )
-    allowed = (
-        "Declarations: `ComponentSpec`, `ConfigSpec`, `InputParam`, `OutputParam`, `FrozenDict`, `InsertableDict`.",
-        "Exceptions, value objects, outputs, caches of keys and values, `torch.Generator`, tensors, `io` objects.",
-        "Blocks in `block_classes`.",
-        "`ComponentSpec.create()` of the framework.",
-    )
-    gotcha = (
-        "A helper class such as `VideoProcessor` is registered as a component and reached through `components`; "
-        "blocks do not create their own."
-    )
-    invalid = (
-        Example(
-            source="from ...video_processor import VideoProcessor\n\n\n"
-            + blocks_example("processor = VideoProcessor(vae_scale_factor=8)"),
-            lines=(BODY_LINE + 3,),
-        ),
-        step_example(
-            "scheduler = type(components.scheduler).from_config(components.scheduler.config)",
-            at=(1,),
-            note="from_config and from_pretrained",
-        ),
-    )
-    valid = (
-        Example(
-            source="from ...video_processor import VideoProcessor\n\n\n"
-            + blocks_example(
-                "video = components.video_processor.postprocess_video(block_state.video)",
-                components='ComponentSpec("video_processor", VideoProcessor, default_creation_method="from_config")',
-            ),
-            note="declared",
-        ),
-        Example(
-            source="import io\n\n\n" + blocks_example("buffer = io.BytesIO()\ngenerator = torch.Generator()"),
-            note="no components",
-        ),
-    )
 
     def check(self, project: Project) -> Iterator[Finding]:
         declared = self._declared_types(project)

@@ -14,9 +14,8 @@ from ...project.project import Project, once
 from ...reading.nodes import method_called, name_of, passed
 from ...reading.source import Source
 from ...resolution.classes import ClassInfo
-from ..base.examples import blocks_example, step_example
 from ..base.report import report
-from ..base.rule import Example, Rule
+from ..base.rule import Rule
 from ..base.scope import functions, is_encoder, users
 
 __all__ = ["DecodeInDenoise", "PerPromptInEncoder", "PrecomputedEncoderInput", "VaeEncodeInPrepare"]
@@ -36,42 +35,6 @@ class PrecomputedEncoderInput(Rule):
     code = "MOD006"
     name = "precomputed-encoder-input"
     level = Level.ERROR
-    why = (
-        "Every such input doubles the code paths of the block, and nobody needs it: users who have the embeddings "
-        "take the encoder out of the pipeline and pass them to the next block."
-    )
-    instead = "Accept raw inputs only (`prompt`, `image`, ...) and delete the `InputParam`."
-    allowed = (
-        "A second stage that requires the first one's output and gives its own results other names.",
-        "Steps that only rearrange a required tensor.",
-        "Blocks that prepare latents, which take `latents` and `image_latents` by design.",
-    )
-    gotcha = (
-        "In standard pipelines users pass embeddings to skip the encoder. With blocks they pop the encoder and run it "
-        "by itself, so encoder blocks take raw inputs only."
-    )
-    invalid = (
-        step_example(
-            "if block_state.prompt_embeds is None:\n"
-            "    block_state.prompt_embeds = components.text_encoder(block_state.prompt)",
-            inputs='InputParam.template("prompt"),\n'
-            '        InputParam("prompt_embeds", type_hint=torch.Tensor, description="Precomputed.")',
-            outputs='OutputParam.template("prompt_embeds")',
-            components='ComponentSpec("text_encoder", torch.nn.Module)',
-            lines=(17,),
-            file="encoders.py",
-        ),
-    )
-    valid = (
-        step_example(
-            "block_state.connector_embeds = components.connectors(block_state.prompt_embeds)",
-            inputs='InputParam.template("prompt_embeds")',
-            outputs='OutputParam("connector_embeds", description="Projected.")',
-            components='ComponentSpec("connectors", torch.nn.Module)',
-            file="encoders.py",
-            note="a second stage",
-        ),
-    )
 
     def check(self, project: Project) -> Iterator[Finding]:
         for block in project.leaves:
@@ -128,47 +91,6 @@ class VaeEncodeInPrepare(Rule):
     code = "MOD007"
     name = "vae-encode-in-prepare"
     level = Level.ERROR
-    why = "Encoding can then be neither run alone nor cached, and the image is encoded again for every run."
-    instead = (
-        "A block of its own in `encoders.py`, such as `ToyVaeEncoderStep`; the block that prepares latents takes "
-        "`image_latents`."
-    )
-    allowed = (
-        "Encoder files and classes.",
-        "`.encode` of tokenizers, strings and text encoders.",
-        "A loop whose iterations encode the pixels that an earlier one decoded.",
-    )
-    gotcha = (
-        "Encoding an image is a step of its own in `encoders.py`. Blocks that prepare latents accept `image_latents`, "
-        "not raw images, so that the encoder can be run standalone."
-    )
-    invalid = (
-        step_example(
-            "vae = components.vae\nblock_state.latents = vae.encode(block_state.image).latent_dist.mode()",
-            inputs='InputParam.template("image")',
-            outputs='OutputParam("latents", description="Latents.")',
-            components='ComponentSpec("vae", torch.nn.Module)',
-            at=(2,),
-            file="before_denoise.py",
-        ),
-        Example(
-            source="def encode_image(vae, image):\n    return vae.encode(image)\n\n\n"
-            + blocks_example("block_state.latents = encode_image(components.vae, block_state.image)"),
-            path="diffusers/modular_pipelines/toy/before_denoise.py",
-            lines=(2,),
-            note="in a helper of the module",
-        ),
-    )
-    valid = (
-        step_example(
-            "block_state.image_latents = components.vae.encode(block_state.image)",
-            file="encoders.py",
-            note="an encoder file",
-        ),
-        step_example(
-            "ids = components.tokenizer.encode(block_state.prompt)", file="before_denoise.py", note="a tokenizer"
-        ),
-    )
 
     def check(self, project: Project) -> Iterator[Finding]:
         wrappers = self._wrappers(project)
@@ -251,25 +173,6 @@ class PerPromptInEncoder(Rule):
     code = "MOD026"
     name = "per-prompt-in-encoder"
     level = Level.WARNING
-    why = "Embeddings that are already repeated cannot be reused for another number of images."
-    instead = "Repeat them in the input step before the denoising loop."
-    allowed = ("Helpers that are called with the number fixed to 1.", "Input steps before the denoising loop.")
-    invalid = (
-        step_example(
-            "block_state.prompt_embeds = components.text_encoder(block_state.num_images_per_prompt)",
-            inputs='InputParam.template("num_images_per_prompt")',
-            lines=(16,),
-            file="encoders.py",
-        ),
-    )
-    valid = (
-        step_example(
-            "block_state.batch_size = block_state.num_images_per_prompt",
-            inputs='InputParam.template("num_images_per_prompt")',
-            outputs='OutputParam("batch_size", description="Batch size.")',
-            file="before_denoise.py",
-        ),
-    )
 
     def check(self, project: Project) -> Iterator[Finding]:
         for block in project.leaves:
@@ -287,11 +190,6 @@ class DecodeInDenoise(Rule):
     code = "MOD027"
     name = "decode-in-denoise"
     level = Level.WARNING
-    why = "Nothing can be put between denoising and decoding any more, such as an edit of the latents or an upscaler."
-    instead = "Decode in a block of its own in `decoders.py`."
-    allowed = ("Loops over chunks that feed decoded pixels into the next one.",)
-    invalid = (step_example("block_state.images = components.vae.decode(block_state.latents)", at=(1,)),)
-    valid = (step_example("block_state.images = components.vae.decode(block_state.latents)", file="decoders.py"),)
 
     def check(self, project: Project) -> Iterator[Finding]:
         for body in functions(project):

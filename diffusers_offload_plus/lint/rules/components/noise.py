@@ -10,7 +10,6 @@ from ...core.finding import Finding, Level
 from ...project.body import Body
 from ...project.project import Project
 from ...reading.nodes import Dotted, Listing
-from ..base.examples import step_example
 from ..base.report import report
 from ..base.rule import Rule
 from ..base.scope import functions
@@ -28,30 +27,6 @@ class RawNoise(Rule):
     name = "raw-noise"
     level = Level.ERROR
     kinds: ClassVar[Mapping[str, Level]] = {"rand": Level.WARNING}
-    why = (
-        "A CPU generator with a CUDA device raises, and CPU generators are what gives the same image on every device. "
-        "Without the generator the seed of the user does nothing."
-    )
-    instead = "`randn_tensor(shape, generator=block_state.generator, device=device, dtype=dtype)`."
-    allowed = (
-        "Drawing on the generator's own device and moving the result, which is what `randn_tensor` does.",
-        "`torch.empty`, `torch.zeros`, `torch.multinomial`, `latent_dist.sample(generator)`.",
-    )
-    invalid = (
-        step_example(
-            "a = torch.randn((1, 4), generator=block_state.generator, device=components._execution_device)\n"
-            "b = torch.randn_like(a)\nc = torch.rand(4)",
-            inputs='InputParam.template("generator")',
-            at=(1, 2, 3),
-        ),
-    )
-    valid = (
-        step_example(
-            "generator = block_state.generator\n"
-            "noise = torch.randn((1, 4), generator=generator, device=generator.device).to(device)",
-            inputs='InputParam.template("generator")',
-        ),
-    )
     fixable = True
 
     def check(self, project: Project) -> Iterator[Finding]:

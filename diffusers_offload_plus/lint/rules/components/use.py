@@ -13,9 +13,8 @@ from ...project.project import Project, once
 from ...reading.nodes import Dotted
 from ..base.accesses import is_guarded, is_restored, is_restoring, leaf_accesses
 from ..base.declared import guiders
-from ..base.examples import step_example
 from ..base.report import report
-from ..base.rule import Example, Rule
+from ..base.rule import Rule
 from ..base.scope import functions, own_calls
 
 __all__ = ["ComponentState", "OffloadInBlock", "UndeclaredComponent"]
@@ -56,29 +55,6 @@ class ComponentState(Rule):
     code = "MOD029"
     name = "component-state"
     level = Level.WARNING
-    why = "Components are shared between pipelines, which all see the change; it also fights offloading."
-    instead = "Convert tensors instead, or restore the component in `finally`."
-    allowed = (
-        "Changes that `finally` undoes.",
-        "`scheduler.set_timesteps` and `scheduler.set_begin_index`, which are the protocol.",
-        "Tensors, and properties of the pipeline.",
-        "`_lora_scale`.",
-    )
-    invalid = (
-        step_example(
-            "components.vae.to(torch.float32)\ncomponents.vae = None\ncomponents.vae.use_slicing = True",
-            components='ComponentSpec("vae", torch.nn.Module)',
-            at=(1, 2, 3),
-        ),
-    )
-    valid = (
-        step_example(
-            "mean = components.latents_mean.to('cpu')\ntry:\n    components.vae.to('cuda')\n"
-            "finally:\n    components.vae.to('cpu')",
-            components='ComponentSpec("vae", torch.nn.Module)',
-            note="a tensor, and a component that is restored",
-        ),
-    )
 
     def check(self, project: Project) -> Iterator[Finding]:
         for block in own_calls(project):
@@ -146,26 +122,6 @@ class UndeclaredComponent(Rule):
     code = "MOD030"
     name = "undeclared-component"
     level = Level.ERROR
-    why = "Taken out of the pipeline and run alone, the block raises AttributeError."
-    instead = "Add the `ComponentSpec` to `expected_components`."
-    allowed = (
-        "Properties of the pipeline, its `config`, `_execution_device`.",
-        '`getattr(components, "safety_checker", None)` for a component that is optional and another block\'s.',
-    )
-    invalid = (
-        step_example(
-            "channels = components.transformer.config.in_channels",
-            components='ComponentSpec("scheduler", object)',
-            at=(1,),
-        ),
-    )
-    valid = (
-        step_example(
-            "height = components.default_height\nchecker = getattr(components, 'safety_checker', None)\n"
-            "components.scheduler.set_timesteps(4)",
-            components='ComponentSpec("scheduler", object)',
-        ),
-    )
     needs_runtime = True
 
     def check(self, project: Project) -> Iterator[Finding]:
@@ -193,16 +149,6 @@ class OffloadInBlock(Rule):
     code = "MOD042"
     name = "offload-in-block"
     level = Level.WARNING
-    why = "When and what is offloaded belongs to the `ComponentsManager`, which knows all pipelines."
-    instead = "Delete the call."
-    allowed = ("The `ComponentsManager`.",)
-    invalid = (step_example("components.maybe_free_model_hooks()", at=(1,)),)
-    valid = (
-        Example(
-            source="from ..components_manager import ComponentsManager\n\n\n"
-            "def managed():\n    manager = ComponentsManager()\n    manager.enable_auto_cpu_offload()\n"
-        ),
-    )
     fixable = True
 
     def check(self, project: Project) -> Iterator[Finding]:

@@ -12,38 +12,9 @@ from ...project.project import Project
 from ...reading.nodes import Function, method_called
 from ...resolution.classes import ClassInfo
 from ..base.report import report
-from ..base.rule import Example, Rule
+from ..base.rule import Rule
 
 __all__ = ["LoopDescription", "LoopSignature"]
-
-_LOOP = """\
-from ..modular_pipeline import LoopSequentialPipelineBlocks, ModularPipelineBlocks
-
-
-class ToyLoopStep(ModularPipelineBlocks):
-    model_name = "toy"
-
-    def __call__(self, components, block_state{parameters}):
-        return components, block_state
-
-
-class ToyLoop(LoopSequentialPipelineBlocks):
-    model_name = "toy"
-    block_classes = [ToyLoopStep]
-    block_names = ["step"]
-{description}
-    def __call__(self, components, state):
-        block_state = self.get_block_state(state)
-        for i, sigma in enumerate((1.0, 0.5)):
-            components, block_state = self.loop_step(components, block_state, i=i, sigma=sigma)
-        self.set_block_state(state, block_state)
-        return components, state
-"""
-_DESCRIPTION = """
-    @property
-    def description(self):
-        return "Denoises."
-"""
 
 
 def passed_keywords(project: Project, loop: Block) -> list[frozenset[str]] | None:
@@ -67,27 +38,6 @@ class LoopSignature(Rule):
     code = "MOD018"
     name = "loop-signature"
     level = Level.ERROR
-    why = "The first iteration raises TypeError."
-    instead = (
-        "`def __call__(self, components, block_state, i, t)`, or whatever the wrapper passes to `self.loop_step`."
-    )
-    allowed = ("Any names that agree with the wrapper.", "`**kwargs`.")
-    invalid = (
-        Example(source=_LOOP.format(parameters=", i, t", description=_DESCRIPTION), lines=(7,)),
-        Example(
-            source="from ..modular_pipeline import ModularPipelineBlocks\n\n\n"
-            "class ToyLoopStep(ModularPipelineBlocks):\n"
-            '    model_name = "toy"\n\n'
-            "    def __call__(self, components, block_state, t, step):\n"
-            "        return components, block_state\n",
-            lines=(7,),
-            note="without a wrapper in sight, (i, t) and (k) are taken for right",
-        ),
-    )
-    valid = (
-        Example(source=_LOOP.format(parameters=", i, sigma", description=_DESCRIPTION)),
-        Example(source=_LOOP.format(parameters=", **kwargs", description=_DESCRIPTION)),
-    )
 
     def check(self, project: Project) -> Iterator[Finding]:
         for block in project.leaves:
@@ -152,11 +102,6 @@ class LoopDescription(Rule):
     code = "MOD034"
     name = "loop-description"
     level = Level.ERROR
-    why = "The framework's own raises NotImplementedError, so that `.doc` and `repr` of the pipeline fail."
-    instead = "A `description` property."
-    allowed = ("Leaf blocks, whose description is empty by default.", "Abstract wrappers without `block_classes`.")
-    invalid = (Example(source=_LOOP.format(parameters=", i, sigma", description=""), lines=(11,)),)
-    valid = (Example(source=_LOOP.format(parameters=", i, sigma", description=_DESCRIPTION)),)
 
     def check(self, project: Project) -> Iterator[Finding]:
         for block in project.blocks:

@@ -12,7 +12,6 @@ from ...project.flow import takes_block_state
 from ...project.project import Project
 from ...reading.nodes import Function, method_called
 from ...resolution.modules import parameters
-from ..base.examples import step_example
 from ..base.report import report
 from ..base.rule import Rule
 from ..base.scope import call_bodies
@@ -26,30 +25,6 @@ class StateProtocol(Rule):
     code = "MOD020"
     name = "state-protocol"
     level = Level.ERROR
-    why = "Without `set_block_state` later blocks see no outputs; any other return value raises TypeError."
-    instead = "`self.set_block_state(state, block_state)` and `return components, state` on every path."
-    allowed = (
-        "Returns of functions defined inside `__call__`.",
-        "Delegating, as `return super().__call__(components, state)` does.",
-        "Sequential blocks that override `__call__`.",
-        "Paths that raise.",
-    )
-    invalid = (
-        step_example(
-            "if block_state.image is None:\n    return components, state\nblock_state.image = 1\n"
-            "self.set_block_state(state, block_state)\nreturn state",
-            inputs='InputParam("image", description="Image.")',
-            end=False,
-            at=(2, 5),
-        ),
-    )
-    valid = (
-        step_example(
-            "def clean(text):\n    return text.strip()\n\nblock_state.prompt = clean(block_state.prompt)",
-            inputs='InputParam.template("prompt")',
-            note="a return of an inner function",
-        ),
-    )
     fixable = True
 
     def check(self, project: Project) -> Iterator[Finding]:

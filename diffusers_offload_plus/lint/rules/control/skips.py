@@ -11,7 +11,6 @@ from ...project.body import Body
 from ...project.project import Project
 from ...reading.nodes import Dotted, literal, method_called
 from ..base.declared import in_loop
-from ..base.examples import step_example
 from ..base.report import report
 from ..base.rule import Rule
 from ..base.scope import call_bodies, functions
@@ -42,41 +41,6 @@ class NoopSkip(Rule):
     code = "MOD015"
     name = "noop-skip"
     level = Level.WARNING
-    why = "The block shows up in every workflow, with its components and inputs, also in those where it does nothing."
-    instead = "Select the block with an `AutoPipelineBlocks` whose trigger is that input."
-    allowed = (
-        "Branches on the output format that write the output either way.",
-        "Guards that raise.",
-        "Keeping what the user passed: `if latents is None: latents = ...`.",
-        "Steps of a loop, which cannot be selected.",
-    )
-    invalid = (
-        step_example(
-            "if block_state.image is None:\n    return components, state\n"
-            "block_state.resized = components.image_processor.resize(block_state.image)",
-            inputs='InputParam("image", description="Image.")',
-            outputs='OutputParam("resized", description="Resized image.")',
-            at=(2,),
-        ),
-        step_example(
-            "if block_state.use_enhancer:\n    block_state.prompt = components.enhancer(block_state.prompt)",
-            inputs='InputParam.template("prompt"), InputParam("use_enhancer", description="Whether.")',
-            at=(1,),
-            note="everything under one condition",
-        ),
-    )
-    valid = (
-        step_example(
-            "if block_state.latents is None:\n    block_state.latents = torch.zeros(1)",
-            inputs='InputParam.template("latents")',
-            note="keeping the user's value",
-        ),
-        step_example(
-            'if block_state.image is None:\n    raise ValueError("image is needed")\nblock_state.image = 1',
-            inputs='InputParam("image", description="Image.")',
-            note="a guard that raises",
-        ),
-    )
 
     def check(self, project: Project) -> Iterator[Finding]:
         for block, body in call_bodies(project):
@@ -168,27 +132,6 @@ class LatentOutputBranch(Rule):
     code = "MOD037"
     name = "latent-output-branch"
     level = Level.INFO
-    why = "Users who want latents leave the decoder out; the branch keeps the VAE in a pipeline that does not use it."
-    instead = "Delete the branch."
-    allowed = ("The formats `pil`, `np` and `pt`.",)
-    invalid = (
-        step_example(
-            'if block_state.output_type == "latent":\n    block_state.images = block_state.latents\n'
-            "else:\n    block_state.images = components.vae.decode(block_state.latents)",
-            inputs='InputParam.template("output_type"), InputParam("latents", description="Latents.")',
-            outputs='OutputParam.template("images")',
-            at=(1,),
-            file="decoders.py",
-        ),
-    )
-    valid = (
-        step_example(
-            'if block_state.output_type == "pt":\n    block_state.images = block_state.latents',
-            inputs='InputParam.template("output_type"), InputParam("latents", description="Latents.")',
-            outputs='OutputParam.template("images")',
-            file="decoders.py",
-        ),
-    )
 
     def check(self, project: Project) -> Iterator[Finding]:
         for body in functions(project):

@@ -10,7 +10,6 @@ from ...core.finding import Finding, Level
 from ...project.body import Body
 from ...project.project import Project, once
 from ...reading.nodes import literal
-from ..base.examples import step_example
 from ..base.report import report
 from ..base.rule import Rule
 from ..base.scope import functions
@@ -24,23 +23,6 @@ class VariantConfigFlag(Rule):
     code = "MOD016"
     name = "variant-config-flag"
     level = Level.WARNING
-    why = (
-        "Both variants then share inputs that only one of them uses: a distilled checkpoint still accepts a negative "
-        "prompt."
-    )
-    instead = "Blocks and a preset of their own for each variant; the flag only says which preset a checkpoint is for."
-    allowed = (
-        "Numbers and names in the configuration.",
-        "Configurations of components, such as `components.scheduler.config`.",
-        "Declaring a `ConfigSpec`, which routes checkpoints to presets.",
-    )
-    invalid = (step_example("steps = 4 if components.config.is_distilled else 50", at=(1,)),)
-    valid = (
-        step_example(
-            "boundary = components.config.boundary_ratio * 1000\n"
-            "if components.scheduler.config.use_flow_sigmas:\n    pass"
-        ),
-    )
     _flag = re.compile(r"^(is|use|requires|has|enable)_")
 
     def check(self, project: Project) -> Iterator[Finding]:

@@ -11,7 +11,6 @@ from ...project.blocks import Block
 from ...project.body import Body
 from ...project.project import Project
 from ...reading.nodes import Dotted
-from ..base.examples import step_example
 from ..base.report import report
 from ..base.rule import Rule
 from ..base.scope import own_calls
@@ -25,29 +24,6 @@ class DefaultInCall(Rule):
     code = "MOD019"
     name = "default-in-call"
     level = Level.WARNING
-    why = "The documentation shows no default, and blocks that share the input disagree about it."
-    instead = "`InputParam(..., default=189)`."
-    allowed = (
-        "Defaults that are computed from components or other inputs.",
-        'Empty texts, as in `negative_prompt or ""`: None has to stay distinguishable in the input.',
-        "Other empty values after `or`, as in `attention_kwargs or {}`.",
-    )
-    invalid = (
-        step_example(
-            "if block_state.num_frames is None:\n    block_state.num_frames = 189\nfps = block_state.fps or 24",
-            inputs='InputParam("num_frames", description="Frames."), InputParam("fps", description="Speed.")',
-            at=(2, 3),
-        ),
-    )
-    valid = (
-        step_example(
-            "height = block_state.height or components.default_height\n"
-            'negative = block_state.negative_prompt or ""\n'
-            "if block_state.width is None:\n    block_state.width = height * 2",
-            inputs='InputParam.template("height"), InputParam.template("width"),'
-            ' InputParam.template("negative_prompt")',
-        ),
-    )
     fixable = True
 
     def check(self, project: Project) -> Iterator[Finding]:

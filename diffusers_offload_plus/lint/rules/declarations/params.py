@@ -15,9 +15,8 @@ from ...reading.nodes import Dotted, Function
 from ...reading.source import Source
 from ...resolution.classes import ClassInfo
 from ..base.declared import tagged_names
-from ..base.examples import blocks_example, step_example
 from ..base.report import report
-from ..base.rule import Example, Rule
+from ..base.rule import Rule
 from ..base.scope import own_calls
 
 __all__ = ["ParamDescription", "RequiredWithDefault", "TemplateSemantics", "UnusedIo", "spec_calls"]
@@ -76,45 +75,6 @@ class TemplateSemantics(Rule):
     code = "MOD010"
     name = "template-semantics"
     level = Level.WARNING
-    why = (
-        "The generated documentation of the pipeline lies: noise is called denoised latents, and the other way round."
-    )
-    instead = 'A plain `OutputParam("latents", type_hint=torch.Tensor, description="Noisy latents to start from.")`.'
-    allowed = (
-        "Templates with a `description` of their own; a `note` only adds to the wrong text.",
-        "The input template `latents` in blocks that prepare latents.",
-        "The output template `latents` on whole denoising stages, on scheduler steps in the loop, and after it.",
-    )
-    gotcha = (
-        "A template carries its description along: the output `latents` means denoised latents. What does not mean "
-        "the same gets a plain declaration with a description that is true."
-    )
-    invalid = (
-        step_example(
-            "block_state.latents = torch.zeros(1)",
-            inputs='InputParam.template("generator")',
-            outputs='OutputParam.template("latents", note="packed")',
-            lines=(20,),
-            file="before_denoise.py",
-        ),
-        Example(
-            source=blocks_example(
-                "block_state.images = components.vae.decode(block_state.latents)",
-                inputs='InputParam.template("latents", required=True)',
-                outputs='OutputParam.template("images")',
-            ).replace("ToyStep", "ToyDecodeStep"),
-            path="diffusers/modular_pipelines/toy/decoders.py",
-            lines=(16,),
-        ),
-    )
-    valid = (
-        step_example(
-            "block_state.latents = torch.zeros(1)",
-            inputs='InputParam.template("latents")',
-            outputs='OutputParam.template("latents", description="Noise to start from.")',
-            file="before_denoise.py",
-        ),
-    )
     fixable = True
 
     def check(self, project: Project) -> Iterator[Finding]:
@@ -164,29 +124,6 @@ class ParamDescription(Rule):
     code = "MOD024"
     name = "param-description"
     level = Level.WARNING
-    why = 'The generated documentation prints "TODO: Add description." for it.'
-    instead = "A `description`, or the template of that name where its text is true."
-    allowed = (
-        "Templates, which bring their description.",
-        "Calls with `**kwargs`.",
-        "`outputs` of assembled blocks, which only choose among what is described elsewhere.",
-    )
-    invalid = (
-        step_example(
-            "block_state.mask = block_state.strength",
-            inputs='InputParam("strength", float, 0.5)',
-            outputs='OutputParam("mask", torch.Tensor, "TODO")',
-            lines=(16, 20),
-        ),
-    )
-    valid = (
-        step_example(
-            "block_state.mask = block_state.strength",
-            inputs='InputParam("strength", float, 0.5, False, "Strength.")',
-            outputs='OutputParam("mask", torch.Tensor, "Mask.")',
-            note="as the fifth and the third argument",
-        ),
-    )
 
     def check(self, project: Project) -> Iterator[Finding]:
         for source in project.block_sources:
@@ -213,24 +150,6 @@ class RequiredWithDefault(Rule):
     code = "MOD038"
     name = "required-with-default"
     level = Level.WARNING
-    why = "The default is filled in first, so the requirement never fires."
-    instead = "Drop `required=True`, or override the default of the template with `default=None`."
-    allowed = ("`default=None`.", "Templates without a default, such as `latents` and `image`.")
-    invalid = (
-        step_example(
-            "block_state.x = block_state.num_inference_steps",
-            inputs='InputParam.template("num_inference_steps", required=True)',
-            outputs='OutputParam("x", description="X.")',
-            lines=(16,),
-        ),
-    )
-    valid = (
-        step_example(
-            "block_state.x = block_state.num_inference_steps",
-            inputs='InputParam.template("num_inference_steps", required=True, default=None)',
-            outputs='OutputParam("x", description="X.")',
-        ),
-    )
     fixable = True
 
     def check(self, project: Project) -> Iterator[Finding]:
@@ -254,31 +173,6 @@ class UnusedIo(Rule):
     code = "MOD039"
     name = "unused-io"
     level = Level.INFO
-    why = "It shows up in the public interface, in the documentation and, for components, in what is loaded."
-    instead = "Delete the declaration."
-    allowed = (
-        "Components that a property of the pipeline uses on behalf of the block.",
-        "Blocks that hand their whole block state or all components to something that cannot be followed.",
-        "Inputs that the block only writes, that trigger a selection, or that arrive with their `kwargs_type`.",
-    )
-    invalid = (
-        step_example(
-            "block_state.prompt_embeds = components.text_encoder(block_state.prompt)",
-            inputs='InputParam.template("prompt"), InputParam("fps", description="Frames per second.")',
-            outputs='OutputParam.template("prompt_embeds")',
-            components='ComponentSpec("text_encoder", torch.nn.Module)',
-            lines=(16,),
-        ),
-    )
-    valid = (
-        step_example(
-            "block_state.prompt_embeds = components.text_encoder(**block_state.as_dict())",
-            inputs='InputParam.template("prompt"), InputParam("fps", description="Frames per second.")',
-            outputs='OutputParam.template("prompt_embeds")',
-            components='ComponentSpec("text_encoder", torch.nn.Module)',
-            note="the whole block state is handed over",
-        ),
-    )
     needs_runtime = True
 
     def check(self, project: Project) -> Iterator[Finding]:

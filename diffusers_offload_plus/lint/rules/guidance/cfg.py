@@ -11,7 +11,6 @@ from ...project.project import Project, once
 from ...reading.nodes import Dotted, Function, is_call_of, literal, method_called, name_of
 from ...reading.source import Source
 from ...resolution.classes import ClassInfo
-from ..base.examples import step_example
 from ..base.report import report
 from ..base.rule import Rule
 
@@ -39,39 +38,6 @@ class CfgInBlock(Rule):
     name = "cfg-in-block"
     level = Level.ERROR
     kinds: ClassVar[Mapping[str, Level]] = {"shape": Level.WARNING}
-    why = "That bypasses every guider: none of them can be swapped in, and their settings do nothing."
-    instead = "Give the denoiser's batches to `components.guider`, and ask `guider.num_conditions` how many there are."
-    allowed = (
-        "`requires_unconditional_embeds`, `guider.num_conditions > 1` and `guider._enabled`.",
-        "The same arithmetic on latents or masks, where the factor is no scale of guidance.",
-        "Parameters of copied helpers.",
-        "Checks that only raise.",
-    )
-    gotcha = (
-        "Whether guidance is on, and how predictions combine, belongs to the guider; blocks compute neither "
-        "`do_classifier_free_guidance` nor the combination."
-    )
-    invalid = (
-        step_example(
-            "do_cfg = block_state.scale != 1",
-            inputs='InputParam("scale", description="Scale.")',
-            at=(1,),
-            note="by the name of the flag",
-        ),
-        step_example(
-            "scale = block_state.guidance_scale\nuse = scale > 1.0\nu, c = components.transformer(use)\n"
-            "block_state.out = u + scale * (c - u)",
-            inputs='InputParam("guidance_scale", description="Strength.")',
-            at=(2, 4),
-            note="a comparison and the combination itself",
-        ),
-    )
-    valid = (
-        step_example(
-            "needed = components.requires_unconditional_embeds\nlatents = a + mask * (b - a)",
-            note="asking the guider; blending with a mask",
-        ),
-    )
 
     def check(self, project: Project) -> Iterator[Finding]:
         for source in project.block_sources:

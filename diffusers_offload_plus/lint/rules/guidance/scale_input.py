@@ -13,7 +13,6 @@ from ...project.body import Body, Place
 from ...project.project import Project
 from ...reading.nodes import name_of, passed
 from ..base.declared import has_guider
-from ..base.examples import step_example
 from ..base.report import report
 from ..base.rule import Rule
 from .cfg import SCALES, manual_guidance
@@ -36,49 +35,6 @@ class GuidanceScaleInput(Rule):
     name = "guidance-scale-input"
     level = Level.ERROR
     kinds: ClassVar[Mapping[str, Level]] = {"no-guider": Level.INFO}
-    why = (
-        "Users configure the guider. An input of the same name silently fights it, and every other kind of guider has "
-        "other knobs, which cannot all be inputs."
-    )
-    instead = (
-        'Declare a guider, `ComponentSpec("guider", ..., config=FrozenDict({"guidance_scale": 4.0}))`, and let it '
-        "decide."
-    )
-    allowed = (
-        "Models distilled for guidance: no guider anywhere in the assembled blocks, and the value goes to the "
-        "denoiser as data, for example as a guidance embedding.",
-        "`guidance_scale` in the `config` of a guider's `ComponentSpec`.",
-        "`controlnet_conditioning_scale` and `control_guidance_start` or `_end`.",
-    )
-    gotcha = (
-        "Guidance is configured on the guider, whose kinds differ in their parameters; a pipeline that forwards them "
-        "as inputs does not scale. Blocks neither take `guidance_scale` nor decide whether guidance is on."
-    )
-    invalid = (
-        step_example(
-            "block_state.noise_pred = components.guider(block_state.guidance_scale)",
-            inputs='InputParam("guidance_scale", type_hint=float, default=5.0, description="Strength.")',
-            components='ComponentSpec("guider", torch.nn.Module)',
-            lines=(16,),
-        ),
-        step_example(
-            "components.guider(block_state)",
-            inputs='InputParam(n, description="Knob.") for n in ("guidance_scale", "guidance_rescale")',
-            components='ComponentSpec("guider", torch.nn.Module)',
-            lines=(16,),
-            note="names of a comprehension",
-        ),
-    )
-    valid = (
-        step_example(
-            "guidance = torch.full([1], block_state.guidance_scale)\n"
-            "block_state.out = components.transformer(guidance=guidance)",
-            inputs='InputParam("guidance_scale", type_hint=float, default=4.0, description="Embedded.")',
-            outputs='OutputParam("out", description="Prediction.")',
-            components='ComponentSpec("transformer", torch.nn.Module)',
-            note="a guidance embedding, and no guider",
-        ),
-    )
 
     def check(self, project: Project) -> Iterator[Finding]:
         reported: set[ast.Call] = set()

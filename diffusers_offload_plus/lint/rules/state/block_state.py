@@ -17,7 +17,6 @@ from ...resolution.classes import ClassInfo
 from ...resolution.modules import parameters
 from ..base.accesses import by_place, catches_attribute_error, is_guarded, relatives_agree
 from ..base.declared import declared_names, in_loop
-from ..base.examples import step_example
 from ..base.report import report
 from ..base.rule import Rule
 
@@ -32,36 +31,6 @@ class DefensiveRead(Rule):
     code = "MOD012"
     name = "defensive-read"
     level = Level.WARNING
-    why = (
-        "What a block declares is always there, so the fallback is dead code. It hides misspelled names, and shadows "
-        "the declared default."
-    )
-    instead = "Read the attribute: `block_state.output_type`."
-    allowed = (
-        "Names the block does not declare, such as an optional component of another block.",
-        "Values that arrive under a `kwargs_type`: they are set only if somebody produced them.",
-        "An output of the block itself before it is written.",
-        "`getattr` with a name that is computed, and no default.",
-        "Probing what a component can do: `hasattr(components.scheduler, ...)`.",
-        "Guards in properties of a `ModularPipeline`, which may lack a component.",
-    )
-    invalid = (
-        step_example(
-            'kind = getattr(block_state, "output_type", "np")\nif hasattr(components, "vae"):\n    pass',
-            inputs='InputParam.template("output_type")',
-            components='ComponentSpec("vae", torch.nn.Module)',
-            at=(1, 2),
-        ),
-    )
-    valid = (
-        step_example(
-            'checker = getattr(components, "safety_checker", None)\n'
-            'mask = getattr(block_state, "prompt_mask", None)\nstep = getattr(components.scheduler, "order", 1)',
-            inputs='InputParam.template("denoiser_input_fields")',
-            components='ComponentSpec("scheduler", object)',
-            note="not declared here, tagged, and a capability of a component",
-        ),
-    )
     fixable = True
     needs_runtime = True
 
@@ -114,23 +83,6 @@ class UndeclaredWrite(Rule):
     name = "undeclared-write"
     level = Level.ERROR
     kinds: ClassVar[Mapping[str, Level]] = {_HANDOFF: Level.INFO}
-    why = "The value is dropped when the block state is written back: no later block and no user ever sees it."
-    instead = "Declare an `OutputParam`, or use a local variable if the value is only used here."
-    allowed = (
-        "Declared inputs: changed inputs are written back.",
-        "Names that come from loops over `self.inputs`.",
-        "Names that travel under a `kwargs_type` the block takes.",
-        "Steps of a loop hand values to each other on the loop's block state: reported apart as `loop-handoff`.",
-    )
-    invalid = (step_example("block_state.device = components._execution_device", at=(1,)),)
-    valid = (
-        step_example(
-            "block_state.height = block_state.height or components.default_height\nblock_state.mask = None",
-            inputs='InputParam.template("height")',
-            outputs='OutputParam("mask", description="Mask.")',
-            note="an input and an output",
-        ),
-    )
     fixable = True
     needs_runtime = True
 
@@ -192,27 +144,6 @@ class UndeclaredRead(Rule):
     name = "undeclared-read"
     level = Level.ERROR
     kinds: ClassVar[Mapping[str, Level]] = {_HANDOFF: Level.OFF}
-    why = "Only declared inputs are put on the block state, so the read raises AttributeError."
-    instead = "Declare an `InputParam`."
-    allowed = (
-        "Names that travel under a `kwargs_type` the block takes.",
-        "Names that the block wrote before.",
-        "In a loop: what the wrapper or another step puts on the loop's block state.",
-    )
-    invalid = (
-        step_example(
-            "block_state.latents = block_state.latents * block_state.strength",
-            inputs='InputParam.template("latents")',
-            at=(1,),
-        ),
-    )
-    valid = (
-        step_example(
-            "embeds = block_state.prompt_embeds\nblock_state.mask = embeds\nmask = block_state.mask",
-            inputs='InputParam.template("prompt_embeds")',
-            outputs='OutputParam("mask", description="Mask.")',
-        ),
-    )
     needs_runtime = True
 
     def check(self, project: Project) -> Iterator[Finding]:

@@ -9,9 +9,8 @@ from ...core.finding import Finding, Level
 from ...project.body import Body
 from ...project.project import Project
 from ...reading.nodes import Dotted, function_called
-from ..base.examples import step_example
 from ..base.report import report
-from ..base.rule import Example, Rule
+from ..base.rule import Rule
 from ..base.scope import own_calls
 
 __all__ = ["StateSet"]
@@ -23,29 +22,6 @@ class StateSet(Rule):
     code = "MOD014"
     name = "state-set"
     level = Level.ERROR
-    why = "Such a value shows in no `intermediate_outputs`: neither the docs nor blocks that select know of it."
-    instead = (
-        "Declare an `OutputParam`, set it on the block state and call `self.set_block_state(state, block_state)`."
-    )
-    allowed = (
-        "The framework itself, and tests.",
-        "`guider.set_state(...)`.",
-        "`state.get(...)`, which writes nothing.",
-    )
-    invalid = (
-        step_example(
-            'state.set("batch_size", 1)\nput = state.set\nput("dtype", None)\nstate.values["device"] = "cpu"',
-            at=(1, 3, 4),
-        ),
-    )
-    valid = (
-        step_example("components.guider.set_state(step=0)\nseen = set()\nseen.add(1)"),
-        Example(
-            source="def test_state(state):\n    state.set('prompt', 'a cat')\n",
-            path="tests/modular_pipelines/toy/test_toy.py",
-            note="a test",
-        ),
-    )
 
     def check(self, project: Project) -> Iterator[Finding]:
         seen: set[ast.AST] = set()

@@ -8,41 +8,15 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from ...core.finding import Finding, Level
-from ...evaluation.values import ClassValue, Constant, External, Instance, Spec, Value, elements
+from ...evaluation.values import ClassValue, Constant, External, Instance, Spec, elements
 from ...project.blocks import Block
 from ...project.project import Project
 from ...reading.source import Source
 from ...resolution.classes import ClassInfo
 from ..base.report import report
-from ..base.rule import Example, Rule
+from ..base.rule import Rule
 
 __all__ = ["AutoDocstring", "BlockLists", "BoolTrigger", "NestedAuto", "PlaceholderDocstring", "SharedDefault"]
-
-_ASSEMBLY = "diffusers/modular_pipelines/toy/modular_blocks_toy.py"
-_BLOCKS = """\
-from ..modular_pipeline import AutoPipelineBlocks, ModularPipelineBlocks, SequentialPipelineBlocks
-from ..modular_pipeline_utils import InputParam
-
-
-class ToyStep(ModularPipelineBlocks):
-    model_name = "toy"
-
-    @property
-    def inputs(self):
-        return [{inputs}]
-
-    def __call__(self, components, state):
-        block_state = self.get_block_state(state)
-        self.set_block_state(state, block_state)
-        return components, state
-
-
-"""
-_FIRST = len(_BLOCKS.splitlines()) + 1
-
-
-def is_none(value: Value) -> bool:
-    return isinstance(value, Constant) and value.value is None
 
 
 class NestedAuto(Rule):
@@ -51,37 +25,6 @@ class NestedAuto(Rule):
     code = "MOD009"
     name = "nested-auto"
     level = Level.WARNING
-    why = "Nobody can tell from the inputs which blocks ran, and workflows multiply."
-    instead = "One selection at the top, each option a flat sequence of leaf blocks."
-    allowed = (
-        "Sequential > Auto > Sequential of leaves, the canonical shape.",
-        "What is above the outermost selecting block: only that one is reported.",
-        "Loops.",
-    )
-    gotcha = (
-        "Prefer flat sequences to Auto blocks inside of sequences inside of Auto blocks. The selection is at the top, "
-        "and each workflow is a flat `InsertableDict` of leaf blocks."
-    )
-    invalid = (
-        Example(
-            source=_BLOCKS.format(inputs="")
-            + "class ToyInnerAuto(AutoPipelineBlocks):\n    block_classes = [ToyStep]\n"
-            '    block_names = ["toy"]\n    block_trigger_inputs = ["mask"]\n\n\n'
-            "class ToyGroup(SequentialPipelineBlocks):\n    block_classes = [ToyInnerAuto]\n"
-            '    block_names = ["inner"]\n\n\n'
-            "class ToyOuterAuto(AutoPipelineBlocks):\n    block_classes = [ToyGroup]\n"
-            '    block_names = ["group"]\n    block_trigger_inputs = ["image"]\n',
-            lines=(_FIRST + 11,),
-        ),
-    )
-    valid = (
-        Example(
-            source=_BLOCKS.format(inputs="") + "class ToyAuto(AutoPipelineBlocks):\n    block_classes = [ToyStep]\n"
-            '    block_names = ["toy"]\n    block_trigger_inputs = ["image"]\n\n\n'
-            "class ToyBlocks(SequentialPipelineBlocks):\n    block_classes = [ToyAuto, ToyStep]\n"
-            '    block_names = ["auto", "toy"]\n'
-        ),
-    )
     needs_runtime = True
 
     def check(self, project: Project) -> Iterator[Finding]:
@@ -105,24 +48,6 @@ class AutoDocstring(Rule):
     code = "MOD022"
     name = "auto-docstring"
     level = Level.WARNING
-    why = "The docstring, and with it the documentation page, is not generated."
-    instead = "`# auto_docstring` on the line before `class`, and run the generator."
-    allowed = ("Leaf blocks and loops.",)
-    invalid = (
-        Example(
-            source="from ..modular_pipeline import SequentialPipelineBlocks\n\n\n"
-            'class ToyBlocks(SequentialPipelineBlocks):\n    model_name = "toy"\n',
-            path=_ASSEMBLY,
-            lines=(4,),
-        ),
-    )
-    valid = (
-        Example(
-            source="from ..modular_pipeline import SequentialPipelineBlocks\n\n\n"
-            '# auto_docstring\nclass ToyBlocks(SequentialPipelineBlocks):\n    model_name = "toy"\n',
-            path=_ASSEMBLY,
-        ),
-    )
     fixable = True
 
     def check(self, project: Project) -> Iterator[Finding]:
@@ -142,27 +67,6 @@ class PlaceholderDocstring(Rule):
     code = "MOD022b"
     name = "placeholder-docstring"
     level = Level.WARNING
-    why = "The documentation pages print it."
-    instead = "Describe the inputs and outputs where they are declared, and run the generator again."
-    allowed = ("One finding for a file, at the first place.",)
-    invalid = (
-        Example(
-            source="from ..modular_pipeline import SequentialPipelineBlocks\n\n\n# auto_docstring\n"
-            "class ToyBlocks(SequentialPipelineBlocks):\n"
-            '    """\n    Toy.\n\n      Inputs:\n'
-            '          fps (`int`):\n              TODO: Add description.\n    """\n',
-            path=_ASSEMBLY,
-            lines=(11,),
-        ),
-    )
-    valid = (
-        Example(
-            source="from ..modular_pipeline import SequentialPipelineBlocks\n\n\n# auto_docstring\n"
-            "class ToyBlocks(SequentialPipelineBlocks):\n"
-            '    """\n    Toy.\n    """\n\n    model_name = "toy"  # TODO: Add description.\n',
-            path=_ASSEMBLY,
-        ),
-    )
 
     def check(self, project: Project) -> Iterator[Finding]:
         for source in project.block_sources:
@@ -203,30 +107,6 @@ class SharedDefault(Rule):
     name = "shared-default"
     level = Level.WARNING
     kinds: ClassVar[Mapping[str, Level]] = {"none-first": Level.INFO}
-    why = "The first block's default silently wins for all of them."
-    instead = "Declare the default on the first block only, or the same everywhere."
-    allowed = (
-        "A default first and None later.",
-        "Equal defaults.",
-        "Inputs that an earlier block of the sequence puts out.",
-    )
-    invalid = (
-        Example(
-            source=_BLOCKS.format(inputs='InputParam("fps", default=24, description="Speed.")')
-            + _BLOCKS.format(inputs='InputParam("fps", default=25, description="Speed.")').replace("ToyStep", "ToyEnd")
-            + "class ToyBlocks(SequentialPipelineBlocks):\n    block_classes = [ToyStep, ToyEnd]\n"
-            '    block_names = ["start", "end"]\n',
-            lines=(2 * _FIRST - 1,),
-        ),
-    )
-    valid = (
-        Example(
-            source=_BLOCKS.format(inputs='InputParam("fps", default=24, description="Speed.")')
-            + _BLOCKS.format(inputs='InputParam("fps", description="Speed.")').replace("ToyStep", "ToyEnd")
-            + "class ToyBlocks(SequentialPipelineBlocks):\n    block_classes = [ToyStep, ToyEnd]\n"
-            '    block_names = ["start", "end"]\n'
-        ),
-    )
     needs_runtime = True
 
     def check(self, project: Project) -> Iterator[Finding]:
@@ -269,24 +149,6 @@ class BlockLists(Rule):
     code = "MOD036"
     name = "block-lists"
     level = Level.ERROR
-    why = "The constructor raises, or drops the blocks that have no name."
-    instead = "As many `block_names` (and, for Auto blocks, `block_trigger_inputs`) as `block_classes`."
-    allowed = ("Lists whose length cannot be known without running them.",)
-    invalid = (
-        Example(
-            source=_BLOCKS.format(inputs="")
-            + "class ToyBlocks(SequentialPipelineBlocks):\n    block_classes = [ToyStep, ToyStep]\n"
-            '    block_names = ["one"]\n',
-            lines=(_FIRST,),
-        ),
-    )
-    valid = (
-        Example(
-            source=_BLOCKS.format(inputs="")
-            + "class ToyBlocks(SequentialPipelineBlocks):\n    block_classes = [ToyStep, ToyStep]\n"
-            '    block_names = ["one", "two"]\n'
-        ),
-    )
 
     def check(self, project: Project) -> Iterator[Finding]:
         for block in project.blocks:
@@ -323,26 +185,6 @@ class BoolTrigger(Rule):
     code = "MOD040"
     name = "bool-trigger"
     level = Level.WARNING
-    why = "Auto blocks ask whether the input is there, not whether it is true: `False` still runs the block."
-    instead = "A `ConditionalPipelineBlocks` whose `select_block` tests the value."
-    allowed = ("`ConditionalPipelineBlocks`.", "Triggers that are images, masks and the like.")
-    invalid = (
-        Example(
-            source=_BLOCKS.format(
-                inputs='InputParam("enhance", type_hint=bool, default=False, description="Whether.")'
-            )
-            + "class ToyAuto(AutoPipelineBlocks):\n    block_classes = [ToyStep]\n"
-            '    block_names = ["enhance"]\n    block_trigger_inputs = ["enhance"]\n',
-            lines=(_FIRST + 3,),
-        ),
-    )
-    valid = (
-        Example(
-            source=_BLOCKS.format(inputs='InputParam.template("image")')
-            + "class ToyAuto(AutoPipelineBlocks):\n    block_classes = [ToyStep]\n"
-            '    block_names = ["image"]\n    block_trigger_inputs = ["image"]\n'
-        ),
-    )
 
     def check(self, project: Project) -> Iterator[Finding]:
         for block in project.blocks:

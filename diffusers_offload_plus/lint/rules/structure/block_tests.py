@@ -13,11 +13,10 @@ from ...reading.nodes import Dotted
 from ...reading.source import FRAMEWORK_PACKAGE, Source
 from ...resolution.classes import ClassInfo
 from ..base.report import report
-from ..base.rule import Example, Rule
+from ..base.rule import Rule
 
 __all__ = ["DirectBlockCall", "TestModelOwner"]
 
-_PATH = "tests/modular_pipelines/toy/test_modular_pipeline_toy.py"
 _OWNER = "hf-internal-testing"
 
 
@@ -27,27 +26,6 @@ class TestModelOwner(Rule):
     code = "MOD011"
     name = "test-model-owner"
     level = Level.INFO
-    why = "It may vanish or change, and with it the test."
-    instead = "Move it to `hf-internal-testing/`."
-    allowed = ("Published models in slow or nightly tests.", "Local paths.")
-    gotcha = (
-        "Tiny models for tests live under `hf-internal-testing/`; move a contributor's model there before the merge."
-    )
-    invalid = (
-        Example(
-            source='OWNER = "some-user"\n\n\nclass ToyConfig:\n'
-            '    pretrained_model_name_or_path = OWNER + "/tiny-toy-modular"\n',
-            path=_PATH,
-            lines=(5,),
-        ),
-    )
-    valid = (
-        Example(
-            source='class ToyConfig:\n    pretrained_model_name_or_path = "hf-internal-testing/tiny-toy-modular"\n\n\n'
-            'class ToySlowConfig:\n    pretrained_model_name_or_path = "black-forest-labs/FLUX.1-dev"\n',
-            path=_PATH,
-        ),
-    )
 
     def check(self, project: Project) -> Iterator[Finding]:
         for source in project.sources:
@@ -82,26 +60,6 @@ class DirectBlockCall(Rule):
     code = "MOD035"
     name = "direct-block-call"
     level = Level.INFO
-    why = "That goes around the executor, which fills in defaults and checks what is required."
-    instead = '`ToyStep().init_pipeline(repo)` and `pipe(prompt="a cat", output="prompt_embeds")`.'
-    allowed = ("Tests of the framework itself.",)
-    invalid = (
-        Example(
-            source="from diffusers.modular_pipelines import PipelineState\n"
-            "from diffusers.modular_pipelines.toy.encoders import ToyTextStep\n\n\n"
-            "def test_block():\n    state = PipelineState()\n    ToyTextStep()(None, state)\n",
-            path=_PATH,
-            lines=(6, 7),
-        ),
-    )
-    valid = (
-        Example(
-            source="from diffusers.modular_pipelines.toy.encoders import ToyTextStep\n\n\n"
-            'def test_block():\n    pipe = ToyTextStep().init_pipeline("hf-internal-testing/tiny-toy")\n'
-            '    assert pipe(prompt="a cat") is not None\n',
-            path=_PATH,
-        ),
-    )
 
     def check(self, project: Project) -> Iterator[Finding]:
         for source in project.sources:

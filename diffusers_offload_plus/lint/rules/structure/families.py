@@ -12,9 +12,8 @@ from ...project.blocks import Block
 from ...project.project import Project, once
 from ...reading.source import FRAMEWORK_PACKAGE, Source
 from ...resolution.classes import ClassInfo
-from ..base.examples import blocks_example, step_example
 from ..base.report import report
-from ..base.rule import Example, Rule
+from ..base.rule import Rule
 
 __all__ = ["CustomPipelineCall", "Exports", "FileStructure", "ModelName"]
 
@@ -41,13 +40,6 @@ class ModelName(Rule):
     name = "model-name"
     level = Level.ERROR
     kinds: ClassVar[Mapping[str, Level]] = {"custom": Level.INFO}
-    why = "`init_pipeline` and `save_pretrained` then use the wrong pipeline class."
-    instead = (
-        "The family's `model_name` on each block; for each preset a name that the mapping resolves to its pipeline."
-    )
-    allowed = ("Abstract wrappers of loops.", "Blocks outside of diffusers may go without: reported as `custom`.")
-    invalid = (Example(source=blocks_example("pass").replace('    model_name = "toy"\n\n', ""), lines=(7,)),)
-    valid = (step_example("pass"),)
     fixable = True
     needs_runtime = True
 
@@ -128,19 +120,6 @@ class FileStructure(Rule):
     code = "MOD023"
     name = "file-structure"
     level = Level.INFO
-    why = "Readers of one family find their way in all of them."
-    instead = (
-        "`encoders.py`, `before_denoise.py`, `denoise.py`, `decoders.py`, `modular_pipeline.py`, "
-        "`modular_blocks_<name>.py` and `__init__.py`."
-    )
-    allowed = ("Files beyond these, such as `inputs.py`.", "Steps of loops, which stay with their loop.")
-    invalid = (Example(source=blocks_example("pass").replace("ToyStep", "ToyVaeDecoderStep"), lines=(7,)),)
-    valid = (
-        Example(
-            source=blocks_example("pass").replace("ToyStep", "ToyVaeDecoderStep"),
-            path="diffusers/modular_pipelines/toy/decoders.py",
-        ),
-    )
 
     def check(self, project: Project) -> Iterator[Finding]:
         for source in project.block_sources:
@@ -171,28 +150,6 @@ class Exports(Rule):
     code = "MOD032"
     name = "exports"
     level = Level.ERROR
-    why = "`ModularPipeline.from_pretrained` cannot resolve it."
-    instead = (
-        "Export pipeline and blocks in the `__init__.py` of the family, of `modular_pipelines` and of `diffusers`, "
-        "add the model name to `MODULAR_PIPELINE_MAPPING`, and set `default_blocks_name`."
-    )
-    allowed = ("Files that are linted outside of a diffusers tree.",)
-    invalid = (
-        Example(
-            source="from ..modular_pipeline import ModularPipeline\n\n\n"
-            'class ToyModularPipeline(ModularPipeline):\n    """Toy."""\n',
-            path="diffusers/modular_pipelines/toy/modular_pipeline.py",
-            lines=(4,),
-            note="without default_blocks_name",
-        ),
-    )
-    valid = (
-        Example(
-            source="from ..modular_pipeline import ModularPipeline\n\n\n"
-            'class ToyModularPipeline(ModularPipeline):\n    default_blocks_name = "ToyAutoBlocks"\n',
-            path="diffusers/modular_pipelines/toy/modular_pipeline.py",
-        ),
-    )
 
     def check(self, project: Project) -> Iterator[Finding]:
         for pipeline in project.pipelines:
@@ -236,26 +193,6 @@ class CustomPipelineCall(Rule):
     code = "MOD041"
     name = "custom-pipeline-call"
     level = Level.INFO
-    why = "What it does is hidden from the blocks, from their documentation and from pipelines that reuse them."
-    instead = "Do it in a block."
-    allowed = ("Properties and helper methods.",)
-    invalid = (
-        Example(
-            source="from ..modular_pipeline import ModularPipeline\n\n\n"
-            'class ToyModularPipeline(ModularPipeline):\n    default_blocks_name = "ToyAutoBlocks"\n\n'
-            "    def __call__(self, *args, **kwargs):\n        return super().__call__(*args, **kwargs)\n",
-            path="diffusers/modular_pipelines/toy/modular_pipeline.py",
-            lines=(7,),
-        ),
-    )
-    valid = (
-        Example(
-            source="from ..modular_pipeline import ModularPipeline\n\n\n"
-            'class ToyModularPipeline(ModularPipeline):\n    default_blocks_name = "ToyAutoBlocks"\n\n'
-            "    @property\n    def default_height(self):\n        return 512\n",
-            path="diffusers/modular_pipelines/toy/modular_pipeline.py",
-        ),
-    )
 
     def check(self, project: Project) -> Iterator[Finding]:
         for pipeline in project.pipelines:

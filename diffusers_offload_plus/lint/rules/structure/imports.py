@@ -14,7 +14,7 @@ from ...reading.nodes import literal, name_of
 from ...reading.source import FRAMEWORK_PACKAGE, Source
 from ...resolution.classes import ClassInfo
 from ..base.report import report
-from ..base.rule import Example, Rule
+from ..base.rule import Rule
 
 __all__ = ["CrossFamilyImport", "PresetImport", "StandardPipelineImport"]
 
@@ -106,57 +106,6 @@ class StandardPipelineImport(Rule):
         "output-class": Level.ERROR,
         "type-checking": Level.ERROR,
     }
-    why = (
-        "The two pipeline systems stand side by side. A refactoring of a standard pipeline must not break blocks, and "
-        "importing one function of it loads the whole pipeline with all that it depends on."
-    )
-    instead = (
-        "Define the helper again as a function of your own, or copy it under a `# Copied from diffusers.pipelines...` "
-        "header so that `make fix-copies` keeps it current. A component class needs a home outside of `pipelines`."
-    )
-    allowed = (
-        "`# Copied from` headers, comments and docstrings.",
-        "Base-class mixins such as `pipelines.pipeline_utils.StableDiffusionMixin` in `modular_pipeline.py`.",
-        "Modules called `pipelines` in other packages.",
-        "The files of the framework directly in `modular_pipelines/`, and tests.",
-    )
-    gotcha = (
-        "Modular and standard pipelines are parallel systems: blocks take no code from `diffusers.pipelines`. A "
-        "shared helper is redefined as a plain function or copied with a `# Copied from` header."
-    )
-    invalid = (
-        Example(
-            source="from ...pipelines.flux.pipeline_flux import FluxPipeline\n",
-            lines=(1,),
-            note="relative import, resolved from the file's place in the package",
-        ),
-        Example(
-            source="def pack(x):\n    from diffusers import FluxPipeline\n\n    return FluxPipeline._pack(x)\n",
-            lines=(2,),
-            note="inside a function, through the top-level package",
-        ),
-        Example(
-            source='import importlib\n\nmodule = importlib.import_module("diffusers.pipelines.flux")\n',
-            lines=(3,),
-            note="by name",
-        ),
-    )
-    valid = (
-        Example(
-            source="# Copied from diffusers.pipelines.flux.pipeline_flux.calculate_shift\n"
-            "def calculate_shift(length):\n    return length / 4096\n",
-            note="copied, with the header",
-        ),
-        Example(
-            source="from ...pipelines.pipeline_utils import StableDiffusionMixin\n"
-            "from ..modular_pipeline import ModularPipeline\n\n\n"
-            "class ToyModularPipeline(ModularPipeline, StableDiffusionMixin):\n"
-            '    default_blocks_name = "ToyAutoBlocks"\n',
-            path="diffusers/modular_pipelines/toy/modular_pipeline.py",
-            note="a mixin that the pipeline class inherits",
-        ),
-        Example(source="from mycompany.pipelines import load\n", note="another package"),
-    )
 
     def check(self, project: Project) -> Iterator[Finding]:
         for source in project.block_sources:
@@ -234,34 +183,6 @@ class CrossFamilyImport(Rule):
     code = "MOD002"
     name = "cross-family-import"
     level = Level.ERROR
-    why = "A change made for one model then breaks another one, and neither family can be read or moved by itself."
-    instead = (
-        "Copy the helper with a `# Copied from diffusers.modular_pipelines...` header, or move what is truly shared "
-        "to `modular_pipeline_utils.py`."
-    )
-    allowed = (
-        "Imports within the family, and of the framework: `modular_pipeline`, `modular_pipeline_utils`, "
-        "`components_manager`.",
-        "`# Copied from diffusers.modular_pipelines...` headers: they are the remedy.",
-        "Tests.",
-    )
-    gotcha = (
-        "Families share no utilities by importing them from one another. What several need goes to the framework's "
-        "utilities or is copied with a `# Copied from` header."
-    )
-    invalid = (
-        Example(source="from ..qwenimage.inputs import repeat_tensor_to_batch_size\n", lines=(1,)),
-        Example(
-            source="import diffusers.modular_pipelines.flux.encoders as flux_encoders\n",
-            lines=(1,),
-            note="absolute and renamed",
-        ),
-        Example(source="from .. import wan\n", lines=(1,), note="the family's package"),
-    )
-    valid = (
-        Example(source="from .encoders import retrieve_latents\nfrom ..toy.inputs import expand\n", note="own family"),
-        Example(source="from ..components_manager import ComponentsManager\n", note="the framework"),
-    )
 
     def check(self, project: Project) -> Iterator[Finding]:
         for source in project.block_sources:
@@ -288,22 +209,6 @@ class PresetImport(Rule):
     code = "MOD025"
     name = "preset-import"
     level = Level.WARNING
-    why = "Presets that lean on each other cannot be changed one at a time, and none shows in its file what it runs."
-    instead = "Assemble each preset in its own file from the leaf blocks of the family."
-    allowed = ("Imports of files with leaf blocks.", "`__init__.py`, which collects the presets.")
-    invalid = (
-        Example(
-            source="from .modular_blocks_toy import ToyAutoVaeStep\n",
-            path="diffusers/modular_pipelines/toy/modular_blocks_toy_turbo.py",
-            lines=(1,),
-        ),
-    )
-    valid = (
-        Example(
-            source="from .denoise import ToyDenoiseStep\n",
-            path="diffusers/modular_pipelines/toy/modular_blocks_toy_turbo.py",
-        ),
-    )
 
     def check(self, project: Project) -> Iterator[Finding]:
         for source in project.block_sources:
