@@ -19,7 +19,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from diffusers_offload_plus.lint.project.location import installed_diffusers
+from diffusers_offload_plus.lint.reading.location import installed_diffusers
 
 ROOT = Path(__file__).parents[1]
 LIMITS = {"all": 2.0, "wan": 0.3}  # seconds on two cores with nothing else to do

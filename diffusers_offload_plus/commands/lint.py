@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from . import CommandError
 
 if TYPE_CHECKING:
-    from ..lint.report import Report
-    from ..lint.run import Request
+    from ..lint.running.report import Report
+    from ..lint.running.run import Request
 
 __all__ = ["SUMMARY", "add_arguments", "run"]
 
@@ -136,25 +136,19 @@ def _add_actions(group: argparse._ArgumentGroup) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Lint, and do with the findings what the arguments say."""
-    # Syntax trees are millions of objects that live until the end. Looking for garbage among them, now and once more
-    # when the process ends, would take a third of the time.
+    from ..lint.analysis.garbage import without_garbage_collection
+
+    # Looking for garbage once more when the process ends would take a third of the time.
     atexit.register(gc.freeze)
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with without_garbage_collection():
         return _run(arguments)
-    finally:
-        if collecting:
-            # Makes all objects old ones, which are not looked at soon.
-            gc.freeze()
-            gc.unfreeze()
-            gc.enable()
 
 
 def _run(arguments: argparse.Namespace) -> int:
     _check_combinations(arguments)
     if arguments.checklist is not None:
-        from ..lint.checklist import checklist, render_checklist
+        from ..lint.checklist.items import render_checklist
+        from ..lint.checklist.steps import checklist
 
         items = checklist(arguments.checklist, diffusers=arguments.diffusers)
         as_json = arguments.format == "json"
@@ -169,7 +163,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return _write_baseline(request, arguments.write_baseline)
     if arguments.fix:
         _fix(request)
-    from ..lint.run import run_lint
+    from ..lint.running.run import run_lint
 
     report = run_lint(request)
     _write(_rendered(report, arguments), arguments.output)
@@ -202,11 +196,11 @@ def _check_combinations(arguments: argparse.Namespace) -> None:
 
 
 def _request(arguments: argparse.Namespace) -> Request:
-    from ..lint.catalogue import catalogue
-    from ..lint.run import Request
-    from ..lint.settings import Layer, Settings
-    from ..lint.settings_file import find_settings, parse_level, read_settings
-    from ..lint.workers import available_processes
+    from ..lint.analysis.workers import available_processes
+    from ..lint.rules.registry import catalogue
+    from ..lint.running.run import Request
+    from ..lint.settings.file import find_settings, parse_level, read_settings
+    from ..lint.settings.layers import Layer, Settings
 
     paths = arguments.paths or [Path()]
     layers: list[Layer] = []
@@ -238,9 +232,9 @@ def _request(arguments: argparse.Namespace) -> Request:
 
 
 def _write_baseline(request: Request, path: Path) -> int:
-    from ..lint.baseline import Baseline
-    from ..lint.formats.text_format import counted
-    from ..lint.run import check_paths, examine
+    from ..lint.core.text import counted
+    from ..lint.running.run import check_paths, examine
+    from ..lint.settings.baseline import Baseline
 
     check_paths(request)
     outcome = examine(request)
@@ -252,7 +246,7 @@ def _write_baseline(request: Request, path: Path) -> int:
 
 
 def _fix(request: Request) -> None:
-    from ..lint.fixes import fix_files
+    from ..lint.fixes.apply import fix_files
 
     outcome = fix_files(request)
     for file in outcome.files:
@@ -264,7 +258,7 @@ def _fix(request: Request) -> None:
 
 
 def _show_fixes(request: Request, arguments: argparse.Namespace) -> int:
-    from ..lint.fixes import fix_files
+    from ..lint.fixes.apply import fix_files
 
     outcome = fix_files(request)
     _write("".join(file.diff() for file in outcome.files), arguments.output)
@@ -276,18 +270,18 @@ def _show_fixes(request: Request, arguments: argparse.Namespace) -> int:
 
 def _rendered(report: Report, arguments: argparse.Namespace) -> str:
     if arguments.statistics:
-        from ..lint.formats.statistics import render_statistics
+        from ..lint.reporting.statistics import render_statistics
 
         return render_statistics(report, arguments.format)
     if arguments.format == "text":
         import shutil
 
-        from ..lint.formats.text_format import render_text
+        from ..lint.reporting.text_format import render_text
 
         to_terminal = arguments.output is None and sys.stdout.isatty()
         width = shutil.get_terminal_size().columns if to_terminal else None
         return render_text(report, colour=_colour(arguments), width=width)
-    from ..lint.formats import formatter
+    from ..lint.reporting.formats import formatter
 
     return formatter(arguments.format)(report)
 
@@ -301,7 +295,7 @@ def _colour(arguments: argparse.Namespace) -> bool:
 
 def _write(text: str, path: Path | None) -> None:
     if path is not None:
-        from ..lint.output import write_file
+        from ..lint.core.files import write_file
 
         write_file(path, text)
         return

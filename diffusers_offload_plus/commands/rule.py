@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Explain, list or write pages."""
-    from ..lint.catalogue import catalogue
-    from ..lint.pages import explain, listing, write_pages
+    from ..lint.reporting.pages import explain, listing, write_pages
+    from ..lint.rules.registry import catalogue
 
     if arguments.markdown is not None:
         if arguments.rule is not None:

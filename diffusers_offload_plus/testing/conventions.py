@@ -9,17 +9,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..lint.analysis import analyse
-from ..lint.catalogue import catalogue
-from ..lint.errors import LintError
-from ..lint.finding import Finding, Level
-from ..lint.formats.text_format import render
-from ..lint.introspection import Introspection
+from ..lint.analysis.analyse import analyse
+from ..lint.core.errors import LintError
+from ..lint.core.finding import Finding, Level
 from ..lint.introspection.facts import BlockFacts, facts_of
-from ..lint.run import Request, examine, report, roots
-from ..lint.scopes import Scopes
-from ..lint.settings import Layer, Settings
-from ..lint.settings_file import find_settings, parse_level, read_settings
+from ..lint.introspection.merging import Introspection
+from ..lint.reading.scopes import Scopes
+from ..lint.reporting.text_format import render
+from ..lint.rules.registry import catalogue
+from ..lint.running.run import Request, examine, report, roots
+from ..lint.settings.file import find_settings, parse_level, read_settings
+from ..lint.settings.layers import Layer, Settings
 
 __all__ = ["assert_block_conventions"]
 

@@ -4,37 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
 import io
 import tokenize
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from ..errors import LintError
-from ..finding import Finding
-from ..formats.text_format import counted
-from ..output import write_bytes
-from ..run import Outcome, Request, check_paths, examine, limits, report
+from ..core.errors import LintError
+from ..core.files import write_bytes
+from ..core.finding import Finding
+from ..core.text import counted
+from ..running.run import Outcome, Request, check_paths, examine, limits, report
 
 if TYPE_CHECKING:
     from .edits import Edits, Tree
 
 __all__ = ["FileFix", "Fixed", "fix_files"]
-
-_FIXERS = {
-    "MOD010": ("calls", "template_semantics"),
-    "MOD012": ("calls", "defensive_read"),
-    "MOD013": ("statements", "undeclared_write"),
-    "MOD017": ("calls", "raw_noise"),
-    "MOD019": ("statements", "default_in_call"),
-    "MOD020": ("statements", "state_protocol"),
-    "MOD021": ("classes", "model_name"),
-    "MOD022": ("classes", "auto_docstring"),
-    "MOD038": ("calls", "required_with_default"),
-    "MOD042": ("statements", "offload_in_block"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,12 +138,13 @@ class _Session:
 
     def _possible(self, finding: Finding, trees: _Trees) -> bool:
         from .edits import CannotFix
+        from .fixers import FIXERS
 
-        if finding.code not in _FIXERS:
+        if finding.code not in FIXERS:
             self._leave(finding, "it has no automatic fix")
             return False
         try:
-            _fixer(finding.code)(trees.edits(finding.path), finding)
+            FIXERS[finding.code](trees.edits(finding.path), finding)
         except CannotFix as error:
             self._leave(finding, str(error))
             return False
@@ -166,6 +153,7 @@ class _Session:
     def _attempt(self, trees: _Trees, findings: Sequence[Finding]) -> tuple[dict[Path, str], str]:
         """The texts with ``findings`` mended, and why that is no good, if so."""
         from .edits import CannotFix
+        from .fixers import FIXERS
 
         texts: dict[Path, str] = {}
         for path in dict.fromkeys(finding.path for finding in findings):
@@ -173,7 +161,7 @@ class _Session:
             try:
                 for finding in findings:
                     if finding.path == path:
-                        _fixer(finding.code)(edits, finding)
+                        FIXERS[finding.code](edits, finding)
                 texts[Path(path)] = edits.code()
             except CannotFix as error:
                 return {}, str(error)
@@ -230,14 +218,9 @@ class _Trees:
         return Edits(self.outcome.analysis.project, source, self._trees[path])
 
 
-def _fixer(code: str) -> Callable[[Edits, Finding], None]:
-    module, name = _FIXERS[code]
-    return cast("Callable[[Edits, Finding], None]", getattr(importlib.import_module(f".{module}", __package__), name))
-
-
 def _require_libcst() -> None:
     try:
-        importlib.import_module("libcst")
+        import libcst  # noqa: F401
     except ImportError as error:
         raise LintError(
             "--fix and --diff-only need libcst, which is not installed: pip install 'diffusers-offload-plus[fix]'."

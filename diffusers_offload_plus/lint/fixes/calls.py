@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import libcst as cst
 import libcst.matchers as m
 
-from ..finding import Finding
-from ..project.values import Constant, External
+from ..core.finding import Finding
+from ..evaluation.values import Constant, External
 from .edits import CannotFix, Edits
 
 __all__ = [

@@ -7,7 +7,7 @@ from collections import Counter
 
 import libcst as cst
 
-from ..finding import Finding
+from ..core.finding import Finding
 from .edits import CannotFix, Edits
 
 __all__ = ["auto_docstring", "model_name"]

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import libcst as cst
 from libcst.metadata import CodeRange, MetadataWrapper, PositionProvider
 
-from ..finding import Finding
+from ..core.finding import Finding
 
 if TYPE_CHECKING:
-    from ..project import Project, Source
+    from ..project.project import Project
+    from ..reading.source import Source
 
 __all__ = ["CannotFix", "Edits", "Tree", "below"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import libcst as cst
 import libcst.matchers as m
 
-from ..finding import Finding
+from ..core.finding import Finding
 from .calls import argument, literal_text, without_argument
 from .edits import CannotFix, Edits, below
 

@@ -1,8 +1,4 @@
-"""What blocks declare at run time, for rules that can use it. Only with ``--introspect``: it runs the linted code."""
+"""What blocks declare at run time, asked in another process. Imports analysis, rules.base, project and below.
 
-from __future__ import annotations
-
-from .asking import introspect
-from .merging import Introspection
-
-__all__ = ["Introspection", "introspect"]
+Used with ``--introspect`` only, since it runs the linted code.
+"""

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..analysis import Analysis
-from ..project import Problem, Source
+from ..analysis.analyse import Analysis
+from ..reading.source import Problem, Source
 from .facts import BlockFacts
 from .merging import Introspection
 

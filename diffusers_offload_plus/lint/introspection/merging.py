@@ -6,11 +6,13 @@ import ast
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
-from ..finding import Finding, Origin
-from ..own_rules import UnreadableFile
-from ..project import ClassInfo, Problem, Project
-from ..project.values import Constant, Dictionary, Instance, Items, Spec, Value
-from ..rule import Rule
+from ..core.finding import Finding, Origin
+from ..evaluation.values import Constant, Dictionary, Instance, Items, Spec, Value, elements
+from ..project.project import Project
+from ..reading.source import Problem
+from ..resolution.classes import ClassInfo
+from ..rules.base.own_rules import UnreadableFile
+from ..rules.base.rule import Rule
 from .facts import BlockFacts, Parameter
 
 __all__ = ["Introspection"]
@@ -52,7 +54,8 @@ class Introspection:
         for finding in {found for rule in asked for found in rule.check(truthful)}:
             new = _key(finding) not in static
             kept.append(dataclasses.replace(finding, origin=Origin.INTROSPECTION) if new else finding)
-        return sorted([*kept, *map(_unreachable, self.problems)])
+        kept += [UnreadableFile.at(problem, Origin.INTROSPECTION) for problem in self.problems]
+        return sorted(kept)
 
     def _truthful(self) -> Project:
         """A project of the same files whose blocks answer with what they declared."""
@@ -95,8 +98,6 @@ class Introspection:
 
 
 def _specs(project: Project, instance: Instance, what: str) -> list[Spec]:
-    from ..project.values import elements
-
     return [value for value in elements(project.evaluator.attribute(instance, what))[0] if isinstance(value, Spec)]
 
 
@@ -120,19 +121,3 @@ def _spec(kind: str, parameter: Parameter, read: Sequence[Spec], info: ClassInfo
 
 def _key(finding: Finding) -> tuple[str, int, int, str, str]:
     return (finding.path, finding.line, finding.column, finding.code, finding.kind)
-
-
-def _unreachable(problem: Problem) -> Finding:
-    rule = UnreadableFile
-    return Finding(
-        problem.path,
-        problem.line,
-        1,
-        rule.code,
-        problem.message,
-        problem.line,
-        1,
-        rule.name,
-        rule.level,
-        origin=Origin.INTROSPECTION,
-    )

@@ -1,8 +1,1 @@
-"""The source model of the linter: a package as a whole, read and never run."""
-
-from .blocks import Block, Declared
-from .classes import ClassInfo
-from .project import Project
-from .source import Problem, Source
-
-__all__ = ["Block", "ClassInfo", "Declared", "Problem", "Project", "Source"]
+"""The linted files as rules see them: blocks, pipelines, and what their code does. Imports evaluation and below."""

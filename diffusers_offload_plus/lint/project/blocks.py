@@ -6,13 +6,13 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING
 
-from .classes import ClassInfo
-from .framework import DECLARED, sub_blocks
-from .source import Source
-from .values import Constant, Instance, Spec, Value, elements
+from ..evaluation.framework import DECLARED, sub_blocks
+from ..evaluation.values import Constant, Instance, Spec, Value, elements
+from ..reading.source import Source
+from ..resolution.classes import ClassInfo
 
 if TYPE_CHECKING:
-    from .evaluate import Evaluator
+    from ..evaluation.evaluator import Evaluator
 
 __all__ = ["Block", "Declared", "descendants"]
 

@@ -7,14 +7,13 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
-from typing import TypeGuard
 
-from .classes import ClassInfo, Function
-from .modules import parameters
-from .nodes import Listing
-from .source import Node, Source
+from ..reading.nodes import Function, Listing, function_called, is_call_of, literal, method_called
+from ..reading.source import Node, Source
+from ..resolution.classes import ClassInfo
+from ..resolution.modules import parameters
 
-__all__ = ["Access", "Body", "Place", "literal"]
+__all__ = ["Access", "Body", "Place"]
 
 
 # Where a value comes from: ("components", "vae", "config") or ("block_state", "latents").
@@ -106,6 +105,11 @@ class Body:
         """All nodes of the function in source order."""
         return self.source.below(self.function)
 
+    @property
+    def in_pipeline(self) -> bool:
+        """Whether it is a method of a pipeline class."""
+        return self.owner is not None and self.owner.is_pipeline
+
     def of(self, *types: type[Node]) -> list[Node]:
         """The nodes of exactly these types: type by type, each in source order."""
         typed = self._typed
@@ -137,8 +141,8 @@ class Body:
                 yield node.optional_vars, node.context_expr
 
     def _bind_inner(self) -> None:
-        for node in self.calls():
-            local = self.local_functions.get(node.func.id) if isinstance(node.func, ast.Name) else None
+        for node in self.of(ast.Call):
+            local = self.local_functions.get(function_called(node))
             if local is not None:
                 for name, places in argument_places(self, node, local, bound=False).items():
                     self.names.setdefault(name, set()).update(places)
@@ -209,7 +213,7 @@ class Body:
             return self._origin_or_places(node.body) | self._origin_or_places(node.orelse)
         if isinstance(node, ast.BoolOp):
             return _NOWHERE.union(*(self._origin_or_places(value) for value in node.values[:20]))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get_block_state":
+        if method_called(node) == "get_block_state":
             return {BLOCK_STATE}
         return _NOWHERE
 
@@ -223,8 +227,8 @@ class Body:
     @functools.cached_property
     def _computed(self) -> dict[str, set[Place]]:
         found: dict[str, set[Place]] = {}
-        for node in self.calls():
-            probe = node.func.id if isinstance(node.func, ast.Name) else ""
+        for node in self.of(ast.Call):
+            probe = function_called(node)
             if probe in PROBES and len(node.args) > 1 and not isinstance(node.args[1], ast.Constant):
                 found.setdefault(probe, set()).update(self.places(node.args[0]))
         return found
@@ -244,8 +248,8 @@ class Body:
             if name is not None and BLOCK_STATE in self.places(item.value):
                 kind, value = self._context(item)
                 yield Access(kind, (*BLOCK_STATE, name), item, self, value, "subscript")
-        for call in self.calls():
-            probe = call.func.id if isinstance(call.func, ast.Name) else ""
+        for call in self.of(ast.Call):
+            probe = function_called(call)
             name = literal(call.args[1]) if probe in PROBES and len(call.args) > 1 else None
             for place in self.places(call.args[0]) if name is not None else ():
                 kind = PROBES[probe]
@@ -270,9 +274,6 @@ class Body:
                     return "write", outer.value.elts[index]
         return "write", None
 
-    def calls(self) -> list[ast.Call]:
-        return self.of(ast.Call)
-
 
 def argument_places(body: Body, node: ast.Call, target: Function, *, bound: bool) -> dict[str, set[Place]]:
     """What the parameters of ``target`` stand for in a call of it from ``body``."""
@@ -289,18 +290,3 @@ def argument_places(body: Body, node: ast.Call, target: Function, *, bound: bool
         if keyword.arg in known and (places := body.places(keyword.value)):
             found[keyword.arg] = set(places)
     return found
-
-
-def literal(node: ast.expr) -> str | None:
-    """The value of a string literal."""
-    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
-
-
-def is_call_of(node: ast.expr, name: str, arguments: int) -> TypeGuard[ast.Call]:
-    """Whether ``node`` calls the built-in ``name`` with at least so many positional arguments."""
-    return (
-        isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Name)
-        and node.func.id == name
-        and len(node.args) >= arguments
-    )

@@ -5,34 +5,37 @@ from __future__ import annotations
 import ast
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from .classes import ClassInfo, Function
-from .modules import parameters
-from .source import Source
-
-if TYPE_CHECKING:
-    from .project import Project
-from .body import BLOCK_STATE, COMPONENTS, PROBES, SELF, STATE, Access, Body, Place, argument_places, literal
+from ..reading.nodes import Function, function_called, literal, method_called, name_of, passed
+from ..reading.source import Source
+from ..resolution.classes import Classes, ClassInfo
+from ..resolution.modules import parameters
+from .bodies import Bodies
+from .body import BLOCK_STATE, COMPONENTS, PROBES, SELF, STATE, Access, Body, Place, argument_places
+from .pipelines import Pipelines
 
 __all__ = ["Flow"]
 
 
 # Methods of blocks that take the whole state and whose effect is known.
 PROTOCOL = {"get_block_state", "set_block_state", "loop_step", "progress_bar"}
+_HARMLESS = {*PROBES, "isinstance", "type", "callable"}
 
 
 class Flow:
     """All that runs when a block is called, as far as it can be followed."""
 
-    def __init__(self, project: Project, info: ClassInfo, entries: list[tuple[ClassInfo, Function]]) -> None:
-        self.project = project
+    def __init__(self, info: ClassInfo, classes: Classes, pipelines: Pipelines, bodies: Bodies) -> None:
         self.info = info
+        self._classes = classes
+        self._pipelines = pipelines
+        self._known = bodies
         self.bodies: list[Body] = []
         self.escapes: list[tuple[Place, ast.AST, Body]] = []
         self._seen: set[tuple[ast.AST, frozenset[tuple[str, Place]]]] = set()
         self._pending: list[Body] = []
-        for owner, function in entries:
+        if info.call is not None:
+            owner, function = info.call
             self._enter(owner.source, function, owner, entry_roles(owner, function))
         while self._pending and len(self.bodies) < 200:
             body = self._pending.pop(0)
@@ -64,13 +67,13 @@ class Flow:
         key = (function, frozenset((name, place) for name, places in roles.items() for place in places))
         if key not in self._seen:
             self._seen.add(key)
-            self._pending.append(self.project.body(source, function, owner, roles))
+            self._pending.append(self._known.get(source, function, owner, roles))
 
     def _follow(self, body: Body) -> None:
         followed: set[ast.AST] = set()
-        for call in body.calls():
+        for call in body.of(ast.Call):
             self._call(body, call, followed)
-        properties = self.project.properties_of(body.source)
+        properties = self._pipelines.properties_of(body.source)
         for attribute in body.of(ast.Attribute) if properties else ():
             if attribute.attr in properties and isinstance(attribute.ctx, ast.Load):
                 self._property(body, attribute, properties[attribute.attr])
@@ -82,18 +85,11 @@ class Flow:
                 self.escapes += [(place, node, body) for place in whole[node.id]]
 
     def _call(self, body: Body, node: ast.Call, followed: set[ast.AST]) -> None:
-        arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
-        function = node.func
-        if isinstance(function, ast.Name) and function.id in body.local_functions:
-            followed.update(arguments)
+        plain = function_called(node)
+        if plain in body.local_functions or plain in _HARMLESS or method_called(node) in PROTOCOL:
+            followed.update(passed(node))
             return
-        if isinstance(function, ast.Attribute) and function.attr in PROTOCOL:
-            followed.update(arguments)
-            return
-        if isinstance(function, ast.Name) and function.id in (*PROBES, "isinstance", "type", "callable"):
-            followed.update(arguments)
-            return
-        targets = list(self._targets(body, function))
+        targets = list(self._targets(body, node.func))
         for source, target, owner, bound in targets:
             roles = argument_places(body, node, target, bound=bound is not None)
             if bound is not None and parameters(target):
@@ -101,7 +97,7 @@ class Flow:
             if any(place != SELF for places in roles.values() for place in places):
                 self._enter(source, target, owner, roles)
         if targets:
-            followed.update(arguments)
+            followed.update(passed(node))
 
     def _targets(
         self, body: Body, node: ast.expr
@@ -109,7 +105,7 @@ class Flow:
         """Functions that a call may run, with the class they belong to and what their first parameter is bound to."""
         if isinstance(node, ast.Attribute):
             base = node.value
-            if isinstance(base, ast.Call) and isinstance(base.func, ast.Name) and base.func.id == "super":
+            if function_called(base) == "super":
                 found = self.info.find(node.attr, after=body.owner) if body.owner else None
                 if found and not found[0].source.in_framework:
                     yield from _as_target(found, SELF)
@@ -120,15 +116,15 @@ class Flow:
                     if found and not found[0].source.in_framework:
                         yield from _as_target(found, SELF)
                 elif place == COMPONENTS:
-                    for pipeline in self.project.pipelines_of(body.source):
+                    for pipeline in self._pipelines.of(body.source):
                         found = pipeline.find(node.attr)
                         if found and not found[0].source.in_framework:
                             yield from _as_target(found, COMPONENTS)
         scope = body.function
-        symbol = self.project.modules.symbol(body.source, node, scope)
+        symbol = self._classes.modules.symbol(body.source, node, scope)
         if symbol is None or (symbol.source is None and symbol.node is None):
             if isinstance(node, ast.Attribute):
-                info = self.project.classes.named(body.source, node.value, scope)
+                info = self._classes.named(body.source, node.value, scope)
                 found = info.find(node.attr) if isinstance(info, ClassInfo) else None
                 if found and not found[0].source.in_framework:
                     yield from _as_target(found, None)
@@ -194,6 +190,4 @@ def takes_block_state(function: Function) -> bool:
     third = arguments[2]
     if third.arg == "block_state":
         return True
-    annotation = third.annotation
-    text = annotation.attr if isinstance(annotation, ast.Attribute) else getattr(annotation, "id", "")
-    return text == "BlockState"
+    return name_of(third.annotation) == "BlockState"

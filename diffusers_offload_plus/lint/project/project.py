@@ -6,20 +6,23 @@ import ast
 import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from ..evaluation.evaluator import Evaluator
+from ..evaluation.templates import Declarations
+from ..evaluation.values import Instance
+from ..reading.nodes import Function
+from ..reading.source import Source
+from ..resolution.classes import Classes, ClassInfo
+from ..resolution.modules import Modules
 from .blocks import Block, descendants
-from .body import Body, Place
-from .classes import Classes, ClassInfo, Function
-from .evaluate import Evaluator
+from .bodies import Bodies
 from .flow import Flow
-from .modules import Modules, parameters
-from .source import Source
-from .templates import Declarations
-from .values import Instance
+from .pipelines import Pipelines
 
-__all__ = ["Project"]
+__all__ = ["Project", "once"]
 
+Question = ParamSpec("Question")
 Result = TypeVar("Result")
 
 
@@ -44,7 +47,7 @@ class Project:
         self.evaluator = Evaluator(self.modules, self.classes, self.declarations)
         self._blocks: dict[ClassInfo, Block] = {}
         self._cache: dict[tuple[Hashable, ...], Any] = {}
-        self._bodies: dict[tuple[Any, ...], Body] = {}
+        self.bodies = Bodies()
         self._flows: dict[ClassInfo, Flow] = {}
         self._dotted: dict[ast.expr, str | None] = {}
 
@@ -77,10 +80,7 @@ class Project:
         """Blocks defined in the linted files, in order of place."""
         for source in self.block_sources:
             self.evaluator.module_names(source)  # meets the instances that modules create
-        found = [
-            self.block(info) for source in self.block_sources for info in self.classes.of(source) if info.is_block
-        ]
-        return found
+        return [self.block(info) for source in self.block_sources for info in self.classes.of(source) if info.is_block]
 
     @functools.cached_property
     def leaves(self) -> list[Block]:
@@ -93,18 +93,11 @@ class Project:
 
     def pipelines_of(self, source: Source) -> Sequence[ClassInfo]:
         """Pipelines of the family that ``source`` belongs to."""
-        return self._pipelines_by_group.get(source.group, ())
+        return self._families.of(source)
 
     @functools.cached_property
-    def _pipelines_by_group(self) -> dict[str, list[ClassInfo]]:
-        found: dict[str, list[ClassInfo]] = {}
-        for info in self.pipelines:
-            found.setdefault(info.source.group, []).append(info)
-        return found
-
-    def properties_of(self, source: Source) -> dict[str, list[tuple[ClassInfo, Function]]]:
-        """Decorated methods of the pipelines of the family that ``source`` belongs to, by name."""
-        return self.cached(("properties", source.group), _properties, self.pipelines_of(source))
+    def _families(self) -> Pipelines:
+        return Pipelines(self.pipelines)
 
     def blocks_of(self, group: str) -> Sequence[Block]:
         """Blocks of a family, in order of place."""
@@ -136,19 +129,10 @@ class Project:
                 found.append(outer)
         return found
 
-    def body(self, source: Source, function: Function, owner: ClassInfo | None, roles: dict[str, set[Place]]) -> Body:
-        """A function whose parameters stand for ``roles``."""
-        key = (function, owner, frozenset((name, place) for name, places in roles.items() for place in places))
-        if key not in self._bodies:
-            self._bodies[key] = Body(source, function, owner, roles)
-        return self._bodies[key]
-
     def flow(self, info: ClassInfo) -> Flow:
-        """What calling a block does; of a pipeline, what its own methods do."""
+        """What calling a block does."""
         if info not in self._flows:
-            found = info.method("__call__")
-            entries = [found] if found is not None and not found[0].source.in_framework else []
-            self._flows[info] = Flow(self, info, entries)
+            self._flows[info] = Flow(info, self.classes, self._families, self.bodies)
         return self._flows[info]
 
     def cached(self, key: tuple[Hashable, ...], function: Callable[..., Result], *arguments: object) -> Result:
@@ -165,7 +149,7 @@ class Project:
     def dotted(self, source: Source, node: ast.expr) -> str | None:
         """The canonical dotted name of an expression, seen from where it stands."""
         if node not in self._dotted:
-            symbol = self.modules.symbol(source, node, self.modules.enclosing_function(source, node))
+            symbol = self.modules.symbol(source, node, source.function_of(node))
             self._dotted[node] = symbol.dotted if symbol is not None else None
         return self._dotted[node]
 
@@ -179,12 +163,13 @@ class Project:
         return None
 
 
-def _properties(pipelines: Sequence[ClassInfo]) -> dict[str, list[tuple[ClassInfo, Function]]]:
-    properties: dict[str, list[tuple[ClassInfo, Function]]] = {}
-    for pipeline in pipelines:
-        own = [info for info in pipeline.mro if not info.source.in_framework]
-        for name in dict.fromkeys(name for info in own for name in info.members):
-            found = pipeline.method(name)
-            if found is not None and found[0] in own and found[1].decorator_list and parameters(found[1]):
-                properties.setdefault(name, []).append(found)
-    return properties
+def once(
+    function: Callable[Concatenate[Project, Question], Result],
+) -> Callable[Concatenate[Project, Question], Result]:
+    """A decorator of questions about a project: each is worked out once for the same arguments."""
+
+    @functools.wraps(function)
+    def answer(project: Project, /, *about: Question.args, **also: Question.kwargs) -> Result:
+        return project.cached((function, *about), function, project, *about)
+
+    return answer

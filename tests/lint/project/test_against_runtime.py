@@ -4,8 +4,8 @@ import importlib
 
 import pytest
 
-from diffusers_offload_plus.lint.analysis import analyse
-from diffusers_offload_plus.lint.project.location import installed_diffusers
+from diffusers_offload_plus.lint.analysis.analyse import analyse
+from diffusers_offload_plus.lint.reading.location import installed_diffusers
 
 DECLARATIONS = ("inputs", "intermediate_outputs", "expected_components", "expected_configs")
 

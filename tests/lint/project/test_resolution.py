@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from diffusers_offload_plus.lint.analysis import analyse, analyse_source
-from diffusers_offload_plus.lint.project import Project
-from diffusers_offload_plus.lint.project.location import installed_diffusers, module_name
-from diffusers_offload_plus.lint.project.values import Constant
+from diffusers_offload_plus.lint.analysis.analyse import analyse, analyse_source
+from diffusers_offload_plus.lint.evaluation.values import Constant
+from diffusers_offload_plus.lint.project.project import Project
+from diffusers_offload_plus.lint.reading.location import installed_diffusers, module_name
 
 ROOT = Path("/nowhere/src/diffusers/modular_pipelines/toy")
 HEADER = """
@@ -251,7 +251,7 @@ def test_templates_come_from_the_diffusers_source_in_use(tmp_path):
 
 
 def test_without_diffusers(monkeypatch):
-    monkeypatch.setattr("diffusers_offload_plus.lint.analysis.installed_diffusers", lambda: None)
+    monkeypatch.setattr("diffusers_offload_plus.lint.analysis.analyse.installed_diffusers", lambda: None)
     analysis = analyse_source(HEADER + LEAF, "diffusers/modular_pipelines/toy/block.py", [])
     block = analysis.project.blocks[0]
     assert block.kind == "leaf"

@@ -6,8 +6,8 @@ import re
 import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
 
-from diffusers_offload_plus.lint.analysis import analyse, analyse_source
-from diffusers_offload_plus.lint.rules import all_rules
+from diffusers_offload_plus.lint.analysis.analyse import analyse, analyse_source
+from diffusers_offload_plus.lint.rules.registry import all_rules
 
 from .sources import paths, sources
 

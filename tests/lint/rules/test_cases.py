@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from diffusers_offload_plus.lint.analysis import analyse_source
-from diffusers_offload_plus.lint.finding import Level
-from diffusers_offload_plus.lint.rules import all_rules
+from diffusers_offload_plus.lint.analysis.analyse import analyse_source
+from diffusers_offload_plus.lint.core.finding import Level
+from diffusers_offload_plus.lint.rules.registry import all_rules
 
 CASES = sorted((Path(__file__).parents[1] / "cases").glob("*.py"))
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from diffusers_offload_plus.lint.analysis import analyse_source
-from diffusers_offload_plus.lint.finding import Level
-from diffusers_offload_plus.lint.rules import all_rules
+from diffusers_offload_plus.lint.analysis.analyse import analyse_source
+from diffusers_offload_plus.lint.core.finding import Level
+from diffusers_offload_plus.lint.rules.registry import all_rules
 
-EXAMPLES = [(rule, example) for rule in all_rules() for example in (*rule.invalid, *rule.valid)]
+EXAMPLES = [(rule, example) for rule in all_rules() for example in (*rule.page.invalid, *rule.page.valid)]
 
 
 @pytest.mark.parametrize(("rule", "example"), EXAMPLES, ids=lambda value: getattr(value, "code", None))
@@ -22,10 +22,10 @@ def test_example(rule, example):
 @pytest.mark.parametrize("rule", all_rules(), ids=lambda rule: rule.code)
 def test_rule_is_documented(rule):
     assert rule.summary.endswith(".")
-    assert rule.why.endswith(".")
-    assert rule.instead.endswith(".")
-    assert all(text.endswith(".") for text in rule.allowed)
-    assert rule.invalid
-    assert rule.valid
-    assert all(example.lines for example in rule.invalid)
-    assert not any(example.lines for example in rule.valid)
+    assert rule.page.why.endswith(".")
+    assert rule.page.instead.endswith(".")
+    assert all(text.endswith(".") for text in rule.page.allowed)
+    assert rule.page.invalid
+    assert rule.page.valid
+    assert all(example.lines for example in rule.page.invalid)
+    assert not any(example.lines for example in rule.page.valid)

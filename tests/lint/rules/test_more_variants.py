@@ -5,7 +5,7 @@
 
 import pytest
 
-from diffusers_offload_plus.lint.rules.report import blocks_example
+from diffusers_offload_plus.lint.rules.base.examples import blocks_example
 
 from .variants import ENCODER, LEAF, SCALE, Variants, check
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from diffusers_offload_plus.lint.analysis import analyse_source
-from diffusers_offload_plus.lint.finding import Level
-from diffusers_offload_plus.lint.rules import rule_by_code
-from diffusers_offload_plus.lint.rules.report import blocks_example
+from diffusers_offload_plus.lint.analysis.analyse import analyse_source
+from diffusers_offload_plus.lint.core.finding import Level
+from diffusers_offload_plus.lint.rules.base.examples import blocks_example
+from diffusers_offload_plus.lint.rules.registry import catalogue
 
 __all__ = ["ENCODER", "LEAF", "SCALE", "Variants", "check"]
 
@@ -34,7 +34,7 @@ class Variants(list):
 
 def check(code, source, path):
     expected = [number for number, line in enumerate(source.split("\n"), start=1) if "#!" in line]
-    analysis = analyse_source(source, path, [rule_by_code(code)])
+    analysis = analyse_source(source, path, [catalogue().by_code[code]])
     assert not analysis.problems
     assert sorted({finding.line for finding in analysis.findings if finding.level is not Level.OFF}) == expected, (
         source

@@ -8,10 +8,10 @@ import json
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-from diffusers_offload_plus.lint.analysis import analyse
-from diffusers_offload_plus.lint.finding import Level
-from diffusers_offload_plus.lint.project.location import installed_diffusers
-from diffusers_offload_plus.lint.rules import all_rules
+from diffusers_offload_plus.lint.analysis.analyse import analyse
+from diffusers_offload_plus.lint.core.finding import Level
+from diffusers_offload_plus.lint.reading.location import installed_diffusers
+from diffusers_offload_plus.lint.rules.registry import all_rules
 
 SNAPSHOT = Path(__file__).with_name("snapshot.jsonl")
 DOCUMENT = Path(__file__).parents[3] / "docs" / "lint" / "upstream.md"

@@ -1,0 +1,1 @@
+"""Rules applied to files, in one process or several. Imports rules.base, project and below."""

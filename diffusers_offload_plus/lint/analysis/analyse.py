@@ -1,0 +1,154 @@
+"""Runs rules over files: finds and parses the files, builds the project, collects what the rules yield."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from ..core.finding import Finding
+from ..project.project import Project
+from ..reading.location import enclosing_diffusers, installed_diffusers, module_name, python_files, shown
+from ..reading.source import Problem, Source, decode, parse
+from ..rules.base.rule import Rule
+from .garbage import without_garbage_collection
+from .workers import spread
+
+__all__ = ["Analysis", "analyse", "analyse_source"]
+
+# With fewer, a second process takes longer to start than it saves.
+_MANY_FILES = 50
+_MANY_RULES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """What an analysis found.
+
+    Attributes:
+        findings: sorted by place; the same for the same files in whatever order they were given.
+        problems: files that could not be read, decoded or parsed.
+        files: paths of all files that were looked at.
+        project: the files as the rules saw them.
+    """
+
+    findings: list[Finding]
+    problems: list[Problem]
+    files: list[str]
+    project: Project
+    _texts: Mapping[str, str]
+
+    def text(self, path: str) -> str:
+        """The text of a file that was looked at; empty if it could not be read."""
+        return self._texts.get(path, "")
+
+
+def _nothing(path: Path) -> bool:
+    return False
+
+
+def analyse(
+    roots: Sequence[Path],
+    rules: Sequence[Rule],
+    *,
+    skip: Callable[[Path], bool] = _nothing,
+    sources: Mapping[Path, str] | None = None,
+    diffusers: Path | None = None,
+    processes: int = 1,
+) -> Analysis:
+    """Apply ``rules`` to the Python files at and below ``roots``.
+
+    Args:
+        skip: says of a file or directory that it is left out.
+        sources: text that stands in for what lies on disk, by path; files that are not on disk can be given as well.
+        diffusers: folder of the diffusers package to read the framework from. By default the one that the files lie
+            in, else the installed one, which is found without importing it. Without any, rules see less.
+        processes: how many may work; few files, or few rules, are not worth a second one.
+    """
+    overrides = {_absolute(path): text for path, text in (sources or {}).items()}
+    problems: list[Problem] = []
+    texts: dict[str, str] = {}
+    found: list[Source] = []
+    with without_garbage_collection():
+        for path in _files(roots, skip, sources or {}, problems):
+            text = _read(path, overrides, problems)
+            if text is None:
+                texts.setdefault(shown(path), "")
+                continue
+            texts[shown(path)] = text
+            tree = parse(text, shown(path))
+            if isinstance(tree, Problem):
+                problems.append(tree)
+            else:
+                found.append(Source(shown(path), module_name(path, overrides), text, tree, linted=True))
+        if diffusers is None:
+            around = (enclosing_diffusers(Path(source.path)) for source in found[:1])
+            diffusers = next((path for path in around if path is not None), None) or installed_diffusers()
+        project = Project(found, diffusers, overrides)
+        worth_it = len(found) >= _MANY_FILES and len(rules) >= _MANY_RULES
+        findings = _apply(rules, project, problems, processes if worth_it else 1)
+    return Analysis(findings, sorted(set(problems)), sorted(texts), project, texts)
+
+
+def analyse_source(source: str, path: str, rules: Sequence[Rule], *, diffusers: Path | None = None) -> Analysis:
+    """Apply ``rules`` to one text as if it lay at ``path``, relative to a tree that holds ``diffusers``."""
+    return analyse([Path(path)], rules, sources={Path(path): source}, diffusers=diffusers or installed_diffusers())
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))
+
+
+def _files(
+    roots: Sequence[Path], skip: Callable[[Path], bool], sources: Mapping[Path, str], problems: list[Problem]
+) -> Iterator[Path]:
+    seen: set[Path] = set()
+    for root in roots:
+        given = [path for path in sources if path == root or root in path.parents]
+        if not root.exists() and not given:
+            problems.append(Problem(shown(root), 1, "no such file or directory"))
+        try:
+            paths = (
+                [*python_files(root, skip), *(path for path in given if not skip(path))] if root.exists() else given
+            )
+        except OSError as error:
+            problems.append(Problem(shown(root), 1, f"cannot be listed: {error.strerror or error}"))
+            continue
+        for path in paths:
+            if _absolute(path) not in seen:
+                seen.add(_absolute(path))
+                yield path
+
+
+def _read(path: Path, overrides: Mapping[Path, str], problems: list[Problem]) -> str | None:
+    if _absolute(path) in overrides:
+        return overrides[_absolute(path)]
+    try:
+        return decode(path.read_bytes())
+    except OSError as error:
+        problems.append(Problem(shown(path), 1, f"cannot be read: {error.strerror or error}"))
+    except UnicodeDecodeError as error:
+        problems.append(Problem(shown(path), 1, f"is not text in {error.encoding}: byte {error.start} is not valid"))
+    except SyntaxError as error:
+        problems.append(Problem(shown(path), 1, f"cannot be decoded: {error.msg}"))
+    return None
+
+
+def _apply(rules: Sequence[Rule], project: Project, problems: list[Problem], processes: int) -> list[Finding]:
+    def check(rule: Rule) -> tuple[set[Finding], list[Problem]]:
+        try:
+            return set(rule.check(project)), []
+        except RecursionError:
+            where = project.sources[0].path if project.sources else ""
+            return set(), [Problem(where, 1, f"nested too deeply for {rule.code}")]
+
+    if processes > 1:
+        with suppress(RecursionError):  # the rule that meets it says so
+            project.prepare()
+    findings: set[Finding] = set()
+    for found, unfinished in spread(rules, check, processes):
+        findings |= found
+        problems += unfinished
+    return sorted(findings)

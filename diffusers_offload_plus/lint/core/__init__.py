@@ -1,0 +1,1 @@
+"""What all rooms share: findings, errors, text for people, files of results. Imports no other room."""

@@ -1,0 +1,1 @@
+"""Values of expressions, worked out without running them: what blocks declare. Imports resolution and below."""

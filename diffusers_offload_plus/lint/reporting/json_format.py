@@ -1,0 +1,34 @@
+"""Findings as a JSON list of objects."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ..core.finding import Finding
+from ..running.report import Report
+
+__all__ = ["as_object", "render"]
+
+
+def render(report: Report) -> str:
+    """A list with one object a finding; an empty list if there is none."""
+    return json.dumps([as_object(finding) for finding in report.findings], indent=2) + "\n"
+
+
+def as_object(finding: Finding) -> dict[str, Any]:
+    """All there is to know about ``finding``."""
+    return {
+        "code": finding.code,
+        "name": finding.name,
+        "kind": finding.kind,
+        "path": finding.path,
+        "line": finding.line,
+        "column": finding.column,
+        "end_line": finding.end_line,
+        "end_column": finding.end_column,
+        "message": finding.message,
+        "level": finding.level.value,
+        "fixable": finding.fixable,
+        "origin": finding.origin.value,
+    }

@@ -1,0 +1,1 @@
+"""Names followed to what they stand for, across modules and base classes. Imports reading."""

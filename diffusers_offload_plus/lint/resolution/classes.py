@@ -1,0 +1,247 @@
+"""Classes, what they inherit, and which kind of block or pipeline they are."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+from typing import TYPE_CHECKING
+
+from ..reading.nodes import Function
+from ..reading.source import FRAMEWORK_PACKAGE, Source
+
+if TYPE_CHECKING:
+    from .modules import Modules
+
+__all__ = ["BlockKind", "ClassInfo", "Classes", "Function"]
+
+BLOCK_BASE = "ModularPipelineBlocks"
+PIPELINE_BASE = "ModularPipeline"
+# Bases whose source may be out of reach, by what they mean for those that inherit.
+KNOWN_BLOCKS = {
+    "ModularPipelineBlocks": "leaf",
+    "SequentialPipelineBlocks": "sequential",
+    "LoopSequentialPipelineBlocks": "loop",
+    "ConditionalPipelineBlocks": "conditional",
+    "AutoPipelineBlocks": "auto",
+}
+
+BlockKind = str
+Member = tuple["ClassInfo", ast.stmt | ast.expr]  # where it is defined, and what it is
+
+
+@dataclasses.dataclass(eq=False)
+class ClassInfo:
+    """A class definition."""
+
+    source: Source
+    node: ast.ClassDef
+    classes: Classes
+    _found: dict[str, Member | None] = dataclasses.field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.node.name
+
+    @property
+    def dotted(self) -> str:
+        return f"{self.source.module}.{self.name}" if self.source.module else self.name
+
+    def __repr__(self) -> str:
+        return f"<class {self.dotted}>"
+
+    @functools.cached_property
+    def bases(self) -> list[ClassInfo | str]:
+        """Base classes; a dotted name where the definition is out of reach."""
+        return self.classes.bases_of(self)
+
+    @functools.cached_property
+    def lineage(self) -> list[ClassInfo | str]:
+        """The class and its bases in the order attributes are looked up; cycles are cut."""
+        return _lineage(self, frozenset())
+
+    @functools.cached_property
+    def mro(self) -> list[ClassInfo]:
+        return [entry for entry in self.lineage if isinstance(entry, ClassInfo)]
+
+    @functools.cached_property
+    def complete(self) -> bool:
+        """Whether all bases are known up to the framework's, whose own bases declare nothing about blocks."""
+        for entry in self.lineage:
+            if isinstance(entry, ClassInfo):
+                if entry.source.in_framework:
+                    return True
+            elif is_framework_name(entry) and entry.rpartition(".")[2] in (*KNOWN_BLOCKS, PIPELINE_BASE):
+                return True
+            elif not _is_plain(entry):
+                return False
+        return True
+
+    @functools.cached_property
+    def members(self) -> dict[str, ast.stmt | ast.expr]:
+        """Functions and assigned values of the class body, the last of each name."""
+        found: dict[str, ast.stmt | ast.expr] = {}
+        names, _ = self.classes.modules.scope(self.source, self.node)
+        for name, bound in names.items():
+            last = bound[-1]
+            if isinstance(last, ast.stmt | ast.expr):
+                found[name] = last
+        return found
+
+    def find(self, name: str, *, after: ClassInfo | None = None) -> Member | None:
+        """Where ``name`` is defined, looked up as Python does; ``after`` as ``super()`` of that class does."""
+        if after is None:
+            if name not in self._found:
+                self._found[name] = _first(self.mro, name)
+            return self._found[name]
+        order = self.mro
+        return _first(order[order.index(after) + 1 :], name) if after in order else None
+
+    def method(self, name: str) -> tuple[ClassInfo, Function] | None:
+        """The function that ``name`` is looked up as."""
+        found = self.find(name)
+        if found is not None and isinstance(found[1], Function):
+            return found[0], found[1]
+        return None
+
+    @functools.cached_property
+    def call(self) -> tuple[ClassInfo, Function] | None:
+        """The function that ``__call__`` is looked up as; ``None`` if that is the framework's."""
+        found = self.method("__call__")
+        return None if found is None or found[0].source.in_framework else found
+
+    def own_method(self, name: str) -> Function | None:
+        found = self.members.get(name)
+        return found if isinstance(found, Function) else None
+
+    @functools.cached_property
+    def kind(self) -> BlockKind:
+        """``"leaf"``, ``"sequential"``, ``"loop"``, ``"conditional"`` or ``"auto"`` for a block, else ``""``."""
+        for entry in self.lineage:
+            if isinstance(entry, ClassInfo):
+                if entry.source.in_framework and entry.name in KNOWN_BLOCKS:
+                    return KNOWN_BLOCKS[entry.name]
+                if entry.source.in_framework and entry.is_framework_block:
+                    return entry.capability
+            elif is_framework_name(entry) and entry.rpartition(".")[2] in KNOWN_BLOCKS:
+                return KNOWN_BLOCKS[entry.rpartition(".")[2]]
+        return ""
+
+    @functools.cached_property
+    def is_framework_block(self) -> bool:
+        return any(isinstance(entry, ClassInfo) and entry.name == BLOCK_BASE for entry in self.lineage)
+
+    @property
+    def capability(self) -> BlockKind:
+        """The kind of a block base that a newer framework brings, by what it can do."""
+        if self.find("loop_step"):
+            return "loop"
+        if self.find("select_block"):
+            return "conditional"
+        return "sequential" if self.find("block_classes") else "leaf"
+
+    @property
+    def is_block(self) -> bool:
+        return bool(self.kind) and not self.source.in_framework
+
+    @property
+    def is_assembled(self) -> bool:
+        return self.kind in ("sequential", "conditional", "auto")
+
+    @property
+    def selects(self) -> bool:
+        return self.kind in ("conditional", "auto")
+
+    @functools.cached_property
+    def is_pipeline(self) -> bool:
+        """A subclass of ``ModularPipeline``."""
+        if self.source.in_framework:
+            return False
+        for entry in self.lineage:
+            if isinstance(entry, ClassInfo):
+                if entry.source.in_framework and entry.name == PIPELINE_BASE:
+                    return True
+            elif is_framework_name(entry) and entry.rpartition(".")[2] == PIPELINE_BASE:
+                return True
+        return False
+
+    @functools.cached_property
+    def is_leaf(self) -> bool:
+        """A block that runs code of its own instead of running other blocks."""
+        return self.is_block and self.kind == "leaf"
+
+
+def _first(order: list[ClassInfo], name: str) -> Member | None:
+    for entry in order:
+        if name in entry.members:
+            return entry, entry.members[name]
+    return None
+
+
+def is_framework_name(dotted: str) -> bool:
+    """Whether a name that could not be followed is one of the framework of modular pipelines."""
+    return dotted.startswith(FRAMEWORK_PACKAGE + ".") or (dotted.count(".") == 1 and dotted.startswith("diffusers."))
+
+
+def _is_plain(dotted: str) -> bool:
+    return dotted in ("object", "abc.ABC", "typing.Generic", "typing.Protocol")
+
+
+def _lineage(info: ClassInfo, path: frozenset[ClassInfo]) -> list[ClassInfo | str]:
+    if len(path) > 100:
+        return [info]
+    order: list[ClassInfo | str] = [info]
+    for base in info.bases:
+        if isinstance(base, str):
+            order.append(base)
+        elif base is not info and base not in path:
+            order += _lineage(base, path | {info}) if "lineage" not in base.__dict__ else base.lineage
+    # The last occurrence counts, as it does for diamonds in Python's own order.
+    seen: set[ClassInfo | str] = set()
+    kept: list[ClassInfo | str] = []
+    for entry in reversed(order):
+        if entry not in seen:
+            seen.add(entry)
+            kept.append(entry)
+    return kept[::-1] if kept[-1] is info else [info, *(entry for entry in kept[::-1] if entry is not info)]
+
+
+class Classes:
+    """The classes of a run, one :class:`ClassInfo` for each definition."""
+
+    def __init__(self, modules: Modules) -> None:
+        self.modules = modules
+        self._infos: dict[ast.ClassDef, ClassInfo] = {}
+
+    def info(self, source: Source, node: ast.ClassDef) -> ClassInfo:
+        if node not in self._infos:
+            self._infos[node] = ClassInfo(source, node, self)
+        return self._infos[node]
+
+    def named(self, source: Source, expression: ast.expr, scope: Function | None = None) -> ClassInfo | str | None:
+        """The class an expression names, a dotted name if its definition is out of reach."""
+        symbol = self.modules.symbol(source, expression, scope)
+        if symbol is None:
+            return None
+        if isinstance(symbol.node, ast.ClassDef) and symbol.source is not None:
+            return self.info(symbol.source, symbol.node)
+        return symbol.dotted if symbol.node is None else None
+
+    def of(self, source: Source) -> list[ClassInfo]:
+        """Classes defined in ``source``, at any depth, in order."""
+        return [self.info(source, node) for node in source.nodes(ast.ClassDef)]
+
+    def bases_of(self, info: ClassInfo) -> list[ClassInfo | str]:
+        bases: list[ClassInfo | str] = []
+        scope = info.source.function_of(info.node)
+        if isinstance(scope, ast.Lambda):
+            scope = None
+        for expression in info.node.bases:
+            if isinstance(expression, ast.Subscript):
+                expression = expression.value
+            found = self.named(info.source, expression, scope)
+            if found is None:
+                found = expression.id if isinstance(expression, ast.Name) else "?"
+            if found is not info:
+                bases.append(found)
+        return bases

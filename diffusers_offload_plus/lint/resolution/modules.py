@@ -1,0 +1,224 @@
+"""All modules of a run: those being linted, and those of the diffusers source, parsed when first needed."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..reading.imports import Definition, ImportedName, bindings
+from ..reading.location import shown
+from ..reading.nodes import AnyFunction, Dotted, Function
+from ..reading.source import FRAMEWORK_PACKAGE, Problem, Source, decode, parse
+
+__all__ = ["Modules", "Symbol"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Symbol:
+    """What a name stands for: a definition or an assigned expression in a known file, or only a dotted name.
+
+    Attributes:
+        dotted: canonical name where known, such as ``"torch.randn"``.
+        source, node: where it is defined; ``None`` for a module and for what lies outside of the known files.
+    """
+
+    dotted: str
+    source: Source | None = None
+    node: Definition | ast.expr | None = None
+
+
+class Modules:
+    """Finds the module of a dotted name, and what a name in a module stands for."""
+
+    def __init__(self, diffusers: Path | None, texts: Mapping[Path, str]) -> None:
+        self.diffusers = diffusers
+        self._texts = texts
+        self._linted: dict[str, Source] = {}
+        self._read: dict[str, Source | None] = {}
+        self._bindings: dict[ast.AST, tuple[dict[str, list[object]], list[ImportedName]]] = {}
+        self._scoped: dict[tuple[ast.AST, str], Symbol | None] = {}
+        self._resolved: dict[tuple[Source, str], Symbol | None] = {}
+
+    def add(self, source: Source) -> None:
+        """Register a linted file."""
+        if source.module:
+            self._linted.setdefault(source.module, source)
+
+    def module(self, dotted: str) -> Source | None:
+        """The module called ``dotted``, if it is linted or part of the diffusers source."""
+        if dotted in self._linted:
+            return self._linted[dotted]
+        if dotted not in self._read:
+            self._read[dotted] = self._load(dotted)
+        return self._read[dotted]
+
+    def _load(self, dotted: str) -> Source | None:
+        parts = dotted.split(".")
+        if self.diffusers is None or parts[0] != "diffusers" or not all(part.isidentifier() for part in parts):
+            return None
+        stem = self.diffusers.joinpath(*parts[1:])
+        for path in (stem / "__init__.py", stem.with_name(stem.name + ".py")):
+            try:
+                text = self._texts[path] if path in self._texts else decode(path.read_bytes())
+            except (OSError, SyntaxError, ValueError):
+                continue
+            tree = parse(text, str(path))
+            if isinstance(tree, Problem):
+                return None
+            return Source(shown(path), dotted, text, tree, linted=False)
+        return None
+
+    def is_family(self, name: str) -> bool:
+        """Whether ``modular_pipelines.<name>`` is a model family and no file of the framework."""
+        framework = {"modular_pipeline", "modular_pipeline_utils", "components_manager", "mellon_node_utils"}
+        if name in framework or name.endswith("node_utils"):
+            return False
+        dotted = f"{FRAMEWORK_PACKAGE}.{name}"
+        if dotted in self._linted:
+            return self._linted[dotted].package
+        if any(module.startswith(dotted + ".") for module in self._linted):
+            return True
+        if self.diffusers is not None:
+            folder = self.diffusers / "modular_pipelines"
+            if (folder / f"{name}.py").is_file():
+                return False
+            if (folder / name).is_dir():
+                return True
+            return not (folder.is_dir() and self._defined_in_framework(name))
+        return True
+
+    def _defined_in_framework(self, name: str) -> bool:
+        package = self.module(FRAMEWORK_PACKAGE)
+        return package is not None and name in self.scope(package, package.tree)[0]
+
+    def scope(
+        self, source: Source, node: ast.Module | Definition
+    ) -> tuple[dict[str, list[object]], list[ImportedName]]:
+        """Names bound in the scope of ``node``, and its star imports."""
+        if node not in self._bindings:
+            self._bindings[node] = bindings(source, node.body)
+        return self._bindings[node]
+
+    def lookup(self, source: Source, name: str) -> Symbol | None:
+        """What ``name`` stands for at the top level of ``source``; ``None`` if nothing binds it."""
+        key = (source, name)
+        if key not in self._resolved:
+            self._resolved[key] = None  # ends cycles
+            self._resolved[key] = self._lookup(source, name)
+        return self._resolved[key]
+
+    def _lookup(self, source: Source, name: str) -> Symbol | None:
+        names, stars = self.scope(source, source.tree)
+        bound = names.get(name)
+        if bound:
+            return self._bound(source, name, bound, None)
+        for star in stars:
+            module = self._followed(star.module)
+            found = self.lookup(module, name) if module is not None and module is not source else None
+            if found is not None:
+                return found
+        submodule = f"{source.module}.{name}"
+        if source.package and source.module and self._is_module(submodule):
+            return Symbol(submodule)
+        return None
+
+    def _bound(self, source: Source, name: str, bound: list[object], scope: AnyFunction | None) -> Symbol | None:
+        # An import or a definition wins over `X = None` beside it, which is how optional imports are written.
+        for item in reversed(bound):
+            if isinstance(item, ImportedName):
+                return self.imported(item)
+            if isinstance(item, Definition):
+                return Symbol(f"{source.module}.{name}" if source.module else name, source, item)
+        expressions = [item for item in bound if isinstance(item, ast.expr)]
+        if len(expressions) != 1 or len(bound) != 1:
+            return None
+        value = expressions[0]
+        if isinstance(value, Dotted):
+            aliased = self.symbol(source, value, scope, frozenset({name}))
+            if aliased is not None:
+                return aliased
+        return Symbol(f"{source.module}.{name}" if source.module else name, source, value)
+
+    def imported(self, imported: ImportedName) -> Symbol | None:
+        """What an imported name stands for, followed through the modules that pass it on."""
+        if not imported.name:
+            return Symbol(imported.module)
+        return self._member(imported.module, imported.name)
+
+    def _followed(self, dotted: str) -> Source | None:
+        # Other packages of diffusers would only be read to learn a longer name for the same thing.
+        if dotted in self._linted or dotted == "diffusers" or dotted.startswith(FRAMEWORK_PACKAGE):
+            return self.module(dotted)
+        return None
+
+    def _member(self, module: str, name: str) -> Symbol | None:
+        dotted = f"{module}.{name}" if module else name
+        source = self._followed(module)
+        if source is not None:
+            found = self.lookup(source, name)
+            if found is not None:
+                return found
+        return Symbol(dotted)
+
+    def _is_module(self, dotted: str) -> bool:
+        if dotted in self._linted:
+            return True
+        parts = dotted.split(".")
+        if self.diffusers is None or parts[0] != "diffusers":
+            return False
+        stem = self.diffusers.joinpath(*parts[1:])
+        return stem.is_dir() or stem.with_name(stem.name + ".py").is_file()
+
+    def symbol(
+        self,
+        source: Source,
+        expression: ast.expr,
+        scope: AnyFunction | None = None,
+        seen: frozenset[str] = frozenset(),
+    ) -> Symbol | None:
+        """What a name or a dotted expression stands for, seen from inside the function ``scope``."""
+        attributes: list[str] = []
+        while isinstance(expression, ast.Attribute):
+            attributes.append(expression.attr)
+            expression = expression.value
+        if not isinstance(expression, ast.Name) or expression.id in seen:
+            return None
+        found = self._name(source, expression.id, scope)
+        while found is not None and attributes:
+            attribute = attributes.pop()
+            if found.node is None:
+                found = self._member(found.dotted, attribute)
+            else:
+                found = Symbol(f"{found.dotted}.{attribute}")
+        return found
+
+    def _name(self, source: Source, name: str, scope: ast.AST | None) -> Symbol | None:
+        if scope is None:
+            return self.lookup(source, name)
+        key = (scope, name)
+        if key not in self._scoped:
+            self._scoped[key] = None  # ends cycles
+            self._scoped[key] = self._name_in(source, name, scope)
+        return self._scoped[key]
+
+    def _name_in(self, source: Source, name: str, scope: ast.AST | None) -> Symbol | None:
+        while scope is not None:
+            if isinstance(scope, Function):
+                bound = self.scope(source, scope)[0].get(name)
+                if bound:
+                    return self._bound(source, name, bound, scope)
+            if isinstance(scope, AnyFunction) and name in parameters(scope):
+                return None
+            scope = source.function_of(scope)
+        return self.lookup(source, name)
+
+
+def parameters(function: AnyFunction) -> list[str]:
+    """Names of all parameters, in order."""
+    given = function.args
+    names = [argument.arg for argument in (*given.posonlyargs, *given.args)]
+    names += [given.vararg.arg] if given.vararg else []
+    names += [argument.arg for argument in given.kwonlyargs]
+    return names + ([given.kwarg.arg] if given.kwarg else [])

@@ -1,0 +1,64 @@
+"""Questions about the declarations of a family of blocks."""
+
+from __future__ import annotations
+
+from ...evaluation.values import Spec
+from ...project.blocks import Block
+from ...project.flow import takes_block_state
+from ...project.project import Project, once
+
+__all__ = ["declared_names", "guiders", "has_guider", "in_loop", "is_guider", "tagged_names"]
+
+
+def in_loop(project: Project, block: Block) -> bool:
+    """Whether a block is a step of a loop: listed in one, or written like one."""
+    method = block.info.method("__call__")
+    return bool(project.loops_of(block)) or (
+        block.kind == "leaf" and method is not None and takes_block_state(method[1])
+    )
+
+
+@once
+def tagged_names(project: Project, group: str) -> dict[str, set[str]]:
+    """Names that travel under each ``kwargs_type`` in a family."""
+    found: dict[str, set[str]] = {}
+    for block in project.blocks_of(group):
+        specs: list[Spec] = [*block.declared("intermediate_outputs", anywhere=True).specs]
+        specs += block.declared("inputs", anywhere=True).specs
+        for spec in specs:
+            kind = spec.constant("kwargs_type")
+            if isinstance(kind, str) and spec.name is not None:
+                found.setdefault(kind, set()).add(spec.name)
+    return found
+
+
+@once
+def declared_names(project: Project, block: Block) -> tuple[set[str], bool]:
+    """Names a block may use on its state, and whether these are all."""
+    inputs = block.declared("inputs", anywhere=True)
+    outputs = block.declared("intermediate_outputs", anywhere=True)
+    names = set(inputs.names | outputs.names)
+    for kind in inputs.kwargs_types | outputs.kwargs_types:
+        names |= tagged_names(project, block.source.group).get(kind, set()) | {kind}
+    return names, inputs.whole and outputs.whole
+
+
+def is_guider(spec: Spec) -> bool:
+    """Whether a component is a guider, by its name or its type."""
+    if spec.name is not None and spec.name.startswith("guider"):
+        return True
+    return spec.type_name.startswith("diffusers.guiders.") or spec.type_name.endswith("Guidance")
+
+
+@once
+def guiders(project: Project, group: str) -> set[str]:
+    """Names of the guider components in the blocks of a family."""
+    found = {"guider"}
+    for block in project.blocks_of(group):
+        found |= {spec.name for spec in block.components.specs if spec.name is not None and is_guider(spec)}
+    return found
+
+
+def has_guider(block: Block) -> bool:
+    """Whether a block, or any block below it, declares a guider."""
+    return any(is_guider(spec) for spec in block.components.specs)

@@ -1,0 +1,47 @@
+"""The linter's own findings, about files and comments instead of blocks, with codes, levels and pages as any other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ...core.finding import Finding, Level, Origin
+from ...reading.source import Problem
+from .rule import Rule
+
+if TYPE_CHECKING:
+    from ...project.project import Project
+
+__all__ = ["OWN_RULES", "UnreadableFile", "UnusedSuppression"]
+
+
+class _OwnRule(Rule):
+    """A rule whose findings are made elsewhere, where what they are about is known."""
+
+    def check(self, project: Project) -> Iterator[Finding]:
+        return iter(())
+
+
+class UnreadableFile(_OwnRule):
+    """A file cannot be opened, decoded or parsed, so that no rule has seen it."""
+
+    code = "MOD000"
+    name = "unreadable-file"
+    level = Level.ERROR
+
+    @classmethod
+    def at(cls, problem: Problem, origin: Origin = Origin.STATIC) -> Finding:
+        """The finding that tells of ``problem``."""
+        line = problem.line
+        return Finding(problem.path, line, 1, cls.code, problem.message, line, 1, cls.name, cls.level, origin=origin)
+
+
+class UnusedSuppression(_OwnRule):
+    """A `noqa` comment names a rule that reports nothing there, or a rule that does not exist."""
+
+    code = "MOD100"
+    name = "unused-noqa"
+    level = Level.WARNING
+
+
+OWN_RULES: tuple[Rule, ...] = (UnreadableFile(), UnusedSuppression())

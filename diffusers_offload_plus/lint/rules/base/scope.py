@@ -1,0 +1,97 @@
+"""The functions that rules look into: those of blocks, of pipelines and of what stands beside them."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from ...project.blocks import Block
+from ...project.body import Body, Place
+from ...project.flow import entry_roles
+from ...project.project import Project, once
+from ...reading.nodes import AnyFunction, Function
+from ...reading.source import Source
+from ...resolution.classes import ClassInfo
+from ...resolution.modules import parameters
+
+__all__ = ["call_bodies", "functions", "is_encoder", "own_calls", "users"]
+
+ENCODER_FILES = {"encoders", "before_encoder"}
+
+
+@once
+def functions(project: Project) -> list[Body]:
+    """Methods of blocks and pipelines, functions beside blocks or called by them; inner functions belong to these."""
+    return [*_beside_blocks(project), *_called_elsewhere(project)]
+
+
+def _called_elsewhere(project: Project) -> Iterator[Body]:
+    """Functions of linted files without blocks that blocks call."""
+    seen: set[ast.AST] = set()
+    for block in own_calls(project):
+        for body in project.flow(block.info).bodies:
+            if body.owner is not None or not body.source.linted or body.function in seen:
+                continue
+            if not any(info.is_block for info in project.classes.of(body.source)):
+                seen.add(body.function)
+                yield body
+
+
+def _beside_blocks(project: Project) -> Iterator[Body]:
+    for source in project.block_sources:
+        has_blocks = any(info.is_block for info in project.classes.of(source))
+        for function in source.functions:
+            owner: ClassInfo | None = None
+            inner = False
+            for ancestor in source.ancestors(function):
+                if isinstance(ancestor, AnyFunction):
+                    inner = True
+                    break
+                if isinstance(ancestor, ast.ClassDef):
+                    owner = project.classes.info(source, ancestor)
+                    break
+            if inner or (owner is None and not has_blocks):
+                continue
+            if owner is not None and not owner.is_block and not owner.is_pipeline:
+                continue
+            yield project.bodies.get(source, function, owner, _roles(owner, function))
+
+
+def _roles(owner: ClassInfo | None, function: Function) -> dict[str, set[Place]]:
+    if owner is not None and owner.is_block:
+        return entry_roles(owner, function)
+    names = parameters(function)
+    roles: dict[str, set[Place]] = {
+        name: {(name,)} for name in names if name in ("components", "block_state", "state")
+    }
+    if owner is not None and names:
+        roles[names[0]] = {("components",)}  # a pipeline is what blocks call components
+    return roles
+
+
+def is_encoder(source: Source, owner: ClassInfo | None) -> bool:
+    """Whether code is where encoding belongs: in an encoder's file or class."""
+    return source.stem in ENCODER_FILES or (owner is not None and "Encode" in owner.name)
+
+
+@once
+def own_calls(project: Project) -> list[Block]:
+    """Blocks that define ``__call__`` or inherit one that is not the framework's."""
+    return [block for block in project.blocks if block.info.call is not None]
+
+
+@once
+def users(project: Project) -> dict[Function, list[Block]]:
+    """The blocks that run each function, in order of place."""
+    found: dict[Function, list[Block]] = {}
+    for block in own_calls(project):
+        for function in dict.fromkeys(body.function for body in project.flow(block.info).bodies):
+            found.setdefault(function, []).append(block)
+    return found
+
+
+def call_bodies(project: Project) -> Iterator[tuple[Block, Body]]:
+    """The ``__call__`` of each block that defines one itself."""
+    for block in own_calls(project):
+        function = block.info.own_method("__call__")
+        yield from ((block, body) for body in project.flow(block.info).bodies[:1] if body.function is function)

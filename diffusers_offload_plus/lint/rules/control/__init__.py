@@ -1,0 +1,1 @@
+"""Rules about what a block's ``__call__`` takes, skips and returns. Imports rules.base and below."""

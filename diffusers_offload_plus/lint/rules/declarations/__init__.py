@@ -1,0 +1,1 @@
+"""Rules about declared inputs, outputs and defaults. Imports rules.base and below."""

@@ -1,0 +1,1 @@
+"""Rules about guidance, which is what guiders do. Imports rules.base and below."""

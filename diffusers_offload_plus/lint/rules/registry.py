@@ -1,0 +1,45 @@
+"""All rules there are: those about modular pipelines, and the linter's own."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+
+from .base.catalogue import Catalogue
+from .base.own_rules import OWN_RULES
+from .base.rule import Rule
+from .components import creation, encoders, noise, use
+from .control import loops, protocol, skips, variants
+from .declarations import defaults, params
+from .guidance import cfg, guider, scale_input
+from .state import block_state, pipeline_state
+from .structure import assembly, block_tests, families, imports
+
+__all__ = ["all_rules", "catalogue"]
+
+_MODULES = (
+    *(creation, encoders, noise, use),
+    *(loops, protocol, skips, variants),
+    *(defaults, params),
+    *(cfg, guider, scale_input),
+    *(block_state, pipeline_state),
+    *(assembly, block_tests, families, imports),
+)
+
+
+@functools.cache
+def all_rules() -> tuple[Rule, ...]:
+    """One instance of every rule about modular pipelines, sorted by code."""
+    classes = (
+        value
+        for module in _MODULES
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, Rule) and value.__module__ == module.__name__
+    )
+    return tuple(sorted((kind() for kind in classes), key=lambda rule: rule.code))
+
+
+@functools.cache
+def catalogue() -> Catalogue:
+    """The catalogue of every rule; the same object at each call."""
+    return Catalogue((*all_rules(), *OWN_RULES))

@@ -1,0 +1,226 @@
+"""A run: analyse, then drop what settings, comments, a diff and a baseline leave out."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..analysis.analyse import Analysis, analyse
+from ..core.errors import LintError
+from ..core.finding import Finding, Level
+from ..reading.location import enclosing_diffusers
+from ..rules.base.own_rules import UnreadableFile
+from ..settings.layers import Settings
+from ..settings.suppression import suppress
+from .report import Report
+
+if TYPE_CHECKING:
+    from ..introspection.merging import Introspection
+    from ..settings.baseline import Baseline, Entry
+    from .changes import Changes
+
+__all__ = ["Outcome", "Request", "check_paths", "examine", "limits", "report", "roots", "run_lint"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to lint, and how.
+
+    Attributes:
+        paths: files and directories.
+        diffusers: folder of the diffusers package to read the framework from; ``None`` finds one.
+        siblings: read the whole package of each file that is named, and report on the named files only.
+        noqa: honour suppressing comments.
+        diff: only report what the working tree adds since it parted from this reference.
+        baseline: only report what this file does not list.
+        introspect: import the code and use what the blocks declare at run time.
+        processes: how many may work on it, see :func:`.workers.available_processes`.
+    """
+
+    paths: Sequence[Path]
+    settings: Settings
+    diffusers: Path | None = None
+    siblings: bool = False
+    noqa: bool = True
+    diff: str | None = None
+    baseline: Path | None = None
+    introspect: bool = False
+    processes: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """One look at the files, before a diff or a baseline takes findings away.
+
+    Attributes:
+        findings: sorted; ``suppressed``: those that comments suppress.
+    """
+
+    analysis: Analysis
+    findings: list[Finding]
+    suppressed: list[Finding]
+
+
+def run_lint(request: Request) -> Report:
+    """Lint, and collect what there is to report.
+
+    Raises:
+        LintError: a path is missing, or what the request names (a reference, a baseline) cannot be used.
+    """
+    check_paths(request)
+    baseline, changes = limits(request)
+    if changes is not None:
+        # Findings elsewhere would be dropped, so only the packages of changed files are read.
+        changed = [path for path in changes.below(request.paths) if path.suffix == ".py"]
+        request = dataclasses.replace(request, paths=changed, siblings=True)
+    return report(request, examine(request), baseline, changes)
+
+
+def limits(request: Request) -> tuple[Baseline | None, Changes | None]:
+    """The baseline and the changes that ``request`` names.
+
+    Raises:
+        LintError: one of them cannot be used.
+    """
+    # Imported here because most runs need neither, and what they import takes a while.
+    baseline: Baseline | None = None
+    changes: Changes | None = None
+    if request.baseline is not None:
+        from ..settings.baseline import Baseline
+
+        baseline = Baseline.read(request.baseline)
+    if request.diff is not None:
+        from .changes import changed_lines
+
+        changes = changed_lines(request.diff, request.paths)
+    return baseline, changes
+
+
+def report(
+    request: Request, outcome: Outcome, baseline: Baseline | None = None, changes: Changes | None = None
+) -> Report:
+    """What is left of ``outcome`` beside the baseline and within the changes."""
+    text = outcome.analysis.text
+    findings = outcome.findings
+    if changes is not None:
+        findings = changes.keep(findings, text)
+    known = 0
+    resolved: list[Entry] = []
+    if baseline is not None:
+        new, resolved = baseline.split(outcome.findings, text, outcome.analysis.files, request.settings.codes)
+        known = len(outcome.findings) - len(new)
+        remaining = set(new)
+        findings = [finding for finding in findings if finding in remaining]
+    return Report(
+        findings=findings,
+        files=[path for path in outcome.analysis.files if _named(request, path)],
+        rules=request.settings.rules,
+        text=text,
+        suppressed=len(outcome.suppressed),
+        known=known,
+        resolved=resolved,
+    )
+
+
+def check_paths(request: Request) -> None:
+    """Raise if a path that was named is not there, so that a typing error never looks like a clean run."""
+    if not request.paths:
+        raise LintError("paths: expected at least one file or directory, got none.")
+    for path in request.paths:
+        if not path.exists():
+            raise LintError(f"{path}: no such file or directory.")
+    if request.diffusers is not None and not (request.diffusers / "modular_pipelines").is_dir():
+        raise LintError(
+            f"--diffusers {request.diffusers}: expected the folder of the diffusers package, with modular_pipelines "
+            "in it, such as src/diffusers of a checkout."
+        )
+
+
+def examine(
+    request: Request, sources: Mapping[Path, str] | None = None, runtime: Introspection | None = None
+) -> Outcome:
+    """Analyse once and apply settings and comments.
+
+    Args:
+        sources: text that stands in for what lies on disk.
+        runtime: what the blocks declared at run time; by default asked for if the request says so.
+    """
+    settings = request.settings
+    analysis = analyse(
+        roots(request),
+        settings.rules,
+        skip=settings.excluded,
+        sources=sources,
+        diffusers=request.diffusers,
+        processes=request.processes,
+    )
+    findings = [*analysis.findings, *map(UnreadableFile.at, analysis.problems)]
+    if runtime is None and request.introspect:
+        from ..introspection.asking import introspect
+
+        runtime = introspect(analysis)
+    if runtime is not None:
+        findings = runtime.merge(findings, settings.rules)
+    return _apply(request, analysis, findings)
+
+
+def _apply(request: Request, analysis: Analysis, findings: Iterable[Finding]) -> Outcome:
+    settings = request.settings
+    by_path = {path: list(found) for path, found in itertools.groupby(sorted(findings), key=_path)}
+    kept: list[Finding] = []
+    suppressed: list[Finding] = []
+    for path in sorted({*analysis.files, *by_path}):
+        if not _named(request, path):
+            continue
+        ignored = settings.ignored_codes(path)
+        found = _levelled(settings, (finding for finding in by_path.get(path, ()) if finding.code not in ignored))
+        if request.noqa:
+            rules = [rule for rule in settings.rules if rule.code not in ignored]
+            found, hidden = suppress(found, path, analysis.text(path), rules, settings.selection.catalogue.by_code)
+            found = _levelled(settings, found)
+            suppressed += hidden
+        kept += found
+    return Outcome(analysis, sorted(kept), suppressed)
+
+
+def _levelled(settings: Settings, findings: Iterable[Finding]) -> list[Finding]:
+    """``findings`` at the levels chosen for this run, without those that are off."""
+    chosen = ((finding, settings.selection.level(finding)) for finding in findings)
+    return [
+        finding if level is finding.level else dataclasses.replace(finding, level=level)
+        for finding, level in chosen
+        if level is not Level.OFF
+    ]
+
+
+def _path(finding: Finding) -> str:
+    return finding.path
+
+
+def roots(request: Request) -> list[Path]:
+    """What is read for ``request``."""
+    if not request.siblings:
+        return list(request.paths)
+    return list(dict.fromkeys(_package(path) if path.is_file() else path for path in request.paths))
+
+
+def _package(path: Path) -> Path:
+    """The directory whose files are needed to understand the one at ``path``."""
+    directory = path.parent
+    if enclosing_diffusers(path) is not None:
+        return directory  # the rest of diffusers is read when something of it is asked for
+    while directory.name not in ("", "..") and all(
+        (one / "__init__.py").is_file() for one in (directory, directory.parent)
+    ):
+        directory = directory.parent
+    return directory
+
+
+def _named(request: Request, path: str) -> bool:
+    if not request.siblings:
+        return True
+    here = Path(path)
+    return any(here == given or given in here.parents for given in request.paths)

@@ -1,0 +1,102 @@
+"""What a run is configured with: layers of settings, from the file that another one extends to the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..core.finding import Level
+from ..rules.base.catalogue import Catalogue
+from ..rules.base.rule import Rule
+from .patterns import matches
+from .selection import Selection
+
+__all__ = ["Layer", "Settings"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layer:
+    """Settings that were said in one place.
+
+    Attributes:
+        where: the file, or the command line, for messages.
+        root: what patterns are relative to.
+        select: selectors of the rules that run, instead of those of the layers beneath; ``None`` keeps those.
+        extend_select, ignore: selectors that add to and take away from what is selected so far.
+        levels: by selector or ``selector:kind``.
+        per_file_ignores: selectors by pattern. ``exclude``: patterns of what is not read at all.
+    """
+
+    where: str
+    root: Path
+    select: tuple[str, ...] | None = None
+    extend_select: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    levels: Mapping[str, Level] = dataclasses.field(default_factory=dict)
+    per_file_ignores: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    exclude: tuple[str, ...] = ()
+
+
+class Settings:
+    """All layers of a run together.
+
+    Within a layer the more specific selector wins, and of equally specific ones the one that ignores; a later layer
+    wins over an earlier one. Levels, excluded paths and ignores per file add up.
+
+    Raises:
+        SettingsError: a selector means no rule, or a rule has no such kind.
+    """
+
+    def __init__(self, catalogue: Catalogue, layers: Sequence[Layer] = ()) -> None:
+        self._catalogue = catalogue
+        self._layers = tuple(layers)
+        codes = set(catalogue.by_code)
+        levels: dict[str, Level] = {}
+        self._ignores: list[tuple[Path, str, frozenset[str]]] = []
+        for layer in layers:
+            codes = _selected(catalogue, layer, codes)
+            levels |= catalogue.levels(layer.levels, f"{layer.where}: levels")
+            for pattern, selectors in layer.per_file_ignores.items():
+                where = f"{layer.where}: per-file-ignores: {pattern!r}"
+                dropped = frozenset[str]().union(*(catalogue.resolve(selector, where)[0] for selector in selectors))
+                self._ignores.append((layer.root, pattern, dropped))
+        self.selection = Selection(catalogue, frozenset(codes), levels)
+
+    def excluded(self, path: Path) -> bool:
+        """Whether ``path`` is left out of the run."""
+        return any(matches(pattern, path, layer.root) for layer in self._layers for pattern in layer.exclude)
+
+    def unrestricted(self) -> Settings:
+        """All rules at their own levels, on the same files."""
+        layers = [Layer(where=layer.where, root=layer.root, exclude=layer.exclude) for layer in self._layers]
+        return Settings(self._catalogue, layers)
+
+    def ignored_codes(self, path: str) -> frozenset[str]:
+        """Codes of the rules that do not apply to the file at ``path``."""
+        found = [codes for root, pattern, codes in self._ignores if matches(pattern, Path(path), root)]
+        return frozenset[str]().union(*found)
+
+    @property
+    def rules(self) -> list[Rule]:
+        """The rules that run, by code."""
+        return self.selection.rules
+
+    @property
+    def codes(self) -> frozenset[str]:
+        """Codes of the rules that run."""
+        return self.selection.codes
+
+
+def _selected(catalogue: Catalogue, layer: Layer, beneath: set[str]) -> set[str]:
+    """Codes selected once ``layer`` has had its say."""
+    added = [
+        catalogue.resolve(selector, f"{layer.where}: select")
+        for selector in (*(layer.select or ()), *layer.extend_select)
+    ]
+    removed = [catalogue.resolve(selector, f"{layer.where}: ignore") for selector in layer.ignore]
+    codes = set(beneath) if layer.select is None else set()
+    for how in sorted({how for _, how in (*added, *removed)}):
+        codes.update(*(found for found, specific in added if specific == how))
+        codes.difference_update(*(found for found, specific in removed if specific == how))
+    return codes
