@@ -17,6 +17,7 @@ ROOMS = [
     "errors",
     "offload.formatting",
     "offload.policy",
+    "offload.modes",
     "offload.memory",
     "offload.stores",
     "offload.stores.disk",

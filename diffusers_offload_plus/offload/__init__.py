@@ -10,6 +10,7 @@ The rooms, from what users call down to what knows nothing of the others; a room
     model       what a model is made of
     stores      host memory and files that weights are stored in
     memory      device and host memory, and their limits
+    modes       the state that the engine works in, whatever the caller's
     policy      what the caller asked for
     formatting  sizes and tables for people
 """

@@ -13,7 +13,7 @@ from ..model.inventory import Decision, Residency
 from ..runtime.engine import OffloadEngine
 from ..stores.disk.slab import DiskSlab
 from ..stores.shared.allocator import SharedSlab
-from ..transfer.transfer import lockable
+from ..transfer.copy_engine import lockable
 from .components import components_of
 from .stalls import Stall, stalls_of
 

@@ -22,7 +22,7 @@ from ...errors import OffloadPlusError
 from ..model.tensors import is_wrapper, map_plain
 from ..stores.layout import view_of
 from ..stores.storage import WeightStorage
-from ..transfer.transfer import CopyEngine
+from ..transfer.copy_engine import CopyEngine
 from .param_group import ParamGroup
 
 __all__ = ["SavedWeights", "WeightsChangedError"]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..model.tensors import map_plain, plain_bytes, plain_tensors, relocate, repoint
-from ..transfer.transfer import CopyEngine
+from ..transfer.copy_engine import CopyEngine
 
 __all__ = ["PersistentBuffers", "bring_home"]
 

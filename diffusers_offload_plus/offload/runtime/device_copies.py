@@ -9,7 +9,7 @@ import torch
 
 from ..model.inventory import Entry
 from ..model.tensors import map_plain, plain_bytes, plain_tensors, relocate, same_bits
-from ..transfer.transfer import CopyEngine
+from ..transfer.copy_engine import CopyEngine
 from .param_group import ParamGroup
 
 __all__ = ["DeviceCopies"]

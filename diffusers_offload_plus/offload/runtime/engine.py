@@ -24,8 +24,8 @@ from ..modes import engine_mode
 from ..planning.plan import HeldGroup, OffloadPlan, make_plan
 from ..planning.residency import CacheChoice, choose_cached, fixed_bytes, floor_bytes, nested_groups
 from ..policy import OffloadPolicy
+from ..transfer.copy_engine import CopyEngine
 from ..transfer.tiers import Tiers
-from ..transfer.transfer import CopyEngine
 from .arguments import elements_of, to_device, valid_output
 from .autograd import SavedWeights
 from .buffers import PersistentBuffers, bring_home

@@ -19,7 +19,7 @@ from ..memory.device_budget import Member
 from ..model.inventory import Residency
 from ..model.partition import Unit
 from ..modes import engine_mode, profiled
-from ..transfer.transfer import CopyEngine
+from ..transfer.copy_engine import CopyEngine
 from .param_group import Compare, GroupState, ParamGroup
 from .prefetch import Prefetcher
 

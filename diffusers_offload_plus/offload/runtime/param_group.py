@@ -24,7 +24,8 @@ from ..modes import engine_mode
 from ..stores.host import HostAllocator
 from ..stores.layout import view_of
 from ..stores.storage import Allocator, WeightStorage
-from ..transfer.transfer import CopyEngine, Transfer
+from ..transfer.copy_engine import CopyEngine
+from ..transfer.transfer import Transfer
 
 __all__ = ["Compare", "GroupState", "ParamGroup"]
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..memory.device_budget import Member
-from ..transfer.transfer import CopyEngine
+from ..transfer.copy_engine import CopyEngine
 from .param_group import ParamGroup
 
 __all__ = ["FARTHEST", "Prefetcher", "UsageOrder"]

@@ -17,7 +17,7 @@ from ..stores.disk.safetensors_files import snapshot_of
 from ..stores.host import HostAllocator
 from ..stores.shared.allocator import SharedAllocator
 from ..stores.storage import Allocator
-from .transfer import CopyEngine
+from .copy_engine import CopyEngine
 
 __all__ = ["Tiers"]
 

@@ -29,7 +29,7 @@ def test_what_cannot_be_pinned_is_pageable(
 
     monkeypatch.setattr(torch, "empty", refused)
     monkeypatch.setattr("diffusers_offload_plus.offload.memory.staging._cuda_registered", lambda nbytes: None)
-    monkeypatch.setattr("diffusers_offload_plus.offload.transfer.transfer.lockable_bytes", lambda: 65536)
+    monkeypatch.setattr("diffusers_offload_plus.offload.transfer.copy_engine.lockable_bytes", lambda: 65536)
     with caplog.at_level(logging.WARNING, "diffusers_offload_plus"):
         dop.enable_group_offload(model, device, offload_type="leaf_level", use_stream=True, low_cpu_mem_usage=lean)
         for _ in range(2):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import diffusers_offload_plus as dop
-from diffusers_offload_plus.offload.transfer import transfer
+from diffusers_offload_plus.offload.transfer import copy_engine, transfer
 from tests.support.meter import meter_for
 
 
@@ -74,13 +74,13 @@ def test_no_wait_before_a_read(device: torch.device, monkeypatch: pytest.MonkeyP
 
 
 def test_no_wait_before_an_overwrite(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = transfer.CopyEngine.__init__
+    original = copy_engine.CopyEngine.__init__
 
-    def deafened(self: transfer.CopyEngine, *args: Any) -> None:
+    def deafened(self: copy_engine.CopyEngine, *args: Any) -> None:
         original(self, *args)
         self._stream = Deaf(self._stream)
 
-    monkeypatch.setattr(transfer.CopyEngine, "__init__", deafened)
+    monkeypatch.setattr(copy_engine.CopyEngine, "__init__", deafened)
     assert races(device) > 0
 
 

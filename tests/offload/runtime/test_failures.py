@@ -16,7 +16,7 @@ import diffusers_offload_plus as dop
 from diffusers_offload_plus.offload.stores.disk.allocator import DiskAllocator
 from diffusers_offload_plus.offload.stores.host import HostAllocator
 from diffusers_offload_plus.offload.stores.shared.allocator import SharedAllocator
-from diffusers_offload_plus.offload.transfer.transfer import CopyEngine
+from diffusers_offload_plus.offload.transfer.copy_engine import CopyEngine
 from tests.support.meter import Meter
 from tests.support.models import (
     CHOSEN,

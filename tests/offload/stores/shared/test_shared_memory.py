@@ -30,7 +30,7 @@ from diffusers_offload_plus.offload.stores.shared import memory as shared_memory
 from diffusers_offload_plus.offload.stores.shared.allocator import SharedAllocator, SharedSlab
 from diffusers_offload_plus.offload.stores.shared.memory import NotShared, SharedMemory
 from diffusers_offload_plus.offload.stores.shared.server import Member
-from diffusers_offload_plus.offload.transfer import transfer
+from diffusers_offload_plus.offload.transfer import copy_engine
 from tests.offload.stores.disk.forked import run
 from tests.offload.stores.disk.setup import assert_right, assert_state, twin_of
 from tests.offload.stores.shared.programs import decisions, memory_of
@@ -264,8 +264,8 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
     def register(link: Any, shared: SharedMemory) -> torch.Tensor:
         return original(types.SimpleNamespace(device=torch.device("cuda")), shared)
 
-    original: Any = transfer.CopyEngine.register_host
-    monkeypatch.setattr(transfer.CopyEngine, "register_host", register)
+    original: Any = copy_engine.CopyEngine.register_host
+    monkeypatch.setattr(copy_engine.CopyEngine, "register_host", register)
     yield found
     gc.collect()
     assert found.registered == {}
@@ -317,9 +317,9 @@ def lock_limit(say: Any, limit: int) -> Any:
     """What becomes of a model whose memory is to be pinned, under a limit that holds for this user."""
     runtime = Runtime()
     torch.cuda.cudart = lambda: runtime
-    original: Any = transfer.CopyEngine.register_host
+    original: Any = copy_engine.CopyEngine.register_host
     stub = types.SimpleNamespace(device=torch.device("cuda"))
-    mock.patch.object(transfer.CopyEngine, "register_host", lambda link, shared: original(stub, shared)).start()
+    mock.patch.object(copy_engine.CopyEngine, "register_host", lambda link, shared: original(stub, shared)).start()
     from tests.simulated import register
 
     register()

@@ -1,0 +1,316 @@
+"""Copies from host memory and disk to one device.
+
+[Note: compute waits on events]
+A slab is allocated on the stream that will compute with it. The side stream first waits for that stream, so it
+cannot overwrite memory the allocator has just taken back from it; the computing stream waits for the copy's event
+before the first read. Freeing the slab afterwards is ordered by the computing stream alone. No step makes the
+calling thread wait. With ``record_stream`` the slab belongs to the side stream instead, which need not wait for
+computation; the allocator then learns of the use.
+Memory that was used before by another group waits for that use alone; see [Note: slabs].
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..memory.device_budget import DeviceBudget
+from ..memory.process import lockable_bytes
+from ..memory.slabs import DeviceSlab
+from ..memory.staging import Staging, pinned, registered
+from ..modes import engine_mode
+from ..policy import OffloadPolicy, supports_streams
+from ..stores.disk.slab import DiskSlab
+from ..stores.shared.memory import NotShared, SharedMemory
+from ..stores.storage import WeightStorage
+from .reader import Reader
+from .timing import Bottleneck, StallTimer
+from .transfer import Transfer, current_stream
+
+__all__ = ["CopyEngine", "lockable"]
+
+
+class CopyEngine:
+    """The way from host and disk to one device: allocation, copies and, with streams, the side stream they run on.
+
+    Attributes:
+        copies: copies to the device started.
+        bytes: bytes they moved.
+        disk_bytes: bytes that were asked for from disk; the system may have had them in its cache.
+        budget: the device memory it may take, which it may share with other links.
+        live: device bytes held by what has been copied.
+        peak: highest value of ``live``.
+        streaming: device bytes of groups that come and go.
+        externally_held: groups whose memory somebody still held when they were taken off the device.
+        staging_limit: most bytes a staging buffer may take; groups that are larger pass it in several copies.
+        unpinned: bytes of host memory that were to be pinned and could not be.
+        waits: how long computing waited for what has been copied.
+        reading_host: a copy started since the last :meth:`drain` may still be reading host memory.
+    """
+
+    def __init__(self, policy: OffloadPolicy, budget: DeviceBudget) -> None:
+        self.device = policy.device
+        self.budget = budget
+        self._non_blocking = policy.non_blocking
+        self._record_stream = policy.record_stream
+        self._pins = policy.pins_host_memory
+        self._stream: Any = torch.Stream(device=self.device) if policy.use_stream else None
+        self._index = self.device.index if supports_streams(self.device) else None
+        # Memory that belongs to the side stream goes back to the allocator, which knows when other streams are done.
+        self._pools = self.device.type == "cpu" or (budget.pools and not policy.record_stream)
+        self._staging = Staging(self.device) if policy.use_stream and policy.low_cpu_mem_usage else None
+        self._read_buffers = Staging(self.device, pin=self._stream is not None)
+        self._reader = Reader()
+        self.stall_timer = StallTimer(self.device, has_events=supports_streams(self.device))
+        self.staging_limit: int | None = None
+        self.unpinned = 0
+        self.copies = 0
+        self.bytes = 0
+        self.disk_bytes = 0
+        self.live = 0
+        self.peak = 0
+        self.reading_host = False
+        self.streaming = 0
+        self.externally_held = 0
+
+    def account(self, nbytes: int, *, streams: bool = False) -> None:
+        """Account for ``nbytes`` of device memory taken (negative: given back).
+
+        Args:
+            streams: they are of a group that comes and goes.
+        """
+        self.live += nbytes
+        if streams:
+            self.streaming += nbytes
+        budget = self.budget
+        if budget.auto is not None:
+            budget.note_change(nbytes)
+        budget.live += nbytes
+        if nbytes > 0:
+            self.peak = max(self.peak, self.live)
+            budget.peak = max(budget.peak, budget.live + budget.slabs.nbytes)
+
+    @property
+    def staging_wait_seconds(self) -> float:
+        """How long has been waited for a staging buffer (only with ``low_cpu_mem_usage`` or the disk tier)."""
+        return self._read_buffers.waited + (0.0 if self._staging is None else self._staging.waited)
+
+    @property
+    def staging_bytes(self) -> int:
+        """Host memory that the staging buffers take."""
+        return self._read_buffers.nbytes + (0 if self._staging is None else self._staging.nbytes)
+
+    def allocate_host(self, nbytes: int) -> torch.Tensor:
+        """Uninitialised host memory for one slab: uint8, shape ``(nbytes,)``, pinned if the policy pins."""
+        if not self._pins or nbytes == 0:
+            return torch.empty(nbytes, dtype=torch.uint8)
+        memory = pinned(nbytes, self.device)
+        self.unpinned += 0 if memory.is_pinned() else nbytes
+        return memory
+
+    def register_host(self, memory: SharedMemory) -> torch.Tensor:
+        """``memory``, pinned for this device: uint8. It may be read through the result, never written.
+
+        Raises:
+            NotShared: the device runtime cannot pin it.
+        """
+        if self.device.type != "cuda":
+            raise NotShared(f"'{self.device.type}' devices have no way to pin memory that is there already")
+        try:
+            return registered(memory.map())
+        except OSError as error:
+            raise NotShared(
+                f"{error.strerror} with error {error.errno} for {memory.nbytes} bytes{lockable()}; copies are slower. "
+                "Raise the limit, or pass `share_host_copy=False`"
+            ) from error
+
+    def uses_in_place(self, storage: WeightStorage) -> bool:
+        """Whether the device computes with ``storage`` where it lies."""
+        return self.device.type == "cpu" and storage.is_aligned
+
+    @property
+    def current_stream(self) -> Any:
+        """The stream that computes now; None where the device has none."""
+        return None if self._index is None else current_stream(self._index)
+
+    def start(self, storage: WeightStorage, own: DeviceSlab | None = None, stream: Any = None) -> Transfer:
+        """Begin bringing the bytes of ``storage`` to the device.
+
+        Args:
+            own: the slab that :meth:`release` returned when they were last there.
+            stream: the current stream, where the caller knows it.
+        """
+        memory = storage.in_memory
+        if memory is None:
+            return self._start_reading(storage, own)
+        if self.device.type == "cpu" and storage.is_aligned:
+            return Transfer(None, self.stall_timer)
+        nbytes = storage.nbytes
+        if self._staging is None:
+            self.copies += 1
+            self.bytes += nbytes
+        else:
+            self._count(nbytes, staged=True)
+        side = self._stream
+        if side is None:
+            slab = self._slab(nbytes, own, stream)
+            start = self._mark()
+            slab.bytes.copy_(memory, non_blocking=self._non_blocking)
+            return self._blocking(slab, Bottleneck.LINK, start)
+        self.reading_host = True
+        if self._record_stream:
+            with side:
+                slab = self._slab(nbytes, own)
+        else:
+            slab = self._slab(nbytes, own, stream)
+            if slab.free is None:
+                side.wait_stream(slab.owner)
+            else:
+                self._wait_until_free(slab)
+        with side:
+            if self._staging is None:
+                slab.bytes.copy_(memory, non_blocking=True)
+            else:
+                self._through(
+                    self._staging, slab.bytes, lambda part, start: part.copy_(memory[start : start + len(part)])
+                )
+        event = side.record_event(slab.copied)
+        if self.stall_timer.watching:
+            event = side.record_event(self.stall_timer.event())
+        return Transfer(slab, self.stall_timer, index=self._index, event=event, side_owned=self._record_stream)
+
+    def _record(self, slab: DeviceSlab) -> Any:
+        """Mark the end of the copy to ``slab``; returns an event that can be timed if the pass is measured."""
+        self._stream.record_event(slab.copied)
+        return self._stream.record_event(self.stall_timer.event()) if self.stall_timer.watching else slab.copied
+
+    def release(self, storage: WeightStorage, transfer: Transfer) -> DeviceSlab | None:
+        """The device is done with ``storage`` for now, and nobody needs what ``transfer`` brought.
+
+        Returns:
+            The slab without its memory, for the next time; None if it serves others, or others hold it.
+        """
+        if isinstance(storage, DiskSlab) and self.uses_in_place(storage):
+            storage.release()
+        slab = transfer.slab
+        if slab is None:
+            return None
+        if slab.is_held_elsewhere:
+            self.externally_held += 1
+            return None
+        if self._pools:
+            self.budget.give(slab)
+            return None
+        slab.streams.clear()
+        slab.storage.resize_(0)
+        if self.budget.auto is not None:
+            self.budget.memory_given_back()
+        return slab
+
+    @property
+    def read_wait_seconds(self) -> float:
+        """How long the calling thread has waited for disk."""
+        return self._reader.waited
+
+    def drain(self) -> None:
+        """Wait until no copy reads host memory any more; call before host memory of a slab is given up."""
+        self._reader.drain()
+        if self._stream is not None:
+            self._stream.synchronize()
+        self.reading_host = False
+
+    def close(self) -> None:
+        """End the reader thread."""
+        self.drain()
+        self._reader.close()
+        self.stall_timer.reset()
+
+    def _mark(self) -> Any:
+        return self.stall_timer.mark() if self.stall_timer.watching else None
+
+    def _blocking(self, slab: DeviceSlab, bottleneck: Bottleneck, start: Any) -> Transfer:
+        """A transfer that was made on the computing stream itself, from the mark ``start`` to now."""
+        blocked = None if start is None else (bottleneck, start, self.stall_timer.mark())
+        if self._index is not None:
+            current = current_stream(self._index)
+            slab.streams[current.stream_id] = current
+        return Transfer(slab, self.stall_timer, index=self._index, blocked=blocked)
+
+    def _start_reading(self, storage: WeightStorage, own: DeviceSlab | None) -> Transfer:
+        self.disk_bytes += storage.nbytes
+        if isinstance(storage, DiskSlab) and self.uses_in_place(storage):
+            reading = self._reader.submit(storage.populate, _what(storage))
+            return Transfer(None, self.stall_timer, reading=reading)
+        slab = self._slab(storage.nbytes, own)
+        self._count(storage.nbytes, staged=self.device.type != "cpu")
+        if self.device.type == "cpu":
+            reading = self._reader.submit(functools.partial(storage.read_into, slab.bytes), _what(storage))
+            return Transfer(slab, self.stall_timer, reading=reading)
+        if self._stream is None:
+            start = self._mark()
+            self._through(self._read_buffers, slab.bytes, storage.read_into)
+            return self._blocking(slab, Bottleneck.DISK, start)
+        self.reading_host = True
+        self._wait_until_free(slab)
+        work = functools.partial(self._read_and_copy, storage, slab)
+        reading = self._reader.submit(work, _what(storage))
+        return Transfer(slab, self.stall_timer, index=self._index, reading=reading)
+
+    def _slab(self, nbytes: int, own: DeviceSlab | None, stream: Any = None) -> DeviceSlab:
+        """Device memory of this size that the current stream may use, or may once the slab's ``free`` has happened."""
+        slab = self.budget.slabs.take(nbytes) if self._pools else own
+        if slab is None:
+            with engine_mode():
+                slab = DeviceSlab(nbytes, self.device)
+        elif slab.free is not None:
+            return slab
+        elif not slab.storage.nbytes():
+            slab.storage.resize_(nbytes)
+        if self._index is not None:
+            slab.owner = stream or current_stream(self._index)
+        return slab
+
+    def _wait_until_free(self, slab: DeviceSlab) -> None:
+        """Let the side stream wait until it may overwrite ``slab``; see [Note: compute waits on events]."""
+        if slab.free is None:
+            self._stream.wait_stream(slab.owner)
+        else:
+            for event in slab.free:
+                self._stream.wait_event(event)
+
+    def _read_and_copy(self, storage: WeightStorage, slab: DeviceSlab) -> Any:
+        with self._stream:
+            self._through(self._read_buffers, slab.bytes, storage.read_into)
+            return self._record(slab)
+
+    def _count(self, nbytes: int, *, staged: bool) -> None:
+        self.copies += -(-nbytes // self._chunk(nbytes)) if staged else 1
+        self.bytes += nbytes
+
+    def _chunk(self, nbytes: int) -> int:
+        return max(1, min(nbytes, self.staging_limit or nbytes))
+
+    def _through(self, staging: Staging, slab: torch.Tensor, fill: Callable[[torch.Tensor, int], object]) -> None:
+        """Fill ``slab`` by way of staging buffers, on the current stream."""
+        size = self._chunk(slab.numel())
+        for start in range(0, slab.numel(), size):
+            target = slab[start : start + size]
+            part = staging.acquire(target.numel())
+            fill(part, start)
+            target.copy_(part, non_blocking=self._stream is not None)
+            if self._stream is not None:
+                staging.release(self._stream.record_event())
+
+
+def lockable() -> str:
+    """In brackets, how much memory may be locked; nothing where there is no limit."""
+    limit = lockable_bytes()
+    return "" if limit is None else f" ({limit} bytes may be locked, see `ulimit -l`)"
+
+
+def _what(storage: WeightStorage) -> str:
+    files = storage.files() if isinstance(storage, DiskSlab) else []
+    return f"{storage.nbytes} bytes of {', '.join(file.path for file in files)}"
