@@ -33,6 +33,7 @@ from .device_copies import DeviceCopies
 from .forward_pass import CalledModule, ForwardPass
 from .lookups import computes_on, uninstall, watch_lookups
 from .param_group import Compare, GroupState, ParamGroup
+from .questions import Question
 
 __all__ = ["OffloadEngine"]
 
@@ -275,7 +276,7 @@ class OffloadEngine:
             finally:
                 self.forward_pass.exit(depth)
 
-    def materialize(self, group: ParamGroup, entry: Entry) -> torch.Tensor:
+    def materialize(self, group: ParamGroup, entry: Entry, question: Question = Question.VALUES) -> torch.Tensor:
         """Answer a lookup of an offloaded tensor that no hook announced; see [Note: lookups].
 
         Inside a pass the group is onloaded while the innermost hooked module runs. Outside of one there is
@@ -284,7 +285,7 @@ class OffloadEngine:
         if self._owner == get_ident() and self.forward_pass.frames:
             reader = self.forward_pass.frames[-1].called.module
             self.lookups.setdefault(entry.names[0], self.tree.name_of(reader))
-            self.forward_pass.materialize(group)
+            self.forward_pass.materialize(group, Compare.NONE if question is Question.DEVICE else Compare.ALL)
             return entry.tensor
         if group.state is GroupState.IDLE:
             if not computes_on(self.device, self.tree.ids):

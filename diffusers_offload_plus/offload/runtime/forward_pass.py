@@ -46,7 +46,7 @@ class Frame:
 
     Attributes:
         compare: which of its tensors may be written without a trace meanwhile.
-        materialized: groups it read without calling their owner, and how often that had run then.
+        materialized: groups it read without calling their owner, how often that had run then, and what to compare.
     """
 
     __slots__ = ("called", "compare", "materialized")
@@ -54,7 +54,7 @@ class Frame:
     def __init__(self, called: CalledModule, compare: Compare) -> None:
         self.called = called
         self.compare = compare
-        self.materialized: dict[ParamGroup, int] | None = None
+        self.materialized: dict[ParamGroup, tuple[int, Compare]] | None = None
 
 
 class ForwardPass:
@@ -184,8 +184,8 @@ class ForwardPass:
             frame = frames.pop()
             called = frame.called
             if frame.materialized:
-                for group in frame.materialized:
-                    self._release(group, called, Compare.ALL)
+                for group, (_, compare) in frame.materialized.items():
+                    self._release(group, called, compare)
             if not called.groups:
                 continue
             plain = frame.compare is Compare.NONE and not (called.defers or self._is_profiled)
@@ -198,8 +198,12 @@ class ForwardPass:
                     self._on_device.pop(group, None)
                     group.offload()
 
-    def materialize(self, group: ParamGroup) -> None:
-        """The innermost frame reads a group that no hook announced: it holds it as well."""
+    def materialize(self, group: ParamGroup, compare: Compare) -> None:
+        """The innermost frame reads a group that no hook announced: it holds it as well.
+
+        Args:
+            compare: what the reader may write without a trace.
+        """
         frame = self.frames[-1]
         if frame.materialized is None:
             frame.materialized = {}
@@ -207,16 +211,18 @@ class ForwardPass:
             self._end_claims(frame, frame.materialized)
         if group not in frame.materialized:
             group.users += 1
-            frame.materialized[group] = group.runs
+            frame.materialized[group] = (group.runs, compare)
+        elif compare is Compare.ALL:
+            frame.materialized[group] = (frame.materialized[group][0], compare)
         self._onload(group)
 
-    def _end_claims(self, frame: Frame, claims: dict[ParamGroup, int]) -> None:
+    def _end_claims(self, frame: Frame, claims: dict[ParamGroup, tuple[int, Compare]]) -> None:
         # A module may read the weights of layers just before it calls them. To hold every such group to the end of a
         # long forward would gather the model on the device. Once its owner has run, the next read ends the claim.
-        for group, runs in list(claims.items()):
+        for group, (runs, compare) in list(claims.items()):
             if group.runs > runs:
                 del claims[group]
-                self._release(group, frame.called, Compare.ALL)
+                self._release(group, frame.called, compare)
 
     def _release(self, group: ParamGroup, called: CalledModule, compare: Compare) -> None:
         if group.users > 1:

@@ -23,6 +23,7 @@ from ..model.inventory import Entry
 from .buffers import PersistentBuffers
 from .forward_pass import ForwardPass
 from .param_group import GroupState, ParamGroup
+from .questions import Question, question_of
 
 __all__ = ["OffloadedDict", "OnloadedDict", "WatchedDict", "computes_on", "install", "uninstall", "watch_lookups"]
 
@@ -32,12 +33,9 @@ class _Engine(Protocol):
     forward_pass: ForwardPass
 
     def buffers_to_device(self) -> None: ...
-    def materialize(self, group: ParamGroup, entry: Entry) -> torch.Tensor: ...
+    def materialize(self, group: ParamGroup, entry: Entry, question: Question) -> torch.Tensor: ...
     def wait_for_copies(self) -> None: ...
     def evict_cached(self) -> None: ...
-
-
-_ONLY_LOOKING = frozenset({"device", "dtype", "get_parameter_device", "get_parameter_dtype"})
 
 
 class OffloadedDict(dict[str, Any]):
@@ -80,8 +78,10 @@ class WatchedDict(OffloadedDict):
         watched = self._watched.get(name)
         if watched is not None and watched[0].state is not GroupState.ONLOADED:
             value = dict.__getitem__(self, name)
-            # A parameter put in since the inventory was taken is nobody's but the caller's.
-            return self.engine.materialize(*watched) if value is watched[1].tensor else value
+            if value is not watched[1].tensor:
+                return value  # put in since the inventory was taken: nobody's but the caller's
+            question = question_of(sys._getframe(1))
+            return value if question is Question.METADATA else self.engine.materialize(*watched, question)
         if self.engine.persistent.on_host and name in self._persistent:
             self.engine.buffers_to_device()
         return dict.__getitem__(self, name)
@@ -97,8 +97,8 @@ class WatchedDict(OffloadedDict):
         return super().values()
 
     def _show_host(self) -> None:
-        self.engine.wait_for_copies()
-        if self.engine.forward_pass.caches and not _only_looked_at():
+        if question_of(sys._getframe(2)) is Question.VALUES:
+            self.engine.wait_for_copies()
             self.engine.evict_cached()
 
 
@@ -141,19 +141,6 @@ def uninstall(module: nn.Module) -> None:
         held = module.__dict__.get(slot)
         if isinstance(held, OffloadedDict):
             module.__dict__[slot] = held.copy()
-
-
-def _only_looked_at() -> bool:
-    """Whether parameters are iterated over for the sake of their dtype or device alone, by a library's own property.
-
-    Asked between passes; another answer than the true one costs time, or shows a parameter where it is kept.
-    """
-    frame: FrameType | None = sys._getframe(3)  # past this function and the two of the dictionary
-    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] == "torch":
-        frame = frame.f_back
-    if frame is None or frame.f_code.co_name not in _ONLY_LOOKING:
-        return False
-    return frame.f_globals.get("__name__", "").split(".")[0] in ("diffusers", "transformers", "diffusers_offload_plus")
 
 
 def computes_on(device: torch.device, modules: set[int]) -> bool:
