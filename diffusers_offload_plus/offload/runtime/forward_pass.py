@@ -20,6 +20,7 @@ from ..model.inventory import Residency
 from ..model.partition import Unit
 from ..modes import engine_mode, profiled
 from ..transfer.copy_engine import CopyEngine
+from .comparisons import finish_comparisons
 from .param_group import Compare, GroupState, ParamGroup
 from .prefetch import Prefetcher
 
@@ -138,9 +139,17 @@ class ForwardPass:
             else:
                 group.offload(compare=self.compare)
         self._on_device.clear()
+        if self.compare is Compare.TRAINED:
+            self._finish_comparisons()
         self._budget.end_pass()
         self._stall_timer.end(finished)
         self.prefetcher.end(finished)
+
+    def _finish_comparisons(self) -> None:
+        with engine_mode():
+            finish_comparisons([one for group in self._groups for one in group.comparisons])
+        for group in self._groups:
+            group.comparisons.clear()
 
     # Frames
 

@@ -26,6 +26,7 @@ from ..stores.layout import view_of
 from ..stores.storage import Allocator, WeightStorage
 from ..transfer.copy_engine import CopyEngine
 from ..transfer.transfer import Transfer
+from .comparisons import MOST_DEFERRED, Comparison, finish_comparisons
 
 __all__ = ["Compare", "GroupState", "ParamGroup"]
 
@@ -62,6 +63,7 @@ class ParamGroup:
         in_place: the device computes with the weights where they are stored.
         written_back: bytes that travelled from device to host because somebody wrote them.
         repacked: how often tensors that others had pointed elsewhere were stored anew.
+        comparisons: of what was trained, put off to the end of the pass.
         dicts: dictionaries of modules that hold tensors of this group alone. They are ``onloaded_dict`` while the
             group is onloaded, and ``watched_dict`` otherwise.
     """
@@ -80,6 +82,7 @@ class ParamGroup:
         self.written_back = 0
         self.repacked = 0
         self.state = GroupState.OFFLOADED
+        self.comparisons: list[Comparison] = []
         self.dicts: list[Any] = []
         self._tensors = [entry.tensor for entry in spec.entries]
         self._copy_engine = copy_engine
@@ -134,6 +137,8 @@ class ParamGroup:
         """
         if self._transfer is not None:
             return True
+        if self.comparisons:
+            self.finish_comparisons()
         # Whether the tensors point there is looked at when they are used: a copy that was of no use is made anew then.
         if reserve is not None and not reserve(0 if self.in_place else self.storage.nbytes):
             return False
@@ -317,7 +322,7 @@ class ParamGroup:
         slab = self._transfer.slab.bytes
         if compare is Compare.ALL:
             self._compare(slab, 0, slab.numel())
-        kept = set()
+        kept, trained = set(), []
         written = device.changed_since(self._seen)
         for index, entry in enumerate(self.spec.entries):
             if not device.points(index):
@@ -332,8 +337,26 @@ class ParamGroup:
                 if entry.is_buffer or index in written:
                     self._copy_back(slab, start, stop)
                 elif compare is Compare.TRAINED and entry.tensor.requires_grad:
-                    self._compare(slab, start, stop)
+                    trained.append((start, stop))
+        self._compare_trained(slab, list(dict.fromkeys(trained)))
         return kept
+
+    def _compare_trained(self, slab: torch.Tensor, ranges: list[tuple[int, int]]) -> None:
+        nbytes = sum(stop - start for start, stop in ranges)
+        if 0 < nbytes <= MOST_DEFERRED and self._copy_engine.budget.limit is None:
+            self.comparisons.append(Comparison.begin(slab, self.storage, ranges, self._note_written))
+            return
+        for start, stop in ranges:
+            self._compare(slab, start, stop)
+
+    def finish_comparisons(self) -> None:
+        """Wait for comparisons that were put off; see [Note: one wait for all comparisons]."""
+        with engine_mode():
+            finish_comparisons(self.comparisons)
+        self.comparisons.clear()
+
+    def _note_written(self, nbytes: int) -> None:
+        self.written_back += nbytes
 
     def _compare(self, slab: torch.Tensor, start: int, stop: int) -> None:
         piece = self._copy_engine.budget.scratch
