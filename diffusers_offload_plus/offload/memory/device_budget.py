@@ -83,6 +83,7 @@ class DeviceBudget:
         self.slabs = SlabPool()
         self._members: list[Member] = []  # the one that ran last at the end
         self._runs: dict[int, int] = {}
+        self._reuse: dict[int, float] = {}
         self._passes = 0
 
     @property
@@ -127,6 +128,7 @@ class DeviceBudget:
         if member in self._members:
             self._members.remove(member)
         self._runs.pop(id(member), None)
+        self._reuse.pop(id(member), None)
         if self.auto is not None:
             self.auto.forget(id(member))
         if not self._members:
@@ -174,7 +176,12 @@ class DeviceBudget:
 
     def may_displace(self, member: Member) -> bool:
         """Whether keeping groups of ``member`` is worth others' room."""
-        return self._runs.get(id(member), LONG_RUN) >= LONG_RUN
+        return self._runs.get(id(member), LONG_RUN) * self._reuse.get(id(member), 1.0) >= LONG_RUN
+
+    def note_reuse(self, member: Member, times: float) -> None:
+        """A pass of ``member`` is over that used each group so many ``times``, as a video decoder does that runs frame
+        by frame: what it caches is saved that often."""
+        self._reuse[id(member)] = times
 
     def note_change(self, nbytes: int) -> None:
         """Weights take ``nbytes`` more from now on (negative: less); that is none of what passes need beside them."""

@@ -78,6 +78,11 @@ class UsageOrder:
         following = self._after(self._expected) if wrap else ()
         return following[place] if place < len(following) else None
 
+    @property
+    def reuse(self) -> float:
+        """How often the pass so far used each group, in the mean."""
+        return len(self._now) / max(1, len(set(self._now)))
+
     def end(self) -> None:
         """The pass is over, and was a whole one."""
         now = tuple(self._now)
@@ -206,6 +211,8 @@ class Prefetcher:
         """The pass is over. If it ran to its end, the next one is expected to be like it."""
         self.ahead = []
         if finished:
+            if self._budget.limit is not None:
+                self._budget.note_reuse(self._member, self._order.reuse)
             self._order.end()
 
     def _start(self, group: ParamGroup, stream: Any) -> bool:

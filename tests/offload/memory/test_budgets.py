@@ -385,3 +385,45 @@ def test_device_host_and_disk_in_one_plan(
     assert report.disk_bytes > 0
     assert report.host_bytes <= 100_000
     dop.disable_group_offload(model)
+
+
+class FrameByFrame(nn.Module):
+    """Runs its blocks once a frame, as decoders with a feature cache do."""
+
+    def __init__(self, depth: int = 6) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(depth))
+
+    def forward(self, frames: list[torch.Tensor]) -> list[torch.Tensor]:
+        found = []
+        for x in frames:
+            for block in self.blocks:
+                x = block(x)
+            found.append(x)
+        return found
+
+
+class Pipeline:
+    def __init__(self) -> None:
+        self.components = {"often": seeded(lambda: Stack(depth=10)), "once": seeded(FrameByFrame)}
+
+
+def test_what_a_pass_uses_often_takes_the_memory_of_what_rests(device: torch.device, meter: Meter) -> None:
+    """A decoder that comes for one pass, in which each block runs many times, does not stream each of these times."""
+    two = Pipeline()
+    often, once = two.components.values()
+    limit = sum(p.nbytes for p in often.parameters()) * 7 // 8
+    want = [[t.cpu() for t in copy.deepcopy(once).to(device)([noise(device, seed=s) for s in range(8)])]]
+    dop.enable_group_offload(two, device, vram_budget=limit)
+    copies = []
+    with torch.no_grad():
+        for _ in range(4):
+            for _ in range(4):
+                often(noise(device))
+            before = engine_of(once).copy_engine.copies
+            assert_same([[t.cpu() for t in once([noise(device, seed=s) for s in range(8)])]], want)
+            copies.append(engine_of(once).copy_engine.copies - before)
+    groups = len(plan_of(once).groups)
+    assert copies[-1] <= 1.5 * groups, f"{copies} copies of {groups} groups"
+    assert engine_of(once).budget.peak <= limit
+    dop.disable_group_offload(two)
