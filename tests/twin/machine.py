@@ -198,7 +198,7 @@ class Twins(RuleBasedStateMachine):
             for _ in range(3 if self.policy.startswith("auto") else 1):
                 self.both(lambda model, x: model(x))
             engine = attachment_of(self.model).engine  # type: ignore[union-attr]
-            copies, engine.copy_engine.peak = engine.copy_engine.copies, engine.copy_engine.live
+            copies, engine.copy_engine.peak = engine.copy_engine.copies, engine.copy_engine.usage.live
             self.both(lambda model, x: model(x))
         assert engine.copy_engine.copies > copies or engine.plan.streamed_bytes == 0
         if self.policy.startswith("kept"):
@@ -406,7 +406,7 @@ class Twins(RuleBasedStateMachine):
             engine = attachment_of(self.model).engine  # type: ignore[union-attr]
             resident = sum(g.device_bytes for g in engine.groups if g.spec.residency is Residency.RESIDENT)
             lent = engine._device_copies.nbytes  # to a method other than forward, until the next pass
-            assert engine.copy_engine.live == resident + engine.persistent.nbytes + lent, (
+            assert engine.copy_engine.usage.live == resident + engine.persistent.nbytes + lent, (
                 "something that streams stayed on the device"
             )
 

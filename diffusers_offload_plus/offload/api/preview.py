@@ -297,7 +297,7 @@ def _measured(device: torch.device) -> float:
             "Or give a figure, such as '25GB'."
         ) from None
     module = torch.get_device_module(device.type)
-    source = torch.empty(PROBE, dtype=torch.uint8, pin_memory=supports_streams(device))
+    source = torch.empty(PROBE, dtype=torch.uint8, device="cpu", pin_memory=supports_streams(device))
     target = torch.empty(PROBE, dtype=torch.uint8, device=device)
     fastest = math.inf
     for _ in range(PROBES):

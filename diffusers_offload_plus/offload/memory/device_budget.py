@@ -12,7 +12,9 @@ learned from the last time.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -21,11 +23,18 @@ from ..formatting import format_bytes
 from .auto_limit import AutoLimit
 from .slabs import DeviceSlab, SlabPool
 
-__all__ = ["DeviceBudget", "Member", "bytes_for_groups", "least_limit", "scratch_bytes"]
+__all__ = ["DeviceBudget", "Member", "Usage", "bytes_for_groups", "least_limit", "scratch_bytes"]
 
 LONG_RUN = 3  # passes in a row from which on taking others' room pays
 LARGEST_SCRATCH = 4 << 20
 LEAST_SCRATCH = 1024
+
+
+@dataclasses.dataclass(slots=True)
+class Usage:
+    """Device bytes that the weights of one engine hold now."""
+
+    live: int = 0
 
 
 class Member(Protocol):
@@ -33,6 +42,7 @@ class Member(Protocol):
 
     label: str
     fixed_bytes: int
+    usage: Usage
 
     @property
     def floor_bytes(self) -> int:
@@ -81,10 +91,15 @@ class DeviceBudget:
         self.evictions = 0
         self.lock = threading.RLock()
         self.slabs = SlabPool()
-        self._members: list[Member] = []  # the one that ran last at the end
+        self._references: list[weakref.ref[Member]] = []  # the one that ran last at the end
         self._runs: dict[int, int] = {}
         self._reuse: dict[int, float] = {}
         self._passes = 0
+
+    @property
+    def _members(self) -> list[Member]:
+        """The engines that share the budget. One that is dropped with its model is no longer there."""
+        return [member for reference in self._references if (member := reference()) is not None]
 
     @property
     def used(self) -> int:
@@ -121,17 +136,26 @@ class DeviceBudget:
     def join(self, member: Member) -> None:
         """Let ``member`` share the budget. Idempotent."""
         if member not in self._members:
-            self._members.insert(0, member)
+            self._references.insert(0, weakref.ref(member))
+            weakref.finalize(member, self._drop, id(member), member.usage).atexit = False
 
     def leave(self, member: Member) -> None:
         """``member`` is done, and holds nothing any more."""
-        if member in self._members:
-            self._members.remove(member)
-        self._runs.pop(id(member), None)
-        self._reuse.pop(id(member), None)
+        self._references = [reference for reference in self._references if reference() is not member]
+        self._forget(id(member))
+
+    def _drop(self, key: int, usage: Usage) -> None:
+        self.live -= usage.live
+        usage.live = 0
+        self._references = [reference for reference in self._references if reference() is not None]
+        self._forget(key)
+
+    def _forget(self, key: int) -> None:
+        self._runs.pop(key, None)
+        self._reuse.pop(key, None)
         if self.auto is not None:
-            self.auto.forget(id(member))
-        if not self._members:
+            self.auto.forget(key)
+        if not self._references:
             self._trim(self.slabs.nbytes)
 
     @contextlib.contextmanager
@@ -160,14 +184,14 @@ class DeviceBudget:
         return least_limit(fixed + max(member.floor_bytes for member in self._members))
 
     def _note_run(self, member: Member) -> None:
-        if self._members and self._members[-1] is member:
+        members = self._members
+        if members and members[-1] is member:
             self._passes += 1
             return
-        if self._passes:
-            self._runs[id(self._members[-1])] = self._passes
-        if member in self._members:
-            self._members.remove(member)
-        self._members.append(member)
+        if self._passes and members:
+            self._runs[id(members[-1])] = self._passes
+        self._references = [reference for reference in self._references if reference() is not member]
+        self._references.append(weakref.ref(member))
         self._passes = 1
 
     def returns(self, member: Member) -> bool:

@@ -13,7 +13,7 @@ import torch
 
 from ..modes import engine_mode
 
-__all__ = ["Staging", "pinned", "registered"]
+__all__ = ["Staging", "pageable", "pinned", "registered"]
 
 logger = logging.getLogger("diffusers_offload_plus")
 
@@ -51,13 +51,18 @@ class Staging:
         if buffer is None or buffer.numel() < nbytes:
             self._buffers[index] = None  # the old one is freed before the new one is allocated
             with engine_mode():
-                buffer = pinned(nbytes, self._device) if self._pin else torch.empty(nbytes, dtype=torch.uint8)
+                buffer = pinned(nbytes, self._device) if self._pin else pageable(nbytes)
             self._buffers[index] = buffer
         return buffer[:nbytes]
 
     def release(self, event: Any) -> None:
         """Let the buffer acquired last be filled anew once ``event`` has happened: the end of the copy from it."""
         self._events[self._index] = event
+
+
+def pageable(nbytes: int) -> torch.Tensor:
+    """Uninitialised ordinary host memory: uint8, shape ``(nbytes,)``, whatever the default device."""
+    return torch.empty(nbytes, dtype=torch.uint8, device="cpu")
 
 
 def pinned(nbytes: int, device: torch.device) -> torch.Tensor:
@@ -70,11 +75,11 @@ def pinned(nbytes: int, device: torch.device) -> torch.Tensor:
         if registered is not None:
             return registered
     try:
-        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+        return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         logger.warning("%d bytes of host memory cannot be pinned (%s): copies from there are slower.", nbytes, reason)
-        return torch.empty(nbytes, dtype=torch.uint8)
+        return pageable(nbytes)
 
 
 def _cuda_registered(nbytes: int) -> torch.Tensor | None:

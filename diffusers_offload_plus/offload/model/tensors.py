@@ -7,6 +7,7 @@ of attribute names, is what makes optional inner tensors and subclasses nobody t
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,6 +25,7 @@ __all__ = [
     "plain_bytes",
     "plain_tensors",
     "relocate",
+    "renew",
     "repoint",
     "same_bits",
 ]
@@ -83,6 +85,19 @@ def cast_tensor(tensor: torch.Tensor, dtype: torch.dtype | None) -> None:
     floating-point, and where ``dtype`` is None."""
     if dtype is not None and tensor.dtype != dtype and tensor.is_floating_point() and not is_wrapper(tensor):
         repoint(tensor, tensor.detach().to(dtype))
+
+
+def renew(tensor: torch.Tensor) -> None:
+    """Make a tensor that was made in inference mode one like any other: writes to it are counted, and it can be used
+    in every mode. Its identity stays. No effect on others, nor where somebody holds a weak reference to it."""
+    if not tensor.is_inference():
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        fresh = tensor.detach().clone()
+        if isinstance(tensor, torch.nn.Parameter):
+            fresh = torch.nn.Parameter(fresh, requires_grad=tensor.requires_grad)
+        with contextlib.suppress(RuntimeError):
+            torch.utils.swap_tensors(tensor, fresh)
 
 
 def has_memory(tensor: torch.Tensor) -> bool:

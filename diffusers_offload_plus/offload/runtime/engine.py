@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from threading import get_ident
 from typing import Any
@@ -20,6 +21,7 @@ from ..memory.device_budget import DeviceBudget
 from ..model.inventory import Entry, Residency, take_inventory
 from ..model.module_tree import ModuleTree
 from ..model.partition import Unit
+from ..model.tensors import renew
 from ..modes import engine_mode
 from ..planning.plan import HeldGroup, OffloadPlan, make_plan
 from ..planning.residency import CacheChoice, choose_cached, fixed_bytes, floor_bytes, nested_groups
@@ -61,6 +63,7 @@ class OffloadEngine:
         self.tree = ModuleTree(root)
         self.budget = budget or DeviceBudget()
         self.copy_engine = CopyEngine(policy, self.budget)
+        self.usage = self.copy_engine.usage
         self.tiers = Tiers(root, policy, self.copy_engine, label)
         self.units: list[Unit] = []
         self.groups: list[ParamGroup] = []
@@ -113,6 +116,8 @@ class OffloadEngine:
     def build(self) -> None:
         """(Re)build groups, doors and plan from the model as it is now. Groups whose tensors are the same keep their
         home."""
+        for tensor in (*self.root.parameters(), *self.root.buffers()):
+            renew(tensor)
         with engine_mode():  # weights given a home by a pass in inference mode would be inference tensors for ever
             self._build()
 
@@ -242,7 +247,7 @@ class OffloadEngine:
         self, called: CalledModule, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Call ``forward(*args, **kwargs)`` with what the called module needs on the device."""
-        if self._owner != get_ident():
+        if self._owner != get_ident() and not self._works_for_owner():
             size = None if self.budget.auto is None else elements_of((args, kwargs))
             with self._pass(called.module, size):
                 return self.run(self.forward_pass.called(called.module), forward, args, kwargs)
@@ -258,12 +263,25 @@ class OffloadEngine:
         finally:
             forward_pass.exit(depth)
 
+    def _works_for_owner(self) -> bool:
+        """Whether this thread runs a backward that the thread of the present pass waits for, as activation
+        checkpointing makes it do inside ``onloaded``: what it does is a part of that pass."""
+        owner = self._owner
+        if owner is None or torch._C._current_graph_task_id() == -1:
+            return False
+        frame = sys._current_frames().get(owner)
+        while frame is not None:
+            if frame.f_code.co_name == "_engine_run_backward":
+                return True
+            frame = frame.f_back
+        return False
+
     @contextlib.contextmanager
     def keep_onloaded(self, module: nn.Module) -> Iterator[None]:
         """Keep every group with weights below ``module`` onloaded; writes made meanwhile are kept by comparing
         bytes."""
         with contextlib.ExitStack() as stack:
-            if self._owner != get_ident():
+            if self._owner != get_ident() and not self._works_for_owner():
                 stack.enter_context(self._pass(self.root))
             tensors = {
                 id(t) for part in module.modules() for t in (*part._parameters.values(), *part._buffers.values())
@@ -282,7 +300,7 @@ class OffloadEngine:
         Inside a pass the group is onloaded while the innermost hooked module runs. Outside of one there is
         no telling how long the caller needs it, so it gets a device copy that lives as long as it is held.
         """
-        if self._owner == get_ident() and self.forward_pass.frames:
+        if self.forward_pass.frames and (self._owner == get_ident() or self._works_for_owner()):
             reader = self.forward_pass.frames[-1].called.module
             self.lookups.setdefault(entry.names[0], self.tree.name_of(reader))
             self.forward_pass.materialize(group, Compare.NONE if question is Question.DEVICE else Compare.ALL)

@@ -17,6 +17,7 @@ import torch
 
 from ...errors import FileChangedError
 from ..memory.slabs import DeviceSlab
+from ..memory.staging import pageable
 from ..model.inventory import GroupSpec, Residency
 from ..model.pointers import Pointers
 from ..model.tensors import cast_tensor, is_wrapper, map_plain, plain_bytes, plain_tensors, repoint, same_bits
@@ -247,7 +248,7 @@ class ParamGroup:
     def to_plain_memory(self) -> None:
         """Move the weights of an offloaded group to ordinary host memory, with nothing of the group left on them."""
         if self.storage.tier != "host":
-            self.storage = self._pack(HostAllocator(lambda nbytes: torch.empty(nbytes, dtype=torch.uint8)))
+            self.storage = self._pack(HostAllocator(pageable))
 
     # Stored values
 

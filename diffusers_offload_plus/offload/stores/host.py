@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
+from ..memory.staging import pageable
 from .layout import SlabLayout, address_range, lay_out
 from .mapped_file import check_mapped
 from .storage import WeightStorage
@@ -85,7 +86,7 @@ def in_host_memory(sources: Sequence[torch.Tensor]) -> tuple[Sequence[torch.Tens
         FileChangedError: they are mapped from a file that was changed in place.
     """
     if any(t.device.type != "cpu" for t in sources):
-        sources = pack(sources, lambda nbytes: torch.empty(nbytes, dtype=torch.uint8)).tensors
+        sources = pack(sources, pageable).tensors
     check_mapped(sources)
     return sources, lay_out(sources)
 

@@ -118,7 +118,7 @@ class MappedFile:
 
     def bytes(self, offset: int, nbytes: int) -> torch.Tensor:
         """The range as a uint8 tensor over the mapping."""
-        return torch.empty(0, dtype=torch.uint8).set_(self._storage, offset, (nbytes,), (1,))
+        return torch.empty(0, dtype=torch.uint8, device="cpu").set_(self._storage, offset, (nbytes,), (1,))
 
     def is_private(self, offset: int, nbytes: int) -> bool:
         """Whether some page of the range has been written through the mapping (True where that cannot be told)."""

@@ -9,6 +9,7 @@ same files, and ``torch.save`` or ``deepcopy`` of one parameter takes that param
 from __future__ import annotations
 
 import abc
+import bisect
 from collections.abc import Hashable, Sequence
 from typing import Protocol
 
@@ -37,15 +38,18 @@ class WeightStorage(abc.ABC):
         """Tensors like ``sources``, which ``layout`` was made for, over ``slices``: the bytes of each extent."""
         self.layout = layout
         self.tensors: list[torch.Tensor] = []
-        self._offsets: dict[int, int] = {}
+        # By address: what is put into a storage object by others (``share_memory()``) is not what is stored here.
+        self._starts = [part.data_ptr() for part in slices]
+        self._places = sorted(range(len(slices)), key=self._starts.__getitem__)
+        self._starts.sort()
         host = torch.device("cpu")
         for source, index in zip(sources, layout.extent_of, strict=True):
             if index is None:
-                self.tensors.append(torch.empty_strided(source.size(), source.stride(), dtype=source.dtype))
+                empty = torch.empty_strided(source.size(), source.stride(), dtype=source.dtype, device=host)
+                self.tensors.append(empty)
                 continue
             extent = layout.extents[index]
             self.tensors.append(view_of(slices[index], source.data_ptr() - extent.start, source, host))
-            self._offsets[slices[index]._cdata] = extent.offset
 
     @property
     def nbytes(self) -> int:
@@ -70,10 +74,14 @@ class WeightStorage(abc.ABC):
     def offset_of(self, tensor: torch.Tensor) -> int | None:
         """Where in the packed bytes ``tensor`` begins; None if its memory is not of this storage.
 
-        ``tensor`` may be any view. Its storage decides, so a parameter that others re-pointed is found.
+        ``tensor`` may be any view. Its address decides, so a parameter that others re-pointed is found.
         """
-        base = self._offsets.get(tensor.untyped_storage()._cdata)
-        return None if base is None else base + int(tensor.storage_offset()) * tensor.element_size()
+        address = tensor.data_ptr()
+        place = bisect.bisect_right(self._starts, address) - 1
+        if place < 0:
+            return None
+        extent, distance = self.layout.extents[self._places[place]], address - self._starts[place]
+        return extent.offset + distance if distance < extent.nbytes else None
 
     def extent_at(self, offset: int) -> Extent:
         """The extent that the packed byte at ``offset`` belongs to."""

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from ..memory.device_budget import DeviceBudget
+from ..memory.device_budget import DeviceBudget, Usage
 from ..memory.process import lockable_bytes
 from ..memory.slabs import DeviceSlab
-from ..memory.staging import Staging, pinned, registered
+from ..memory.staging import Staging, pageable, pinned, registered
 from ..modes import engine_mode
 from ..policy import OffloadPolicy, supports_streams
 from ..stores.disk.slab import DiskSlab
@@ -41,8 +41,7 @@ class CopyEngine:
         bytes: bytes they moved.
         disk_bytes: bytes that were asked for from disk; the system may have had them in its cache.
         budget: the device memory it may take, which it may share with other links.
-        live: device bytes held by what has been copied.
-        peak: highest value of ``live``.
+        usage: device bytes held by what has been copied; ``peak``: the most they were.
         streaming: device bytes of groups that come and go.
         externally_held: groups whose memory somebody still held when they were taken off the device.
         staging_limit: most bytes a staging buffer may take; groups that are larger pass it in several copies.
@@ -70,7 +69,7 @@ class CopyEngine:
         self.copies = 0
         self.bytes = 0
         self.disk_bytes = 0
-        self.live = 0
+        self.usage = Usage()
         self.peak = 0
         self.reading_host = False
         self.streaming = 0
@@ -82,7 +81,8 @@ class CopyEngine:
         Args:
             streams: they are of a group that comes and goes.
         """
-        self.live += nbytes
+        usage = self.usage
+        usage.live += nbytes
         if streams:
             self.streaming += nbytes
         budget = self.budget
@@ -90,7 +90,7 @@ class CopyEngine:
             budget.note_change(nbytes)
         budget.live += nbytes
         if nbytes > 0:
-            self.peak = max(self.peak, self.live)
+            self.peak = max(self.peak, usage.live)
             budget.peak = max(budget.peak, budget.live + budget.slabs.nbytes)
 
     @property
@@ -106,7 +106,7 @@ class CopyEngine:
     def allocate_host(self, nbytes: int) -> torch.Tensor:
         """Uninitialised host memory for one slab: uint8, shape ``(nbytes,)``, pinned if the policy pins."""
         if not self._pins or nbytes == 0:
-            return torch.empty(nbytes, dtype=torch.uint8)
+            return pageable(nbytes)
         memory = pinned(nbytes, self.device)
         self.unpinned += 0 if memory.is_pinned() else nbytes
         return memory

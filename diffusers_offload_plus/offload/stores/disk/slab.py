@@ -72,7 +72,7 @@ class DiskSlab(WeightStorage):
 
     def part(self, start: int, stop: int) -> torch.Tensor:
         """A copy of some of the packed bytes."""
-        result = torch.empty(stop - start, dtype=torch.uint8)
+        result = torch.empty(stop - start, dtype=torch.uint8, device="cpu")
         self.read_into(result, start)
         return result
 

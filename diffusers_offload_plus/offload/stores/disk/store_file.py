@@ -106,7 +106,7 @@ def verify_file(file: MappedFile) -> list[str]:
     for found in ranges_of(file):
         if found.name.startswith(_PADDING):
             continue
-        values = torch.empty(found.nbytes, dtype=torch.uint8)
+        values = torch.empty(found.nbytes, dtype=torch.uint8, device="cpu")
         file.read_into(values, found.offset)
         if _digest(values) != found.name.partition(".")[2]:
             wrong.append(found.name)

@@ -38,7 +38,7 @@ class SharedSlab(HostSlab):
 
     def __init__(self, sources: Sequence[torch.Tensor], layout: SlabLayout, memory: SharedMemory, offset: int) -> None:
         """Views like ``sources``, whose bytes lie in ``memory`` from ``offset`` on as ``layout`` says."""
-        packed = torch.empty(0, dtype=torch.uint8)
+        packed = torch.empty(0, dtype=torch.uint8, device="cpu")
         packed.set_(memory.view.storage(offset, layout.nbytes), 0, (layout.nbytes,), (1,))
         super().__init__(sources, layout, packed)
         self._memory = memory
