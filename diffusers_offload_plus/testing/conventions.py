@@ -1,4 +1,4 @@
-"""``assert_block_conventions``: the linter as an assertion about a block that is already imported."""
+"""``assert_block_conventions``: the linter as an assertion about blocks that are already imported."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def assert_block_conventions(
 
 
 def _collect(kind: type[Any], package: str, found: dict[type[Any], BlockFacts]) -> None:
-    """Facts of ``kind``, and of the classes of ``package`` that it inherits from or runs."""
+    """Add to ``found`` the facts about ``kind`` and about the classes of ``package`` that it inherits from or runs."""
     for base in inspect.getmro(kind):
         if base not in found and base.__module__.partition(".")[0] == package and _is_own(base):
             instance = _instance(base)
@@ -97,7 +97,7 @@ def _collect(kind: type[Any], package: str, found: dict[type[Any], BlockFacts]) 
 
 
 def _is_own(kind: type[Any]) -> bool:
-    """A block that is not part of the framework, which the conventions are about and which keeps none of them."""
+    """Whether ``kind`` is a block outside of the framework, whose own classes need not keep the conventions."""
     is_block = any(base.__name__ == "ModularPipelineBlocks" for base in inspect.getmro(kind))
     return is_block and not kind.__module__.startswith("diffusers.modular_pipelines.modular_pipeline")
 
@@ -142,7 +142,7 @@ def _request(files: Sequence[Path], select: Sequence[str] | None, ignore: Sequen
 
 
 def _concerns(finding: Finding, names: set[str], scopes: Scopes) -> bool:
-    """Whether a finding lies in one of the classes, or outside of all classes of their files."""
+    """Whether a finding lies in one of the classes ``names``, or outside of all classes."""
     around = scopes.name(finding.line).partition(".")[0]
     classes = {scope.name for scope in scopes.all if scope.is_class}
     return around in names or around not in classes

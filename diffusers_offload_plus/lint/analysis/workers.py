@@ -1,4 +1,4 @@
-"""Work spread over several processes, which share what this one has built by being forked from it."""
+"""Work spread over several processes, which are forked from this one and so share what it has built."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["available_processes", "spread"]
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_MOST = 4  # what every process works out anew for itself grows faster than the time saved
+_MOST = 4  # with more, the work that each process repeats for itself outweighs the time saved
 _work: Callable[[int], Any]  # in a forked process
 
 

@@ -1,4 +1,4 @@
-"""What the framework's declarations take, read from the diffusers source in use."""
+"""The arguments and templates of ``InputParam`` and the like, read from the diffusers source in use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["SPEC_KINDS", "Declarations"]
 
 SPEC_KINDS = {"InputParam": "input", "OutputParam": "output", "ComponentSpec": "component", "ConfigSpec": "config"}
 
-# Order of positional arguments where the source is out of reach.
+# The order of positional arguments, for when the diffusers source cannot be read.
 _FIELDS = {
     "InputParam": ("name", "type_hint", "default", "required", "description", "kwargs_type", "metadata"),
     "OutputParam": ("name", "type_hint", "description", "kwargs_type", "metadata"),

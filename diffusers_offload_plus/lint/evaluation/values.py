@@ -1,4 +1,4 @@
-"""Values of the abstract evaluator. What is not known is :data:`UNKNOWN`; containers say when they are incomplete."""
+"""Values of the evaluator. An unknown value is :data:`UNKNOWN`; containers say when they are incomplete."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Dictionary(Value):
             self.open = True
 
     def insert(self, key: Any, value: Value, index: int) -> None:
-        """As ``InsertableDict.insert``: an existing key moves."""
+        """Put ``key`` at the place ``index``, as ``InsertableDict.insert`` does: an existing key moves."""
         rest = [(k, v) for k, v in self.items.items() if k != key]
         rest.insert(index, (key, value))
         self.items.clear()
@@ -130,7 +130,7 @@ class ClassValue(Value):
 
 @dataclasses.dataclass(frozen=True)
 class External(Value):
-    """Something defined out of reach, by its dotted name."""
+    """Something defined in code that is not read, by its dotted name."""
 
     dotted: str
 
@@ -193,12 +193,12 @@ class Spec(Value):
     open: bool = False
 
     def constant(self, name: str, default: Any = None) -> Any:
-        """A field's value if it is a constant."""
+        """The value of the field ``name`` if that is a constant."""
         value = self.fields.get(name)
         return value.value if isinstance(value, Constant) else default
 
     def known(self, name: str) -> bool:
-        """Whether the field's value is certain, be it given or left at its default."""
+        """Whether the value of the field ``name`` is certain, be it given or left at its default."""
         value = self.fields.get(name)
         return isinstance(value, Constant) if value is not None else not self.open
 
@@ -215,13 +215,13 @@ class Spec(Value):
 
 
 class Attributes(Protocol):
-    """The questions about values that the framework's answers are made of."""
+    """The part of the evaluator that the framework's answers need."""
 
     def attribute(self, value: Value, name: str) -> Value:
-        """``value.name``."""
+        """The value of ``value.name``."""
 
     def default_instance(self, info: ClassInfo) -> Instance:
-        """``info()``, with arguments left at their defaults."""
+        """The instance that ``info()`` makes, with arguments left at their defaults."""
 
 
 def choice(values: list[Value]) -> Value:
@@ -243,7 +243,7 @@ def _same(one: Value, other: Value) -> bool:
 
 
 def elements(value: Value) -> tuple[list[Value], bool]:
-    """What iterating over ``value`` may yield, and whether that is all."""
+    """The values that iterating over ``value`` may yield, and whether the list is complete."""
     if isinstance(value, View):
         value = value.listed()
     if isinstance(value, Items):

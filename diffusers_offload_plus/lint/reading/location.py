@@ -1,4 +1,4 @@
-"""Where files are: what to lint, how a path becomes a module name, and where the diffusers source is."""
+"""Places of files: which files to lint, the module name of a path, and where the diffusers source is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def shown(path: Path | PurePosixPath | str) -> str:
 
 
 def python_files(root: Path, skip: Callable[[Path], bool]) -> Iterator[Path]:
-    """Python files at or below ``root``, sorted; hidden directories and those that hold no own source are left out."""
+    """The Python files at or below ``root``, sorted, without hidden directories and directories such as ``build``."""
     if root.is_file():
         if not skip(root):
             yield root

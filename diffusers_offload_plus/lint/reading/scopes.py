@@ -1,4 +1,4 @@
-"""Which class and function a line of a file lies in."""
+"""The class and the function that a line of a file lies in."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Scopes:
             tree = ast.parse(text)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             tree = ast.Module([], [])
-        # Outer ones come before inner ones.
+        # Outer scopes come before inner ones.
         self.all = list(_scopes(tree))
 
     def name(self, line: int) -> str:
-        """Qualified name of the innermost scope around ``line``, ``""`` at the top of the file."""
+        """The qualified name of the innermost scope around ``line``; ``""`` outside of all."""
         found = ""
         for scope in self.all:
             if scope.first <= line <= scope.last:

@@ -1,4 +1,4 @@
-"""What a run has to say, ready for any of the formats."""
+"""The report of a run, which every output format takes."""
 
 from __future__ import annotations
 

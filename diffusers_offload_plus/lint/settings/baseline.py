@@ -1,4 +1,4 @@
-"""Findings that are known and tolerated: a file that lists them, so that only new ones are reported.
+"""Baselines: a file that lists known findings, so that only new ones are reported.
 
 An entry names the code, the file, the class or function around the finding and the source line with its spaces evened
 out, so that lines may move without an entry losing its finding. The same line several times in one scope is one entry
@@ -49,10 +49,10 @@ class Baseline:
 
     @classmethod
     def read(cls, path: Path) -> Baseline:
-        """Read a file that :meth:`write` has written.
+        """Read the baseline file at ``path``.
 
         Raises:
-            LintError: it is not there, or is something else.
+            LintError: the file does not exist, or is no baseline.
         """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
@@ -79,7 +79,7 @@ class Baseline:
         return baseline
 
     def write(self) -> None:
-        """Write the file, sorted, so that changes to it read well."""
+        """Write the baseline file, sorted, so that its diffs read well."""
         findings = [
             {**dataclasses.asdict(entry), "count": count} for entry, count in sorted(self.entries.items()) if count > 0
         ]
@@ -90,7 +90,7 @@ class Baseline:
     def split(
         self, findings: Sequence[Finding], text: Callable[[str], str], files: Iterable[str], codes: frozenset[str]
     ) -> tuple[list[Finding], list[Entry]]:
-        """The findings that are new, and the entries that nothing matches any more.
+        """The findings that the baseline does not list, and the entries that no finding matches any more.
 
         Entries of files that were not looked at, and of rules that did not run, are left alone; those of files that
         are gone are resolved.

@@ -1,4 +1,4 @@
-"""What a run is configured with: layers of settings, from the file that another one extends to the command line."""
+"""Settings of a run, in layers: from the file that another one extends up to the command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Layer", "Settings"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layer:
-    """Settings that were said in one place.
+    """The settings from one file, or from the command line.
 
     Attributes:
         where: the file, or the command line, for messages.
@@ -39,7 +39,7 @@ class Layer:
 
 
 class Settings:
-    """All layers of a run together.
+    """All layers of settings of a run together.
 
     Within a layer the more specific selector wins, and of equally specific ones the one that ignores; a later layer
     wins over an earlier one. Levels, excluded paths and ignores per file add up.
@@ -68,7 +68,7 @@ class Settings:
         return any(matches(pattern, path, layer.root) for layer in self._layers for pattern in layer.exclude)
 
     def unrestricted(self) -> Settings:
-        """All rules at their own levels, on the same files."""
+        """Settings for the same files with all rules at their own levels."""
         layers = [Layer(where=layer.where, root=layer.root, exclude=layer.exclude) for layer in self._layers]
         return Settings(self._catalogue, layers)
 
@@ -89,7 +89,7 @@ class Settings:
 
 
 def _selected(catalogue: Catalogue, layer: Layer, beneath: set[str]) -> set[str]:
-    """Codes selected once ``layer`` has had its say."""
+    """The codes of the selected rules after ``layer`` is applied to those selected ``beneath`` it."""
     added = [
         catalogue.resolve(selector, f"{layer.where}: select")
         for selector in (*(layer.select or ()), *layer.extend_select)

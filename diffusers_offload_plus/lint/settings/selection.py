@@ -1,4 +1,4 @@
-"""Which rules run, and how much findings matter: selectors such as ``MOD003``, ``MOD0``, ``guidance-scale-input``."""
+"""The rules that a run selects, and the levels of their findings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Selection:
         return [rule for rule in self.catalogue.rules if rule.code in self.codes]
 
     def level(self, finding: Finding) -> Level:
-        """How much ``finding`` matters here."""
+        """The level of ``finding`` in this run."""
         for key in (f"{finding.code}:{finding.kind}", finding.code):
             if key in self.levels:
                 return self.levels[key]

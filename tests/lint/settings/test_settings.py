@@ -86,7 +86,7 @@ def test_levels_by_code_prefix_name_and_kind(tmp_path: Path) -> None:
         ("extend = 3", "extend: expected the path of a TOML file, got 3"),
         ("extend = 'gone.toml'", "gone.toml: cannot be read: No such file"),
         ("extend = 'pyproject.toml'", "extend each other in a circle"),
-        ("select = [", "is no TOML"),
+        ("select = [", "is not valid TOML"),
     ],
 )
 def test_a_wrong_setting_is_refused_with_what_is_wrong(text: str, message: str, tmp_path: Path) -> None:

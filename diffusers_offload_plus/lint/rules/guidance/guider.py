@@ -1,4 +1,4 @@
-"""The guider is shared, and not for blocks to change."""
+"""Rule MOD004: the guider is shared, so blocks do not change it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guidance belongs to the guider: not to inputs, and not to arithmetic in blocks."""
+"""Rule MOD003: users configure the guider, so blocks take no input for guidance."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["GuidanceScaleInput"]
 
 
 def naming_argument(spec: Spec) -> ast.expr:
-    """The argument of a declaration that says its name, the call itself if there is none."""
+    """The argument that names a declaration; the whole call if there is none."""
     for keyword in spec.call.keywords:
         if keyword.arg == "name":
             return keyword.value
