@@ -34,8 +34,8 @@ def assert_block_conventions(
 ) -> None:
     """Assert that blocks keep the conventions of modular pipelines.
 
-    Lints the source of each class, of the classes of the same package that it inherits from or runs, and of what
-    stands beside them in their files: imports and functions. What the blocks declare is taken from an instance of
+    Lints the source of each class, of the classes of the same package that it inherits from or runs, and of the
+    imports and functions in their files. What the blocks declare is taken from an instance of
     each, made without arguments where that is possible. Settings come from the nearest pyproject.toml, and comments in
     the source suppress findings, as on the command line.
 
@@ -43,10 +43,10 @@ def assert_block_conventions(
         blocks: classes of blocks.
         select: rules to check instead of those that the settings select: codes, beginnings of codes or names.
         ignore: rules not to check.
-        fail_on: least level that fails: ``"error"``, ``"warning"`` or ``"info"``.
+        fail_on: the lowest level that fails: ``"error"``, ``"warning"`` or ``"info"``.
 
     Raises:
-        AssertionError: they do not; the message shows where, as the command line does.
+        AssertionError: a block breaks a convention; the message shows where, as the command line does.
         LintError: an argument is wrong, or a class has no source file.
     """
     if not blocks:

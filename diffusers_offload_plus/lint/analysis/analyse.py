@@ -28,7 +28,7 @@ class Analysis:
     """The findings about some files, and the files as the rules saw them.
 
     Attributes:
-        findings: sorted by place; the same for the same files in whatever order they were given.
+        findings: the findings, sorted by place; the order in which files are given makes no difference.
         problems: files that could not be read, decoded or parsed.
         files: paths of all files that were looked at.
         project: the files as the rules saw them.
@@ -62,9 +62,9 @@ def analyse(
 
     Args:
         skip: whether a file or directory is left out.
-        sources: text that stands in for what lies on disk, by path; files that are not on disk can be given as well.
-        diffusers: folder of the diffusers package to read the framework from. By default the one that the files lie
-            in, else the installed one, which is found without importing it. Without any, rules see less.
+        sources: texts to use instead of the files on disk, by path; files that do not exist can be given too.
+        diffusers: folder of the diffusers package to read the framework from. By default the package that the files
+            lie in, else the installed one, which is found without importing it. Without any, rules find less.
         processes: the most processes to use; for few files or few rules one is enough.
     """
     overrides = {_absolute(path): text for path, text in (sources or {}).items()}

@@ -27,12 +27,12 @@ def spread(tasks: Sequence[Task], work: Callable[[Task], Result], processes: int
     """The results of ``work`` for all ``tasks``, in their order, from several processes.
 
     Args:
-        work: its results have to be picklable; tasks need not be.
-        processes: how many; 1 means this one, and forks none.
+        work: a function whose results can be pickled; the tasks need not be picklable.
+        processes: the number of processes to fork; 1 does all work in this one.
 
     Raises:
-        RuntimeError: a process was killed.
-        Exception: whatever ``work`` raises, in whichever process.
+        RuntimeError: a process has been killed.
+        Exception: whatever ``work`` raises, in any of the processes.
     """
     if processes <= 1 or len(tasks) <= 1:
         return [work(task) for task in tasks]

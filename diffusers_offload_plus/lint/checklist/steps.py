@@ -24,7 +24,7 @@ def checklist(directory: Path, *, diffusers: Path | None = None) -> list[Item]:
     """Go through the checklist for the model family in ``directory``.
 
     Raises:
-        LintError: it is no directory, or holds no Python files.
+        LintError: ``directory`` is no directory, or holds no Python files.
     """
     if not directory.is_dir():
         raise LintError(

@@ -16,7 +16,7 @@ def write_file(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8 with the newlines it has.
 
     Raises:
-        LintError: it cannot be written.
+        LintError: the file cannot be written.
     """
     write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
@@ -25,7 +25,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Replace the file at ``path`` in one step, keeping its mode. A reader sees the old bytes or the new ones.
 
     Raises:
-        LintError: it cannot be written.
+        LintError: the file cannot be written.
     """
     import tempfile  # most runs write no file
 

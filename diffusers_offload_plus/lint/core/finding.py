@@ -30,8 +30,8 @@ class Finding:
 
     Attributes:
         path: path of the file: as given on the command line, joined with the part below, with forward slashes.
-        line, column: where it starts, both from 1, columns in characters; ``end_line``, ``end_column``: the last line,
-            and one past the last character.
+        line, column: the place where the finding starts, both from 1, columns in characters.
+        end_line, end_column: the last line, and one past the last character.
         code: such as ``"MOD003"``; ``name``: the rule's name, such as ``"guidance-scale-input"``.
         kind: a subdivision of the rule, such as ``"output-class"``, which may have another level. Empty for most.
         fixable: whether ``--fix`` can fix it without changing anything else that the code does.

@@ -158,9 +158,9 @@ class Instance(Value):
     """An object of a class whose definition is known.
 
     Attributes:
-        attributes: what its ``__init__`` assigned.
-        node, source: the call that made it, where there is one.
-        opaque: ``__init__`` takes arguments that are not known; ``settled``: it has run.
+        attributes: the attributes that ``__init__`` assigned.
+        node, source: the call that made the instance, and its file, if there is one.
+        opaque: whether ``__init__`` takes arguments that are not known; ``settled``: whether it has run.
     """
 
     info: ClassInfo
@@ -178,10 +178,10 @@ class Spec(Value):
 
     Attributes:
         kind: ``"input"``, ``"output"``, ``"component"`` or ``"config"``.
-        fields: what was given or taken from the template; ``given``: names of what the call itself says.
+        fields: the fields that are given or taken from the template; ``given``: names of those in the call itself.
         template: name of the template, ``None`` for a plain call.
-        call, source: where it is written.
-        open: it was given more than could be read, such as ``**overrides``.
+        call, source: the call that declares it, and its file.
+        open: whether the call has arguments that cannot be read, such as ``**overrides``.
     """
 
     kind: str

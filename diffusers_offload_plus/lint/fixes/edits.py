@@ -82,7 +82,7 @@ class Edits:
     """The changes to make in a file. The tree itself stays as it is, so several :class:`Edits` can share it.
 
     Attributes:
-        project: what the linter knows about all files; ``source``: about this one.
+        project: all linted files; ``source``: the file to change.
     """
 
     def __init__(self, project: Project, source: Source, tree: Tree) -> None:
@@ -123,7 +123,7 @@ class Edits:
         """The node that ``finding`` is about: at the finding's place, else inside of its range, else around it.
 
         Raises:
-            CannotFix: there is none, or more than one.
+            CannotFix: there is no such node, or more than one.
         """
         first, last = (finding.line, finding.column - 1), (finding.end_line, finding.end_column - 1)
         candidates = [node for node in self._tree.nodes(kind) if fits(node)]
@@ -146,7 +146,7 @@ class Edits:
         """The innermost node of a kind around ``node``.
 
         Raises:
-            CannotFix: there is none.
+            CannotFix: there is no such node.
         """
         current = self._tree.parents.get(node)
         while current is not None:

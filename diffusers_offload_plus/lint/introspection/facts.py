@@ -35,9 +35,9 @@ class BlockFacts:
     """The declarations of one instance of a block.
 
     Attributes:
-        module, name: of its class.
-        declared: by property name; a property that raised is missing. ``errors`` says what it raised.
-        sub_blocks: of what it runs, by name.
+        module, name: module and name of the block's class.
+        declared: declarations by property name; ``errors``: messages of the properties that raised instead.
+        sub_blocks: facts about the blocks that it runs, by name.
     """
 
     module: str

@@ -29,8 +29,8 @@ class Introspection:
     """The declarations of a project's blocks at run time.
 
     Args:
-        facts: by path of the file and name of the class.
-        problems: files and blocks that could not be asked.
+        facts: facts about blocks, by path of the file and name of the class.
+        problems: files that could not be imported, and blocks that could not be instantiated.
     """
 
     def __init__(

@@ -51,8 +51,8 @@ class Access:
 
     Attributes:
         kind: ``"read"``, ``"write"``, ``"augment"``, ``"delete"`` or ``"probe"`` (``getattr`` and ``hasattr``).
-        place: what is used, with the attribute as its last part.
-        node: the attribute, subscript or call; ``value``: what is written, where it is one expression.
+        place: the place that is used, with the attribute as its last part.
+        node: the attribute, subscript or call; ``value``: the written expression, if there is a single one.
     """
 
     kind: str

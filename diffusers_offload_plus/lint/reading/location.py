@@ -38,8 +38,8 @@ def python_files(root: Path, skip: Callable[[Path], bool]) -> Iterator[Path]:
 def module_name(path: Path, known: Mapping[Path, str]) -> str:
     """Dotted name of the module at ``path``; ``known`` are files that need not exist on disk.
 
-    A directory called ``diffusers`` that holds ``modular_pipelines``, or is a package, is the package, wherever it
-    lies. Elsewhere packages are directories with an ``__init__.py``.
+    A directory called ``diffusers`` is taken for that package, wherever it lies, if it is a package or holds
+    ``modular_pipelines``. Elsewhere packages are directories with an ``__init__.py``.
     """
     absolute = Path(os.path.abspath(path))
     parts = absolute.with_suffix("").parts

@@ -14,8 +14,8 @@ class Scope:
     """A class or a function.
 
     Attributes:
-        name: qualified, such as ``"ToyStep.inputs"``.
-        first, last: lines, from the first decorator on; ``header``: the line of ``class`` or ``def``.
+        name: qualified name, such as ``"ToyStep.inputs"``.
+        first, last: first and last line, decorators included; ``header``: the line of ``class`` or ``def``.
     """
 
     name: str

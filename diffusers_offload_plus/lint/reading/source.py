@@ -54,8 +54,8 @@ class _Index:
     """The nodes of a tree in source order, with what is above, below and around each. Built without recursion.
 
     Attributes:
-        order: the nodes; ``positions``: where each is in there.
-        outer: positions of the parents, by position; ``sizes``: of the subtrees.
+        order: the nodes; ``positions``: the position of each in ``order``.
+        outer: positions of the parents, by position; ``sizes``: sizes of the subtrees, by position.
         by_type: the nodes of each type, in source order.
     """
 
@@ -124,10 +124,10 @@ class Source:
     """A parsed file.
 
     Attributes:
-        path: as shown to users, with forward slashes.
+        path: path as shown to users, with forward slashes.
         module: dotted name, ``""`` if it lies in no package.
         package: whether it is an ``__init__.py``.
-        linted: findings are wanted for it; the others are only read to understand these.
+        linted: whether findings are wanted for the file, or it is only read to understand others.
     """
 
     path: str
@@ -249,7 +249,7 @@ def decode(data: bytes) -> str:
     """The text of a Python file, decoded as its byte order mark or coding line says.
 
     Raises:
-        UnicodeDecodeError, SyntaxError: it is not text in that encoding, or the encoding is unknown.
+        UnicodeDecodeError, SyntaxError: the bytes are no text in that encoding, or the encoding is unknown.
     """
     encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
     return data.decode(encoding)

@@ -21,7 +21,7 @@ class Symbol:
 
     Attributes:
         dotted: canonical name where known, such as ``"torch.randn"``.
-        source, node: where it is defined; ``None`` for a module and for what lies outside of the known files.
+        source, node: the file and the definition; ``None`` for modules and for names defined outside of known files.
     """
 
     dotted: str

@@ -99,7 +99,7 @@ def changed_lines(reference: str, paths: Sequence[Path]) -> Changes:
     """The lines that the working tree has added since it parted from ``reference``; untracked files count as new.
 
     Raises:
-        LintError: git is missing, a path lies outside of a repository, or ``reference`` is no commit of it.
+        LintError: git is missing, a path lies outside of a repository, or the repository has no commit ``reference``.
     """
     files: dict[str, _File] = {}
     for root in dict.fromkeys(_repository(path) for path in paths):
@@ -142,8 +142,8 @@ def _merge_base(root: Path, reference: str) -> str:
         return _git(root, "merge-base", commit.decode().strip(), "HEAD").decode().strip()
     except _GitError as error:
         raise LintError(
-            f"--diff {reference}: this commit and HEAD have no common ancestor in {root}. In a shallow clone fetch the "
-            "history: `git fetch --unshallow`, or fetch-depth: 0 of actions/checkout."
+            f"--diff {reference}: this commit and HEAD have no common ancestor in {root}. In a shallow clone fetch "
+            "the history: `git fetch --unshallow`, or fetch-depth: 0 of actions/checkout."
         ) from error
 
 

@@ -30,14 +30,14 @@ class Request:
     """The files to lint, and how to lint them.
 
     Attributes:
-        paths: files and directories.
-        diffusers: folder of the diffusers package to read the framework from; ``None`` finds one.
+        paths: files and directories to lint.
+        diffusers: folder of the diffusers package to read the framework from; ``None`` to look for one.
         siblings: read the whole package of each file that is named, and report on the named files only.
         noqa: honour suppressing comments.
         diff: only report what the working tree adds since it parted from this reference.
         baseline: only report what this file does not list.
         introspect: import the code and use what the blocks declare at run time.
-        processes: how many may work on it, see :func:`.workers.available_processes`.
+        processes: the most processes to use, see ``available_processes``.
     """
 
     paths: Sequence[Path]
@@ -56,7 +56,7 @@ class Outcome:
     """The findings about the files, before a diff or a baseline leaves some out.
 
     Attributes:
-        findings: sorted; ``suppressed``: those that comments suppress.
+        findings: the findings, sorted; ``suppressed``: the findings that comments suppress.
     """
 
     analysis: Analysis
@@ -83,7 +83,7 @@ def limits(request: Request) -> tuple[Baseline | None, Changes | None]:
     """The baseline and the changes that ``request`` names.
 
     Raises:
-        LintError: one of them cannot be used.
+        LintError: the baseline or the reference cannot be used.
     """
     # Imported here because most runs need neither, and importing them takes a while.
     baseline: Baseline | None = None
@@ -145,8 +145,8 @@ def examine(
     """Analyse the files once, and apply settings and comments to the findings.
 
     Args:
-        sources: text that stands in for what lies on disk.
-        runtime: what the blocks declared at run time; by default asked for if the request says so.
+        sources: texts to use instead of the files on disk.
+        runtime: declarations of the blocks at run time; by default collected if the request asks for it.
     """
     settings = request.settings
     analysis = analyse(

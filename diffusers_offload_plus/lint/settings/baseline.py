@@ -1,8 +1,7 @@
 """Baselines: a file that lists known findings, so that only new ones are reported.
 
-An entry names the code, the file, the class or function around the finding and the source line with its spaces evened
-out, so that lines may move without an entry losing its finding. The same line several times in one scope is one entry
-with a count.
+An entry names the code, the file, the class or function around the finding, and the source line with single spaces. So
+an entry still matches after lines have moved. The same line several times in one scope is one entry with a count.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Baseline:
     """The known findings of one file.
 
     Args:
-        path: of the baseline file; entries are relative to its directory, so it can be used from anywhere.
+        path: path of the baseline file; paths in its entries are relative to its directory.
     """
 
     def __init__(self, path: Path, entries: Counter[Entry]) -> None:
@@ -92,8 +91,8 @@ class Baseline:
     ) -> tuple[list[Finding], list[Entry]]:
         """The findings that the baseline does not list, and the entries that no finding matches any more.
 
-        Entries of files that were not looked at, and of rules that did not run, are left alone; those of files that
-        are gone are resolved.
+        Entries of files that were not looked at, and of rules that did not run, are not resolved; entries of files
+        that no longer exist are.
         """
         left = self.entries.copy()
         new = []

@@ -47,7 +47,7 @@ def read_settings(path: Path) -> list[Layer]:
     """The layers of settings in the file at ``path``, on top of those in the files that it extends.
 
     Raises:
-        SettingsError: a file is missing or no TOML, or a key or value is wrong.
+        SettingsError: a file is missing or not valid TOML, or a key or value is wrong.
     """
     layers: list[Layer] = []
     seen: list[Path] = []
@@ -76,7 +76,7 @@ def parse_level(text: object, where: str) -> Level:
     """The level called ``text``.
 
     Raises:
-        SettingsError: there is none.
+        SettingsError: there is no such level.
     """
     if not isinstance(text, str) or text not in {level.value for level in Level}:
         known = ", ".join(level.value for level in Level)

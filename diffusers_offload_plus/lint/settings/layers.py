@@ -20,12 +20,12 @@ class Layer:
     """The settings from one file, or from the command line.
 
     Attributes:
-        where: the file, or the command line, for messages.
-        root: what patterns are relative to.
+        where: the name of the file, or "command line", for messages.
+        root: the directory that patterns are relative to.
         select: selectors of the rules that run, instead of those of the layers beneath; ``None`` keeps those.
         extend_select, ignore: selectors that add to and take away from what is selected so far.
-        levels: by selector or ``selector:kind``.
-        per_file_ignores: selectors by pattern. ``exclude``: patterns of what is not read at all.
+        levels: levels by selector or ``selector:kind``.
+        per_file_ignores: selectors by pattern. ``exclude``: patterns of files that are not read at all.
     """
 
     where: str

@@ -17,8 +17,8 @@ class Selection:
     """The rules that run, and the levels of what they find.
 
     Attributes:
-        codes: of the rules that run.
-        levels: chosen levels by ``CODE`` or ``CODE:kind``; the latter wins, and both win over the rules' own.
+        codes: codes of the rules that run.
+        levels: chosen levels by ``CODE`` or ``CODE:kind``; the latter wins. Both win over the rules' own levels.
     """
 
     catalogue: Catalogue

@@ -85,8 +85,8 @@ def suppress(
 ) -> tuple[list[Finding], list[Finding]]:
     """Split the findings of the file at ``path`` into those that stay and those that its comments suppress.
 
-    If :class:`UnusedSuppression` is among ``rules``, which are those that ran, what stays includes its findings;
-    ``known`` are the codes of all rules there are.
+    The ``rules`` are those that ran, ``known`` are the codes of all rules. If :class:`UnusedSuppression` is among the
+    rules, its findings are among those that stay.
     """
     findings = list(findings)
     # Comments without a code of this linter cannot be unused, so they need not be looked for.
@@ -127,7 +127,8 @@ def _unused(
             elif repeated:
                 message = f"noqa names {code} twice"
             elif code in ran and (comment, code) not in used:
-                message = f"noqa names {code}, but that rule reports nothing {'in this file' if comment.whole_file else 'here'}"
+                where = "in this file" if comment.whole_file else "here"
+                message = f"noqa names {code}, but that rule reports nothing {where}"
             else:
                 continue
             yield Finding(

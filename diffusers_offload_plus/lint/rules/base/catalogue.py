@@ -30,7 +30,7 @@ class Catalogue:
         """The one rule called ``word``, by code or by name.
 
         Raises:
-            SettingsError: there is none.
+            SettingsError: there is no such rule.
         """
         code = self._code_of.get(word.lower())
         if code is None:
@@ -41,7 +41,7 @@ class Catalogue:
         """The codes of the rules that ``selector`` means, and how specific the selector is.
 
         Raises:
-            SettingsError: it means none.
+            SettingsError: the selector means no rule.
         """
         code = self._code_of.get(selector.lower(), selector.upper())
         if code == EVERYTHING:
