@@ -32,6 +32,7 @@ class Project:
     Attributes:
         sources: the linted files, sorted by path.
         diffusers: folder of the diffusers source in use, ``None`` if there is none.
+        answers: what :func:`once` has worked out.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Project:
         self.declarations = Declarations(self.modules)
         self.evaluator = Evaluator(self.modules, self.classes, self.declarations)
         self._blocks: dict[ClassInfo, Block] = {}
-        self._cache: dict[tuple[Hashable, ...], Any] = {}
+        self.answers: dict[Hashable, Any] = {}
         self.bodies = Bodies()
         self._flows: dict[ClassInfo, Flow] = {}
         self._dotted: dict[ast.expr, str | None] = {}
@@ -135,13 +136,6 @@ class Project:
             self._flows[info] = Flow(info, self.classes, self._families, self.bodies)
         return self._flows[info]
 
-    def cached(self, key: tuple[Hashable, ...], function: Callable[..., Result], *arguments: object) -> Result:
-        """The result of ``function(*arguments)``, worked out once for ``key``."""
-        if key not in self._cache:
-            self._cache[key] = function(*arguments)
-        result: Result = self._cache[key]
-        return result
-
     def below(self, instance: Instance) -> list[Instance]:
         """All blocks that ``instance`` runs, directly or through others."""
         return descendants(self.evaluator, instance)
@@ -170,6 +164,10 @@ def once(
 
     @functools.wraps(function)
     def answer(project: Project, /, *about: Question.args, **also: Question.kwargs) -> Result:
-        return project.cached((function, *about), function, project, *about)
+        key = (function, about, *also.items())
+        if key not in project.answers:
+            project.answers[key] = function(project, *about, **also)
+        found: Result = project.answers[key]
+        return found
 
     return answer

@@ -179,7 +179,7 @@ def _apply(request: Request, analysis: Analysis, findings: Iterable[Finding]) ->
         found = _levelled(settings, (finding for finding in by_path.get(path, ()) if finding.code not in ignored))
         if request.noqa:
             rules = [rule for rule in settings.rules if rule.code not in ignored]
-            found, hidden = suppress(found, path, analysis.text(path), rules, settings.selection.catalogue.by_code)
+            found, hidden = suppress(found, path, analysis.text(path), rules, settings.catalogue.by_code)
             found = _levelled(settings, found)
             suppressed += hidden
         kept += found
@@ -188,7 +188,7 @@ def _apply(request: Request, analysis: Analysis, findings: Iterable[Finding]) ->
 
 def _levelled(settings: Settings, findings: Iterable[Finding]) -> list[Finding]:
     """The findings at the levels chosen for this run, without those that are off."""
-    chosen = ((finding, settings.selection.level(finding)) for finding in findings)
+    chosen = ((finding, settings.level(finding)) for finding in findings)
     return [
         finding if level is finding.level else dataclasses.replace(finding, level=level)
         for finding, level in chosen

@@ -6,11 +6,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..core.finding import Level
+from ..core.finding import Finding, Level
 from ..rules.base.catalogue import Catalogue
 from ..rules.base.rule import Rule
 from .patterns import matches
-from .selection import Selection
 
 __all__ = ["Layer", "Settings"]
 
@@ -44,24 +43,28 @@ class Settings:
     Within a layer the more specific selector wins, and of equally specific ones the one that ignores; a later layer
     wins over an earlier one. Levels, excluded paths and ignores per file add up.
 
+    Attributes:
+        codes: codes of the rules that run.
+        levels: chosen levels by ``CODE`` or ``CODE:kind``; the latter wins. Both win over the rules' own levels.
+
     Raises:
         SettingsError: a selector means no rule, or a rule has no such kind.
     """
 
     def __init__(self, catalogue: Catalogue, layers: Sequence[Layer] = ()) -> None:
-        self._catalogue = catalogue
+        self.catalogue = catalogue
         self._layers = tuple(layers)
         codes = set(catalogue.by_code)
-        levels: dict[str, Level] = {}
+        self.levels: dict[str, Level] = {}
         self._ignores: list[tuple[Path, str, frozenset[str]]] = []
         for layer in layers:
             codes = _selected(catalogue, layer, codes)
-            levels |= catalogue.levels(layer.levels, f"{layer.where}: levels")
+            self.levels |= catalogue.levels(layer.levels, f"{layer.where}: levels")
             for pattern, selectors in layer.per_file_ignores.items():
                 where = f"{layer.where}: per-file-ignores: {pattern!r}"
                 dropped = frozenset[str]().union(*(catalogue.resolve(selector, where)[0] for selector in selectors))
                 self._ignores.append((layer.root, pattern, dropped))
-        self.selection = Selection(catalogue, frozenset(codes), levels)
+        self.codes = frozenset(codes)
 
     def excluded(self, path: Path) -> bool:
         """Whether ``path`` is left out of the run."""
@@ -70,7 +73,7 @@ class Settings:
     def unrestricted(self) -> Settings:
         """Settings for the same files with all rules at their own levels."""
         layers = [Layer(where=layer.where, root=layer.root, exclude=layer.exclude) for layer in self._layers]
-        return Settings(self._catalogue, layers)
+        return Settings(self.catalogue, layers)
 
     def ignored_codes(self, path: str) -> frozenset[str]:
         """Codes of the rules that do not apply to the file at ``path``."""
@@ -80,12 +83,14 @@ class Settings:
     @property
     def rules(self) -> list[Rule]:
         """The rules that run, by code."""
-        return self.selection.rules
+        return [rule for rule in self.catalogue.rules if rule.code in self.codes]
 
-    @property
-    def codes(self) -> frozenset[str]:
-        """Codes of the rules that run."""
-        return self.selection.codes
+    def level(self, finding: Finding) -> Level:
+        """The level of ``finding`` in this run."""
+        for key in (f"{finding.code}:{finding.kind}", finding.code):
+            if key in self.levels:
+                return self.levels[key]
+        return finding.level
 
 
 def _selected(catalogue: Catalogue, layer: Layer, beneath: set[str]) -> set[str]:

@@ -101,7 +101,7 @@ def test_extend_takes_another_file_as_the_base(tmp_path: Path) -> None:
     write(tmp_path, {"base/old/a.py": "", "old/a.py": ""})
     found = from_file(tmp_path / "pyproject.toml", "extend = 'base/lint.toml'\nignore = ['MOD902']\n")
     assert found.codes == {"MOD901"}
-    assert found.selection.levels == {"MOD901": Level.INFO}
+    assert found.levels == {"MOD901": Level.INFO}
     # Patterns belong to the file they are written in.
     assert found.excluded(tmp_path / "base/old/a.py")
     assert not found.excluded(tmp_path / "old/a.py")
