@@ -91,7 +91,9 @@ def _collect(kind: type[Any], package: str, found: dict[type[Any], BlockFacts]) 
     for base in inspect.getmro(kind):
         if base not in found and base.__module__.partition(".")[0] == package and _is_own(base):
             instance = _instance(base)
-            found[base] = facts_of(instance) if instance is not None else BlockFacts(base.__module__, base.__name__)
+            found[base] = (
+                facts_of(instance) if instance is not None else BlockFacts(module=base.__module__, name=base.__name__)
+            )
             for below in _below(instance):
                 _collect(type(below), package, found)
 

@@ -23,7 +23,7 @@ _MANY_FILES = 50
 _MANY_RULES = 10
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Analysis:
     """The findings about some files, and the files as the rules saw them.
 
@@ -89,7 +89,9 @@ def analyse(
         project = Project(found, diffusers, overrides)
         worth_it = len(found) >= _MANY_FILES and len(rules) >= _MANY_RULES
         findings = _apply(rules, project, problems, processes if worth_it else 1)
-    return Analysis(findings, sorted(set(problems)), sorted(texts), project, texts)
+    return Analysis(
+        findings=findings, problems=sorted(set(problems)), files=sorted(texts), project=project, _texts=texts
+    )
 
 
 def analyse_source(source: str, path: str, rules: Sequence[Rule], *, diffusers: Path | None = None) -> Analysis:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ast
-from typing import TYPE_CHECKING
 
 from ..reading.nodes import Function, function_called, name_of
 from ..reading.source import Source
-from ..resolution.classes import ClassInfo
+from ..resolution.classes import Classes, ClassInfo
 from ..resolution.modules import Modules, Symbol, parameters
 from .builtins import call_method, call_named, from_keys, is_instance
 from .expressions import Frame
@@ -29,9 +28,6 @@ from .values import (
     Value,
     choice,
 )
-
-if TYPE_CHECKING:
-    from ..resolution.classes import Classes
 
 __all__ = ["Evaluator"]
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import ast
 import functools
-from typing import TYPE_CHECKING
 
 from ..reading.source import FRAMEWORK_PACKAGE, Source
+from ..resolution.modules import Modules
 from .values import Constant, External, Value
-
-if TYPE_CHECKING:
-    from ..resolution.modules import Modules
 
 __all__ = ["SPEC_KINDS", "Declarations"]
 

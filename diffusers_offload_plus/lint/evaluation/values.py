@@ -5,13 +5,11 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from ..reading.nodes import Function
 from ..reading.source import Source
-
-if TYPE_CHECKING:
-    from ..reading.nodes import Function
-    from ..resolution.classes import ClassInfo
+from ..resolution.classes import ClassInfo
 
 __all__ = [
     "UNKNOWN",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["FileFix", "Fixed", "fix_files"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FileFix:
     """A file, with its text before and after the fixes."""
 
@@ -60,7 +60,7 @@ class FileFix:
         write_bytes(path, self.after.encode(encoding))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Fixed:
     """The outcome of fixing: the changed files, the number of fixed findings, and a note about each that is left."""
 
@@ -175,9 +175,11 @@ class _Session:
 
     def result(self, outcome: Outcome) -> Fixed:
         files = [
-            FileFix(path.as_posix(), before, after) for path, before, after in self.edited(outcome) if before != after
+            FileFix(path=path.as_posix(), before=before, after=after)
+            for path, before, after in self.edited(outcome)
+            if before != after
         ]
-        return Fixed(files, self._fixed, sorted(self._notes))
+        return Fixed(files=files, fixed=self._fixed, notes=sorted(self._notes))
 
     def edited(self, outcome: Outcome) -> list[tuple[Path, str, str]]:
         """The files with their texts at the time of ``outcome`` and now, sorted."""

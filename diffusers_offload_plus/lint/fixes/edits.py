@@ -6,16 +6,14 @@ import dataclasses
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import libcst as cst
 from libcst.metadata import CodeRange, MetadataWrapper, PositionProvider
 
 from ..core.finding import Finding
-
-if TYPE_CHECKING:
-    from ..project.project import Project
-    from ..reading.source import Source
+from ..project.project import Project
+from ..reading.source import Source
 
 __all__ = ["CannotFix", "Edits", "Tree", "below"]
 

@@ -14,7 +14,7 @@ _DEEPEST = 20
 _PLAIN = (str, int, float, bool, type(None))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Parameter:
     """An input, output, component or config as declared.
 
@@ -30,7 +30,7 @@ class Parameter:
     description: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockFacts:
     """The declarations of one instance of a block.
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING
 
+from ..evaluation.evaluator import Evaluator
 from ..evaluation.framework import DECLARED, sub_blocks
 from ..evaluation.values import Constant, Instance, Spec, Value, elements
 from ..reading.source import Source
 from ..resolution.classes import ClassInfo
 
-if TYPE_CHECKING:
-    from ..evaluation.evaluator import Evaluator
-
 __all__ = ["Block", "Declared", "descendants"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Declared:
     """The inputs, outputs, components or configs of a block; ``whole`` unless some could not be read."""
 
@@ -84,13 +81,13 @@ class Block:
                 specs += [spec for spec in read if spec not in specs]
                 whole = whole and known and len(read) == len(values) and not instance.opaque
                 whole = whole and all(spec.name is not None or spec.constant("kwargs_type") for spec in read)
-            self._declared[key] = Declared(tuple(specs), whole)
+            self._declared[key] = Declared(specs=tuple(specs), whole=whole)
         return self._declared[key]
 
     def of_variant(self, index: int, what: str) -> Declared:
         """The declarations of one of :attr:`variants`."""
         values, known = elements(self._evaluator.attribute(self.variants[index], what))
-        return Declared(tuple(value for value in values if isinstance(value, Spec)), known)
+        return Declared(specs=tuple(value for value in values if isinstance(value, Spec)), whole=known)
 
     @property
     def inputs(self) -> Declared:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
-from typing import TYPE_CHECKING
 
 from ..reading.nodes import Function
 from ..reading.source import FRAMEWORK_PACKAGE, Source
-
-if TYPE_CHECKING:
-    from .modules import Modules
+from .modules import Modules
 
 __all__ = ["BlockKind", "ClassInfo", "Classes", "Function"]
 

@@ -51,7 +51,7 @@ class Request:
     processes: int = 1
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
     """The findings about the files, before a diff or a baseline leaves some out.
 
@@ -183,7 +183,7 @@ def _apply(request: Request, analysis: Analysis, findings: Iterable[Finding]) ->
             found = _levelled(settings, found)
             suppressed += hidden
         kept += found
-    return Outcome(analysis, sorted(kept), suppressed)
+    return Outcome(analysis=analysis, findings=sorted(kept), suppressed=suppressed)
 
 
 def _levelled(settings: Settings, findings: Iterable[Finding]) -> list[Finding]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from diffusers_offload_plus.lint.core.errors import SettingsError
+from diffusers_offload_plus.lint.core.errors import LintError, SettingsError
 from diffusers_offload_plus.lint.core.finding import Level
 from diffusers_offload_plus.lint.settings.file import find_settings, read_settings
 from diffusers_offload_plus.lint.settings.layers import Layer, Settings
@@ -150,3 +151,11 @@ def test_ignores_per_file_and_excluded_paths(tmp_path: Path) -> None:
 )
 def test_patterns(pattern: str, path: str, expected: bool) -> None:
     assert matches(pattern, HERE / path, HERE) is expected
+
+
+def test_patterns_without_pathspec(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pathspec", None)
+    with pytest.raises(
+        LintError, match=r"'\*_unseen\.py': patterns need pathspec, which is not installed: pip install"
+    ):
+        matches("*_unseen.py", HERE / "a.py", HERE)

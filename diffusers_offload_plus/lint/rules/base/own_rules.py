@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from ...core.finding import Finding, Level, Origin
+from ...project.project import Project
 from ...reading.source import Problem
 from .rule import Rule
-
-if TYPE_CHECKING:
-    from ...project.project import Project
 
 __all__ = ["OWN_RULES", "UnreadableFile", "UnusedSuppression"]
 
