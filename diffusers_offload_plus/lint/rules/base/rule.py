@@ -33,7 +33,7 @@ class Rule(abc.ABC):
     name: ClassVar[str]
     level: ClassVar[Level]
     kinds: ClassVar[Mapping[str, Level]] = {}
-    summary: ClassVar[str]
+    summary: ClassVar[str] = ""
     needs_runtime: ClassVar[bool] = False
     fixable: ClassVar[bool] = False
 
