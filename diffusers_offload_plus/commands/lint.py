@@ -72,9 +72,14 @@ def _add_selection(group: argparse._ArgumentGroup) -> None:
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--format", choices=("text", "json", "github", "sarif"), default="text", help="of the findings (default: text)"
+        "--format",
+        choices=("text", "json", "github", "sarif"),
+        default="text",
+        help="format of the findings (default: text)",
     )
-    group.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to the terminal")
+    group.add_argument(
+        "--output", type=Path, metavar="FILE", help="write the output to FILE instead of to the terminal"
+    )
     group.add_argument("--statistics", action="store_true", help="count findings by rule instead of listing them")
     group.add_argument(
         "--color",
@@ -97,7 +102,7 @@ def _add_scope(group: argparse._ArgumentGroup) -> None:
         type=_list,
         action="extend",
         metavar="PATTERNS",
-        help="leave out files and directories that match, besides those of the settings file",
+        help="leave out files and directories that match, in addition to those that the settings file excludes",
     )
     group.add_argument(
         "--diff",
@@ -114,12 +119,15 @@ def _add_scope(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_actions(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--fix", action="store_true", help="mend what can be mended safely (needs libcst)")
+    group.add_argument("--fix", action="store_true", help="fix what can be fixed safely (needs libcst)")
     group.add_argument(
         "--diff-only", action="store_true", help="show what --fix would change, and change nothing (needs libcst)"
     )
     group.add_argument(
-        "--write-baseline", type=Path, metavar="FILE", help="list the findings in FILE, to be left out from now on"
+        "--write-baseline",
+        type=Path,
+        metavar="FILE",
+        help="write a baseline: list the findings in FILE, so that --baseline FILE leaves them out",
     )
     group.add_argument(
         "--introspect",
@@ -135,10 +143,10 @@ def _add_actions(group: argparse._ArgumentGroup) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Lint, and do with the findings what the arguments say."""
+    """Run the linter, and report, write or fix the findings as the arguments say."""
     from ..lint.analysis.garbage import without_garbage_collection
 
-    # Looking for garbage once more when the process ends would take a third of the time.
+    # Otherwise Python looks for garbage once more when the process ends, which takes a third of the time.
     atexit.register(gc.freeze)
     with without_garbage_collection():
         return _run(arguments)
@@ -156,7 +164,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return FOUND if any(item.missing for item in items) else CLEAN
     request = _request(arguments)
     if arguments.introspect:
-        _say("--introspect: importing and instantiating the blocks of the linted files.")
+        _say("--introspect: importing the linted files and instantiating their blocks.")
     if arguments.diff_only:
         return _show_fixes(request, arguments)
     if arguments.write_baseline is not None:
@@ -174,11 +182,12 @@ def _run(arguments: argparse.Namespace) -> int:
 def _check_combinations(arguments: argparse.Namespace) -> None:
     if arguments.config is not None and arguments.isolated:
         raise CommandError(
-            "--config and --isolated: the one names a settings file and the other forbids it; drop one."
+            "--config and --isolated: expected one of them at most. The first names a settings file, the second reads "
+            "none."
         )
     if arguments.statistics and arguments.format not in ("text", "json"):
         raise CommandError(f"--statistics: expected --format text or json with it, got {arguments.format}.")
-    # --fix with --diff-only is what the latter does by itself.
+    # --diff-only with --fix does the same as --diff-only alone.
     chosen = "diff_only" if arguments.diff_only else "fix"
     actions = [name for name in (chosen, "write_baseline", "checklist") if getattr(arguments, name)]
     if len(actions) > 1:
@@ -188,7 +197,7 @@ def _check_combinations(arguments: argparse.Namespace) -> None:
         raise CommandError(f"--checklist: expected --format text or json with it, got {arguments.format}.")
     if arguments.checklist is not None and arguments.paths:
         raise CommandError(
-            f"--checklist {arguments.checklist}: is about this one directory; expected no further paths, got "
+            f"--checklist {arguments.checklist}: looks at this directory only; expected no further paths, got "
             f"{' '.join(map(str, arguments.paths))}."
         )
     if arguments.write_baseline is not None and (arguments.diff is not None or arguments.baseline is not None):
@@ -301,7 +310,7 @@ def _write(text: str, path: Path | None) -> None:
         return
     encoding = sys.stdout.encoding or "utf-8"
     try:
-        # What the terminal cannot show is spelled out instead of ending the run.
+        # Characters that the terminal cannot show are written as escapes instead of ending the run.
         sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
     except BrokenPipeError:  # `offload-plus lint | head` is no error

@@ -1,4 +1,4 @@
-"""For the tests of those who write modular pipelines: conventions as one assertion."""
+"""An assertion for tests of modular pipelines: blocks keep the conventions."""
 
 from __future__ import annotations
 

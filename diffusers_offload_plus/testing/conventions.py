@@ -1,4 +1,4 @@
-"""``assert_block_conventions``: the linter as an assertion about a block that is already imported."""
+"""``assert_block_conventions``: the linter as an assertion about blocks that are already imported."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def assert_block_conventions(
 ) -> None:
     """Assert that blocks keep the conventions of modular pipelines.
 
-    Lints the source of each class, of the classes of the same package that it inherits from or runs, and of what
-    stands beside them in their files: imports and functions. What the blocks declare is taken from an instance of
+    Lints the source of each class, of the classes of the same package that it inherits from or runs, and of the
+    imports and functions in their files. What the blocks declare is taken from an instance of
     each, made without arguments where that is possible. Settings come from the nearest pyproject.toml, and comments in
     the source suppress findings, as on the command line.
 
@@ -43,10 +43,10 @@ def assert_block_conventions(
         blocks: classes of blocks.
         select: rules to check instead of those that the settings select: codes, beginnings of codes or names.
         ignore: rules not to check.
-        fail_on: least level that fails: ``"error"``, ``"warning"`` or ``"info"``.
+        fail_on: the lowest level that fails: ``"error"``, ``"warning"`` or ``"info"``.
 
     Raises:
-        AssertionError: they do not; the message shows where, as the command line does.
+        AssertionError: a block breaks a convention; the message shows where, as the command line does.
         LintError: an argument is wrong, or a class has no source file.
     """
     if not blocks:
@@ -87,17 +87,19 @@ def assert_block_conventions(
 
 
 def _collect(kind: type[Any], package: str, found: dict[type[Any], BlockFacts]) -> None:
-    """Facts of ``kind``, and of the classes of ``package`` that it inherits from or runs."""
+    """Add to ``found`` the facts about ``kind`` and about the classes of ``package`` that it inherits from or runs."""
     for base in inspect.getmro(kind):
         if base not in found and base.__module__.partition(".")[0] == package and _is_own(base):
             instance = _instance(base)
-            found[base] = facts_of(instance) if instance is not None else BlockFacts(base.__module__, base.__name__)
+            found[base] = (
+                facts_of(instance) if instance is not None else BlockFacts(module=base.__module__, name=base.__name__)
+            )
             for below in _below(instance):
                 _collect(type(below), package, found)
 
 
 def _is_own(kind: type[Any]) -> bool:
-    """A block that is not part of the framework, which the conventions are about and which keeps none of them."""
+    """Whether ``kind`` is a block outside of the framework, whose own classes need not keep the conventions."""
     is_block = any(base.__name__ == "ModularPipelineBlocks" for base in inspect.getmro(kind))
     return is_block and not kind.__module__.startswith("diffusers.modular_pipelines.modular_pipeline")
 
@@ -142,7 +144,7 @@ def _request(files: Sequence[Path], select: Sequence[str] | None, ignore: Sequen
 
 
 def _concerns(finding: Finding, names: set[str], scopes: Scopes) -> bool:
-    """Whether a finding lies in one of the classes, or outside of all classes of their files."""
+    """Whether a finding lies in one of the classes ``names``, or outside of all classes."""
     around = scopes.name(finding.line).partition(".")[0]
     classes = {scope.name for scope in scopes.all if scope.is_class}
     return around in names or around not in classes

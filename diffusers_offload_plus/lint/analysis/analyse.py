@@ -1,4 +1,4 @@
-"""Runs rules over files: finds and parses the files, builds the project, collects what the rules yield."""
+"""Runs rules over files: finds and parses the files, builds the project, collects the findings."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from .workers import spread
 
 __all__ = ["Analysis", "analyse", "analyse_source"]
 
-# With fewer, a second process takes longer to start than it saves.
+# With fewer files or rules, a second process takes longer to start than it saves.
 _MANY_FILES = 50
 _MANY_RULES = 10
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """What an analysis found.
+    """The findings about some files, and the files as the rules saw them.
 
     Attributes:
-        findings: sorted by place; the same for the same files in whatever order they were given.
+        findings: the findings, sorted by place; the order in which files are given makes no difference.
         problems: files that could not be read, decoded or parsed.
         files: paths of all files that were looked at.
         project: the files as the rules saw them.
@@ -61,11 +61,11 @@ def analyse(
     """Apply ``rules`` to the Python files at and below ``roots``.
 
     Args:
-        skip: says of a file or directory that it is left out.
-        sources: text that stands in for what lies on disk, by path; files that are not on disk can be given as well.
-        diffusers: folder of the diffusers package to read the framework from. By default the one that the files lie
-            in, else the installed one, which is found without importing it. Without any, rules see less.
-        processes: how many may work; few files, or few rules, are not worth a second one.
+        skip: whether a file or directory is left out.
+        sources: texts to use instead of the files on disk, by path; files that do not exist can be given too.
+        diffusers: folder of the diffusers package to read the framework from. By default the package that the files
+            lie in, else the installed one, which is found without importing it. Without any, rules find less.
+        processes: the most processes to use; for few files or few rules one is enough.
     """
     overrides = {_absolute(path): text for path, text in (sources or {}).items()}
     problems: list[Problem] = []
@@ -89,7 +89,9 @@ def analyse(
         project = Project(found, diffusers, overrides)
         worth_it = len(found) >= _MANY_FILES and len(rules) >= _MANY_RULES
         findings = _apply(rules, project, problems, processes if worth_it else 1)
-    return Analysis(findings, sorted(set(problems)), sorted(texts), project, texts)
+    return Analysis(
+        findings=findings, problems=sorted(set(problems)), files=sorted(texts), project=project, _texts=texts
+    )
 
 
 def analyse_source(source: str, path: str, rules: Sequence[Rule], *, diffusers: Path | None = None) -> Analysis:

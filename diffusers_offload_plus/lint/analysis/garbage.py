@@ -1,4 +1,4 @@
-"""Runs without garbage collection, for work that creates hundreds of thousands of objects that all stay alive."""
+"""Garbage collection switched off while syntax trees are built: their many objects all stay alive."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["without_garbage_collection"]
 
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Look for no garbage meanwhile: going through syntax trees over and over takes longer than parsing them."""
+    """Switch garbage collection off for a while: its passes over syntax trees would take longer than parsing."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -19,8 +19,7 @@ def without_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             if not gc.get_freeze_count():
-                # Hands all that was created meanwhile to the oldest generation; otherwise the next small collection
-                # would go through it.
+                # Moves all new objects to the oldest generation, which the next small collections leave alone.
                 gc.freeze()
                 gc.unfreeze()
             gc.enable()

@@ -1,4 +1,4 @@
-"""Work spread over several processes, which share what this one has built by being forked from it."""
+"""Work spread over several processes, which are forked from this one and so share what it has built."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["available_processes", "spread"]
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_MOST = 4  # what every process works out anew for itself grows faster than the time saved
+_MOST = 4  # with more, the work that each process repeats for itself outweighs the time saved
 _work: Callable[[int], Any]  # in a forked process
 
 
@@ -27,12 +27,12 @@ def spread(tasks: Sequence[Task], work: Callable[[Task], Result], processes: int
     """The results of ``work`` for all ``tasks``, in their order, from several processes.
 
     Args:
-        work: its results have to be picklable; tasks need not be.
-        processes: how many; 1 means this one, and forks none.
+        work: a function whose results can be pickled; the tasks need not be picklable.
+        processes: the number of processes to fork; 1 does all work in this one.
 
     Raises:
-        RuntimeError: a process was killed.
-        Exception: whatever ``work`` raises, in whichever process.
+        RuntimeError: a process has been killed.
+        Exception: whatever ``work`` raises, in any of the processes.
     """
     if processes <= 1 or len(tasks) <= 1:
         return [work(task) for task in tasks]

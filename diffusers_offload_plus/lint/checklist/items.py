@@ -27,7 +27,7 @@ class Item:
     """A step of the conversion.
 
     Attributes:
-        places: where it was found done, or where something is missing.
+        places: where the step is done, or where something is missing.
         note: what is missing, or what a person has to look at.
     """
 

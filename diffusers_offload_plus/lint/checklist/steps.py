@@ -24,7 +24,7 @@ def checklist(directory: Path, *, diffusers: Path | None = None) -> list[Item]:
     """Go through the checklist for the model family in ``directory``.
 
     Raises:
-        LintError: it is no directory, or holds no Python files.
+        LintError: ``directory`` is no directory, or holds no Python files.
     """
     if not directory.is_dir():
         raise LintError(
@@ -71,7 +71,7 @@ def _by_hand(title: str, note: str) -> _Step:
 
 
 def _leaf(title: str, stem: str, fits: Callable[[Block], bool], missing: str, optional: str = "") -> _Step:
-    """A leaf block that fits in the file ``stem``; with ``optional``, a note, families may do without."""
+    """A step done by a leaf block in the file ``stem``; ``optional`` is the note for a family without one."""
 
     def step(family: _Family) -> Item:
         found = [block for block in family.project.leaves if block.source.stem == stem and fits(block)]
@@ -92,7 +92,7 @@ def _places(found: Iterable[Block]) -> tuple[str, ...]:
 
 
 def _reported(title: str, findings: Iterable[Finding], note: str) -> Item | None:
-    """The item as missing at the places of ``findings``; ``None`` without any."""
+    """An item that is missing at the places of ``findings``; ``None`` if there are no findings."""
     places = tuple(f"{finding.path}:{finding.line}" for finding in findings)
     return Item(title, State.MISSING, places, note) if places else None
 
@@ -194,7 +194,7 @@ def _parity(family: _Family) -> Item:
 
 
 def _makes(name: str, *, called: str) -> Callable[[Block], bool]:
-    """Blocks that put out ``name``, or whose own name says so."""
+    """A test for blocks that have the output ``name``, or ``called`` in their own name."""
     return lambda block: name in block.outputs.names or called in block.name
 
 

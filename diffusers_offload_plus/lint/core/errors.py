@@ -1,4 +1,4 @@
-"""What stops the linter before it has looked at anything."""
+"""Errors that stop the linter, and hints for misspelled words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["LintError", "SettingsError", "nearest"]
 
 
 class LintError(OffloadPlusError):
-    """The linter cannot do what it was asked to do; exit code 2."""
+    """The linter cannot do what it was asked to do. The command ends with exit code 2."""
 
 
 class SettingsError(LintError, ValueError):
@@ -18,7 +18,7 @@ class SettingsError(LintError, ValueError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown word: the known one that looks like it most, or nothing."""
+    """The hint at the end of a message about an unknown word: the most similar known word, or nothing."""
     import difflib  # most runs have nothing to complain about
 
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

@@ -1,4 +1,4 @@
-"""Files of source lines and of results: splitting the ones, writing the others."""
+"""Writing files: in one step, so that no reader ever sees half a file."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ def write_file(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8 with the newlines it has.
 
     Raises:
-        LintError: it cannot be written.
+        LintError: the file cannot be written.
     """
     write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace the file at ``path`` in one step: whoever reads it sees the old bytes or the new ones. Its mode stays.
+    """Replace the file at ``path`` in one step, keeping its mode. A reader sees the old bytes or the new ones.
 
     Raises:
-        LintError: it cannot be written.
+        LintError: the file cannot be written.
     """
     import tempfile  # most runs write no file
 

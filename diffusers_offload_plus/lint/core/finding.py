@@ -1,4 +1,4 @@
-"""What the linter says about one place of a source file."""
+"""A finding: one place of a source file that breaks one rule."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Finding:
     """One place that breaks one rule. Sorted by place.
 
     Attributes:
-        path: of the file, as given on the command line joined with what was found below, with forward slashes.
-        line: first line, from 1; ``column`` likewise, in characters; ``end_line`` and ``end_column``: last line, and
-            one past the last character.
+        path: path of the file: as given on the command line, joined with the part below, with forward slashes.
+        line, column: the place where the finding starts, both from 1, columns in characters.
+        end_line, end_column: the last line, and one past the last character.
         code: such as ``"MOD003"``; ``name``: the rule's name, such as ``"guidance-scale-input"``.
-        kind: subdivision within the rule, such as ``"output-class"``; its level may differ. Empty for most.
-        fixable: ``--fix`` can mend it without changing what the code does otherwise.
+        kind: a subdivision of the rule, such as ``"output-class"``, which may have another level. Empty for most.
+        fixable: whether ``--fix`` can fix it without changing anything else that the code does.
     """
 
     path: str

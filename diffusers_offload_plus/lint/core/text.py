@@ -10,12 +10,12 @@ _TAB = "    "
 
 
 def source_lines(text: str) -> list[str]:
-    """Lines as Python counts them; ``str.splitlines`` also breaks at form feeds and other separators."""
+    """The lines of ``text`` as Python counts them. (``str.splitlines`` also breaks at form feeds and the like.)"""
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def counted(number: int, noun: str) -> str:
-    """``1 file``, ``2 files``."""
+    """``number`` and ``noun``, as in ``1 file`` and ``2 files``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
@@ -29,7 +29,7 @@ def printable(text: str) -> str:
 
 
 def display_width(text: str) -> int:
-    """Columns that ``text`` takes in a terminal."""
+    """The number of columns that ``text`` takes in a terminal."""
     if text.isascii():
         return len(text)
     return sum(

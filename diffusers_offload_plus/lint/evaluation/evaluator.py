@@ -1,13 +1,12 @@
-"""Evaluates the declarative part of blocks without running it: what properties return, what is assembled."""
+"""The evaluator: works out what properties return and what is assembled, without running any of it."""
 
 from __future__ import annotations
 
 import ast
-from typing import TYPE_CHECKING
 
 from ..reading.nodes import Function, function_called, name_of
 from ..reading.source import Source
-from ..resolution.classes import ClassInfo
+from ..resolution.classes import Classes, ClassInfo
 from ..resolution.modules import Modules, Symbol, parameters
 from .builtins import call_method, call_named, from_keys, is_instance
 from .expressions import Frame
@@ -30,9 +29,6 @@ from .values import (
     choice,
 )
 
-if TYPE_CHECKING:
-    from ..resolution.classes import Classes
-
 __all__ = ["Evaluator"]
 
 
@@ -53,7 +49,7 @@ class Evaluator(Statements):
     # -- questions ---------------------------------------------------------------------------------------------
 
     def default_instance(self, info: ClassInfo) -> Instance:
-        """``info()``, with arguments left at their defaults."""
+        """The instance that ``info()`` makes, with arguments left at their defaults."""
         if info not in self._defaults:
             instance = self._defaults[info] = Instance(info)
             self._initialise(instance, [], {})
@@ -65,7 +61,7 @@ class Evaluator(Statements):
         return self.eval(node, Frame(source, scope=scope))
 
     def attribute(self, value: Value, name: str) -> Value:
-        """``value.name``."""
+        """The value of ``value.name``."""
         if self._depth == 0:
             self._steps = 0
         if isinstance(value, Instance):
@@ -89,14 +85,14 @@ class Evaluator(Statements):
         return UNKNOWN
 
     def module_names(self, source: Source) -> dict[str, Value]:
-        """Values of the names that the module's own statements assign."""
+        """The values of the names that the statements of ``source`` assign."""
         if source not in self._modules_run:
             names = self._modules_run[source] = {}
             self.run(source.tree.body, Frame(source, names))
         return self._modules_run[source]
 
     def class_names(self, info: ClassInfo) -> dict[str, Value]:
-        """Values of the names that the class body assigns."""
+        """The values of the names that the body of a class assigns."""
         if info not in self._class_bodies:
             if info.node in info.source.tree.body:
                 self.module_names(info.source)  # class bodies run in the order of the module's statements
@@ -143,7 +139,7 @@ class Evaluator(Statements):
             bound.cache[key] = UNKNOWN  # ends cycles
             bound.cache[key] = self.call(FunctionValue(owner.source, member, owner, bound), [], {})
         value: Value = bound.cache[key]
-        # Who asked may go on and add to the list.
+        # A copy, since the caller may add to the list.
         return Items(list(value.items), value.open, value.kind) if isinstance(value, Items) else value
 
     def _initialise(self, instance: Instance, arguments: list[Value], keywords: dict[str, Value]) -> None:

@@ -1,4 +1,4 @@
-"""The expressions half of the abstract evaluator."""
+"""Expressions of the evaluator, on values that may be known in part only."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Frame:
 
 
 class Expressions(abc.ABC):
-    """Evaluates expressions; names, attributes and calls are the subclass's business."""
+    """Evaluates expressions. Subclasses say what names, attributes and calls stand for."""
 
     def __init__(self) -> None:
         self._depth = 0
@@ -67,11 +67,11 @@ class Expressions(abc.ABC):
 
     @abc.abstractmethod
     def attribute(self, value: Value, name: str) -> Value:
-        """``value.name``."""
+        """The value of ``value.name``."""
 
     @abc.abstractmethod
     def super_attribute(self, frame: Frame, name: str) -> Value:
-        """``super().name``."""
+        """The value of ``super().name``."""
 
     @abc.abstractmethod
     def assign(self, target: ast.expr, value: Value, frame: Frame) -> None:
@@ -227,7 +227,7 @@ class Expressions(abc.ABC):
         return fold(operator, values)
 
     def truth(self, value: Value) -> bool | None:
-        """``bool(value)``, ``None`` if unknown."""
+        """Whether ``value`` counts as true; ``None`` if that is not known."""
         if isinstance(value, Constant):
             return bool(value.value)
         if isinstance(value, Items | Dictionary):

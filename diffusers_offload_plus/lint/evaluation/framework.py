@@ -1,4 +1,4 @@
-"""What the framework's own block classes answer: how inputs, outputs and components of assembled blocks combine."""
+"""Answers of the framework's own block classes: the inputs, outputs and components of assembled blocks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _EMPTY = {*DECLARED, *DECLARED.values(), "block_classes", "block_names", "block_
 
 
 def framework_attribute(evaluator: Attributes, instance: Instance, name: str, after: ClassInfo | None) -> Value | None:
-    """``instance.name`` where a class of the framework answers it; ``None`` where the block's own classes do."""
+    """The value of ``instance.name`` if the framework defines it; ``None`` if a class of the block's own does."""
     info = instance.info
     if not info.kind:
         return None
@@ -54,7 +54,7 @@ def framework_attribute(evaluator: Attributes, instance: Instance, name: str, af
         instance.cache[key] = Items([], True)  # ends cycles
         instance.cache[key] = _combined(evaluator, instance, name)
     cached: Items = instance.cache[key]
-    return Items(list(cached.items), cached.open)  # who asked may go on and add to the list
+    return Items(list(cached.items), cached.open)  # a copy, since the caller may add to the list
 
 
 def _answered_by_framework(info: ClassInfo, name: str, after: ClassInfo | None) -> bool:
@@ -63,7 +63,7 @@ def _answered_by_framework(info: ClassInfo, name: str, after: ClassInfo | None) 
 
 
 def sub_blocks(evaluator: Attributes, instance: Instance) -> tuple[list[tuple[Any, Value]], bool]:
-    """Names and blocks that an assembled block runs, and whether that is all of them."""
+    """The names and blocks that an assembled block runs, and whether the list is complete."""
     given = instance.attributes.get("sub_blocks")
     if isinstance(given, Dictionary) and given.items:
         return list(given.items.items()), not given.open
@@ -121,7 +121,7 @@ def _combined(evaluator: Attributes, instance: Instance, name: str) -> Items:
 
 
 def skippable(evaluator: Attributes, block: Value) -> bool:
-    """A selecting block that may select nothing."""
+    """Whether ``block`` selects among others and may select none of them."""
     if not isinstance(block, Instance) or not block.info.selects:
         return False
     default = evaluator.attribute(block, "default_block_name")

@@ -1,4 +1,4 @@
-"""The statements half of the abstract evaluator."""
+"""Statements of the evaluator: assignments, branches and loops on values that may be known in part only."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Statements(Expressions):
         """Run a class statement."""
 
     def run(self, body: list[ast.stmt], frame: Frame) -> bool:
-        """Run statements; whether they certainly return or raise."""
+        """Run statements. True if they certainly return or raise."""
         return any(self.statement(statement, frame) for statement in body)
 
     def statement(self, node: ast.stmt, frame: Frame) -> bool:
-        """Run one statement; whether it certainly returns or raises."""
+        """Run one statement. True if it certainly returns or raises."""
         if self._depth > 60:
             return False
         if isinstance(node, ast.Return):
@@ -84,7 +84,7 @@ class Statements(Expressions):
         return self._branches([node.body, node.orelse], frame)
 
     def _branches(self, bodies: list[list[ast.stmt]], frame: Frame) -> bool:
-        """Run alternatives of which only one happens; containers collect what any of them adds."""
+        """Run alternative ``bodies``, of which only one happens. Containers collect what any of these adds."""
         before = dict(frame.names)
         results: list[dict[str, Value]] = []
         for body in bodies:

@@ -1,22 +1,19 @@
-"""What the framework's declarations take, read from the diffusers source in use."""
+"""The arguments and templates of ``InputParam`` and the like, read from the diffusers source in use."""
 
 from __future__ import annotations
 
 import ast
 import functools
-from typing import TYPE_CHECKING
 
 from ..reading.source import FRAMEWORK_PACKAGE, Source
+from ..resolution.modules import Modules
 from .values import Constant, External, Value
-
-if TYPE_CHECKING:
-    from ..resolution.modules import Modules
 
 __all__ = ["SPEC_KINDS", "Declarations"]
 
 SPEC_KINDS = {"InputParam": "input", "OutputParam": "output", "ComponentSpec": "component", "ConfigSpec": "config"}
 
-# Order of positional arguments where the source is out of reach.
+# The order of positional arguments, for when the diffusers source cannot be read.
 _FIELDS = {
     "InputParam": ("name", "type_hint", "default", "required", "description", "kwargs_type", "metadata"),
     "OutputParam": ("name", "type_hint", "description", "kwargs_type", "metadata"),

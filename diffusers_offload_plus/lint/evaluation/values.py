@@ -1,17 +1,15 @@
-"""Values of the abstract evaluator. What is not known is :data:`UNKNOWN`; containers say when they are incomplete."""
+"""Values of the evaluator. An unknown value is :data:`UNKNOWN`; containers say when they are incomplete."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from ..reading.nodes import Function
 from ..reading.source import Source
-
-if TYPE_CHECKING:
-    from ..reading.nodes import Function
-    from ..resolution.classes import ClassInfo
+from ..resolution.classes import ClassInfo
 
 __all__ = [
     "UNKNOWN",
@@ -89,7 +87,7 @@ class Dictionary(Value):
             self.open = True
 
     def insert(self, key: Any, value: Value, index: int) -> None:
-        """As ``InsertableDict.insert``: an existing key moves."""
+        """Put ``key`` at the place ``index``, as ``InsertableDict.insert`` does: an existing key moves."""
         rest = [(k, v) for k, v in self.items.items() if k != key]
         rest.insert(index, (key, value))
         self.items.clear()
@@ -130,7 +128,7 @@ class ClassValue(Value):
 
 @dataclasses.dataclass(frozen=True)
 class External(Value):
-    """Something defined out of reach, by its dotted name."""
+    """Something defined in code that is not read, by its dotted name."""
 
     dotted: str
 
@@ -158,9 +156,9 @@ class Instance(Value):
     """An object of a class whose definition is known.
 
     Attributes:
-        attributes: what its ``__init__`` assigned.
-        node, source: the call that made it, where there is one.
-        opaque: ``__init__`` takes arguments that are not known; ``settled``: it has run.
+        attributes: the attributes that ``__init__`` assigned.
+        node, source: the call that made the instance, and its file, if there is one.
+        opaque: whether ``__init__`` takes arguments that are not known; ``settled``: whether it has run.
     """
 
     info: ClassInfo
@@ -178,10 +176,10 @@ class Spec(Value):
 
     Attributes:
         kind: ``"input"``, ``"output"``, ``"component"`` or ``"config"``.
-        fields: what was given or taken from the template; ``given``: names of what the call itself says.
+        fields: the fields that are given or taken from the template; ``given``: names of those in the call itself.
         template: name of the template, ``None`` for a plain call.
-        call, source: where it is written.
-        open: it was given more than could be read, such as ``**overrides``.
+        call, source: the call that declares it, and its file.
+        open: whether the call has arguments that cannot be read, such as ``**overrides``.
     """
 
     kind: str
@@ -193,12 +191,12 @@ class Spec(Value):
     open: bool = False
 
     def constant(self, name: str, default: Any = None) -> Any:
-        """A field's value if it is a constant."""
+        """The value of the field ``name`` if that is a constant."""
         value = self.fields.get(name)
         return value.value if isinstance(value, Constant) else default
 
     def known(self, name: str) -> bool:
-        """Whether the field's value is certain, be it given or left at its default."""
+        """Whether the value of the field ``name`` is certain, be it given or left at its default."""
         value = self.fields.get(name)
         return isinstance(value, Constant) if value is not None else not self.open
 
@@ -215,13 +213,13 @@ class Spec(Value):
 
 
 class Attributes(Protocol):
-    """The questions about values that the framework's answers are made of."""
+    """The part of the evaluator that the framework's answers need."""
 
     def attribute(self, value: Value, name: str) -> Value:
-        """``value.name``."""
+        """The value of ``value.name``."""
 
     def default_instance(self, info: ClassInfo) -> Instance:
-        """``info()``, with arguments left at their defaults."""
+        """The instance that ``info()`` makes, with arguments left at their defaults."""
 
 
 def choice(values: list[Value]) -> Value:
@@ -243,7 +241,7 @@ def _same(one: Value, other: Value) -> bool:
 
 
 def elements(value: Value) -> tuple[list[Value], bool]:
-    """What iterating over ``value`` may yield, and whether that is all."""
+    """The values that iterating over ``value`` may yield, and whether the list is complete."""
     if isinstance(value, View):
         value = value.listed()
     if isinstance(value, Items):

@@ -1,4 +1,4 @@
-"""Mending the findings of a run: what has been mended is linted again, and what did not help is dropped."""
+"""Fixing the findings of a run. Fixed files are linted again, and fixes that do not help are dropped."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["FileFix", "Fixed", "fix_files"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FileFix:
-    """A file and what it becomes."""
+    """A file, with its text before and after the fixes."""
 
     path: str
     before: str
@@ -42,25 +42,27 @@ class FileFix:
         return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
 
     def write(self) -> None:
-        """Write it, in the encoding it had.
+        """Write the fixed text, in the encoding that the file has.
 
         Raises:
-            LintError: it has changed since it was linted, or cannot be written.
+            LintError: the file has changed since it was linted, or cannot be written.
         """
         path = Path(self.path)
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise LintError(f"{path}: cannot be read again to be mended: {error.strerror or error}.") from error
+            raise LintError(f"{path}: cannot be read again to be fixed: {error.strerror or error}.") from error
         encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
         if data.decode(encoding, errors="replace") != self.before:
-            raise LintError(f"{path}: has changed while it was being linted; nothing has been written to it.")
+            raise LintError(
+                f"{path}: has changed while it was being linted, so nothing has been written to it. Lint it again."
+            )
         write_bytes(path, self.after.encode(encoding))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Fixed:
-    """What can be mended: the files, the number of findings, and a line about each finding that cannot be."""
+    """The outcome of fixing: the changed files, the number of fixed findings, and a note about each that is left."""
 
     files: list[FileFix]
     fixed: int
@@ -71,7 +73,7 @@ class Fixed:
 
 
 def fix_files(request: Request) -> Fixed:
-    """Mend the findings of ``request`` that can be mended. Nothing is written.
+    """Fix the findings of ``request`` that can be fixed. Nothing is written.
 
     Raises:
         LintError: libcst is not installed, or the request cannot be carried out.
@@ -81,8 +83,8 @@ def fix_files(request: Request) -> Fixed:
     session = _Session(request)
     outcome = examine(request)
     wanted = [finding for finding in report(request, outcome, baseline, changes).findings if finding.fixable]
-    while wanted and session.mend(wanted):
-        # Later rounds see what the first one uncovered. A baseline knows findings by lines that have been mended now.
+    while wanted and session.fix(wanted):
+        # Later rounds fix what the first uncovered. Not with a baseline: its entries name lines that fixes change.
         if baseline is not None:
             break
         again = examine(request, session.texts)
@@ -93,7 +95,7 @@ def fix_files(request: Request) -> Fixed:
 
 class _Session:
     def __init__(self, request: Request) -> None:
-        # A fix must not break any rule, whichever are selected.
+        # A fix must not break any rule, even one that is not selected.
         self._request = dataclasses.replace(
             request,
             settings=request.settings.unrestricted(),
@@ -106,10 +108,10 @@ class _Session:
         self._fixed = 0
         self._notes: list[str] = []
 
-    def mend(self, findings: Sequence[Finding]) -> bool:
-        """Mend what can be mended of ``findings``; whether anything was."""
+    def fix(self, findings: Sequence[Finding]) -> bool:
+        """Fix those of ``findings`` that can be fixed. True if any was."""
         _require_libcst()
-        self._notes.clear()  # what was left in an earlier round may have become plain
+        self._notes.clear()  # a later round may be able to fix what an earlier one left
         base = self._look(self.texts)
         accepted: list[Finding] = []
         best: dict[Path, str] = {}
@@ -151,7 +153,7 @@ class _Session:
         return True
 
     def _attempt(self, trees: _Trees, findings: Sequence[Finding]) -> tuple[dict[Path, str], str]:
-        """The texts with ``findings`` mended, and why that is no good, if so."""
+        """The texts with ``findings`` fixed, and the reason why these are not acceptable; empty if they are."""
         from .edits import CannotFix
         from .fixers import FIXERS
 
@@ -173,27 +175,29 @@ class _Session:
 
     def result(self, outcome: Outcome) -> Fixed:
         files = [
-            FileFix(path.as_posix(), before, after) for path, before, after in self.edited(outcome) if before != after
+            FileFix(path=path.as_posix(), before=before, after=after)
+            for path, before, after in self.edited(outcome)
+            if before != after
         ]
-        return Fixed(files, self._fixed, sorted(self._notes))
+        return Fixed(files=files, fixed=self._fixed, notes=sorted(self._notes))
 
     def edited(self, outcome: Outcome) -> list[tuple[Path, str, str]]:
-        """Files with their texts at the time of ``outcome`` and now, sorted."""
+        """The files with their texts at the time of ``outcome`` and now, sorted."""
         return [(path, outcome.analysis.text(path.as_posix()), after) for path, after in sorted(self.texts.items())]
 
 
 def _objection(before: Outcome, after: Outcome, fixed: Sequence[Finding]) -> str:
-    """Why the state ``after`` is no good, or nothing."""
+    """The reason why the state ``after`` is not acceptable; empty if it is."""
     if len(after.analysis.problems) > len(before.analysis.problems):
-        return "the mended file could not be parsed"
+        return "the fixed file could not be parsed"
     allowed = _counts(before.findings)
     left = _counts(after.findings)
     wanted = _counts(fixed)
     for key, count in left.items():
         if count > allowed[key]:
-            return f"mending it would bring {key[1]} in {key[0]}"
+            return f"the fix would bring {key[1]} in {key[0]}"
     if any(count > allowed[key] - wanted[key] for key, count in left.items()):
-        return "mending it did not make the finding go away"
+        return "the fix did not make the finding go away"
     return ""
 
 

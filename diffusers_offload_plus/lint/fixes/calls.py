@@ -92,7 +92,7 @@ def _shape(call: cst.Call, size: cst.Arg | None) -> cst.BaseExpression:
         name = value.attr if isinstance(value, cst.Attribute) else value
         if isinstance(name, cst.Name) and name.value.endswith(("shape", "size")):
             return value
-        raise CannotFix("the size may be a number, which randn_tensor does not take")
+        raise CannotFix("the size may be a single number, which randn_tensor does not accept")
     if not given:
         raise CannotFix("the size is not given")
     elements: list[cst.BaseElement] = [
@@ -107,7 +107,7 @@ _COMMA = cst.Comma(whitespace_after=cst.SimpleWhitespace(" "))
 
 
 def required_with_default(edits: Edits, finding: Finding) -> None:
-    """``required=True`` beside a default goes: it has no effect, so nothing else changes."""
+    """``required=True`` beside a default is removed. It has no effect, so nothing else changes."""
     call = edits.at(finding, cst.Call, lambda node: _true(argument(node, "required")))
     required = argument(call, "required")
     assert required is not None
@@ -119,7 +119,7 @@ def _true(arg: cst.Arg | None) -> bool:
     return arg is not None and isinstance(arg.value, cst.Name) and arg.value.value == "True"
 
 
-# What the value is, in place of the template's words, by class and name of the template.
+# The description that replaces the template's, by class and name of the template.
 _DESCRIPTIONS = {
     ("OutputParam", "latents"): "Latents before denoising.",
     ("OutputParam", "image_latents"): "Latents of the image, with noise added.",
@@ -138,7 +138,7 @@ def template_semantics(edits: Edits, finding: Finding) -> None:
     fields = edits.project.declarations.templates.get(class_name, {}).get(template or "")
     description = _DESCRIPTIONS.get((class_name, template or ""))
     if template is None or fields is None or description is None:
-        raise CannotFix("what the value is cannot be told from the template")
+        raise CannotFix("the template does not tell what the value is")
     if any(arg.star for arg in call.args) or len([arg for arg in call.args if arg.keyword is None]) > 1:
         raise CannotFix("its arguments are not given by name")
     edits.refuse_comments(call)
@@ -157,7 +157,7 @@ def template_semantics(edits: Edits, finding: Finding) -> None:
         elif isinstance(value, Constant):
             words[field] = repr(value.value) if not isinstance(value.value, str) else f'"{value.value}"'
         else:
-            raise CannotFix(f"the template's {field} cannot be written down")
+            raise CannotFix(f"the template's {field} cannot be written as source")
     words.setdefault("description", '"' + description.replace("\\", "\\\\").replace('"', '\\"') + '"')
     arguments = [shown(chosen), *(f"{field}={value}" for field, value in sorted(words.items(), key=_field_order))]
     text = _call_text(shown(owner), arguments, edits.start(call), edits)
@@ -203,7 +203,7 @@ def argument(call: cst.Call, name: str) -> cst.Arg | None:
 
 
 def without_argument(call: cst.Call, name: str) -> cst.Call:
-    """``call`` without the argument ``name``; what follows the last argument stays as it is."""
+    """The call without the argument ``name``. What follows the last argument stays as it is."""
     kept = [arg for arg in call.args if arg.keyword is None or arg.keyword.value != name]
     if kept and call.args[-1] not in kept:
         last = call.args[-1]

@@ -1,4 +1,4 @@
-"""Fixes that add something to a class: a model name, the comment that has its docstring generated."""
+"""Fixes that add to a class: its model name, or the comment ``# auto_docstring``."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def model_name(edits: Edits, finding: Finding) -> None:
 
 
 def _name(edits: Edits) -> str:
-    """What the other blocks of the file are called, else those of the directory, else the directory itself."""
+    """The model name of the other blocks in the file, else in the directory, else the name of the directory."""
     beside = [source for source in edits.project.sources if source.group == edits.source.group]
     for sources in ([edits.source], beside):
         found = Counter(

@@ -6,16 +6,14 @@ import dataclasses
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import libcst as cst
 from libcst.metadata import CodeRange, MetadataWrapper, PositionProvider
 
 from ..core.finding import Finding
-
-if TYPE_CHECKING:
-    from ..project.project import Project
-    from ..reading.source import Source
+from ..project.project import Project
+from ..reading.source import Source
 
 __all__ = ["CannotFix", "Edits", "Tree", "below"]
 
@@ -25,14 +23,14 @@ Place = tuple[int, int]
 
 
 class CannotFix(Exception):
-    """A finding is not of the plain form that can be mended safely; the message says why."""
+    """A finding that cannot be fixed safely. The message says why."""
 
 
 class Tree:
     """A parsed file with the places and parents of its nodes."""
 
     def __init__(self, text: str) -> None:
-        # What comes right from the parser holds no node twice and needs no copy.
+        # A tree fresh from the parser contains no node twice, so it needs no copy.
         wrapper = MetadataWrapper(cst.parse_module(text), unsafe_skip_copy=True)
         self.module = wrapper.module
         self.positions = wrapper.resolve(PositionProvider)
@@ -64,7 +62,7 @@ def _walk(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
 
 
 def _children(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
-    # The nodes' own `children` runs a visitor, which takes many times longer.
+    # The attribute `children` of nodes runs a visitor, which takes many times longer.
     for name in _fields(type(node)):
         value = getattr(node, name)
         if isinstance(value, cst.CSTNode):
@@ -79,10 +77,10 @@ def _fields(kind: type[cst.CSTNode]) -> tuple[str, ...]:
 
 
 class Edits:
-    """What is to change in a file. Several may be made of one tree; it stays as it is.
+    """The changes to make in a file. The tree itself stays as it is, so several :class:`Edits` can share it.
 
     Attributes:
-        project: what the linter knows about all files; ``source``: about this one.
+        project: all linted files; ``source``: the file to change.
     """
 
     def __init__(self, project: Project, source: Source, tree: Tree) -> None:
@@ -94,7 +92,7 @@ class Edits:
         self._imports: dict[str, cst.SimpleStatementLine] = {}
 
     def code(self) -> str:
-        """The changed file."""
+        """The text of the changed file."""
         changed = self.module.visit(_Apply(self._changes))
         for statement in self._imports.values():
             changed = _with_import(changed, statement)
@@ -105,12 +103,12 @@ class Edits:
         self._changes[node].append(change)
 
     def start(self, node: cst.CSTNode) -> Place:
-        """Line from 1 and column from 0."""
+        """The place where ``node`` starts: line from 1, column from 0."""
         position = self._range(node).start
         return position.line, position.column
 
     def end(self, node: cst.CSTNode) -> Place:
-        """One past the last character."""
+        """The place one past the last character of ``node``."""
         position = self._range(node).end
         return position.line, position.column
 
@@ -120,10 +118,10 @@ class Edits:
         return found
 
     def at(self, finding: Finding, kind: type[Node], fits: Callable[[Node], bool] = lambda node: True) -> Node:
-        """The one node that ``finding`` is about: at its place, else inside of its range, else around it.
+        """The node that ``finding`` is about: at the finding's place, else inside of its range, else around it.
 
         Raises:
-            CannotFix: there is none, or more than one.
+            CannotFix: there is no such node, or more than one.
         """
         first, last = (finding.line, finding.column - 1), (finding.end_line, finding.end_column - 1)
         candidates = [node for node in self._tree.nodes(kind) if fits(node)]
@@ -136,24 +134,24 @@ class Edits:
             if len(near) == 1:
                 return near[0]
             if near:
-                raise CannotFix("several places on the line look alike")
+                raise CannotFix("several places on the line fit the finding")
         around = [node for node in candidates if self.start(node) <= first and last <= self.end(node)]
         if not around:
-            raise CannotFix("it is not written in the plain form")
+            raise CannotFix("it is written in a form that cannot be fixed automatically")
         return max(around, key=self.start)
 
     def enclosing(self, node: cst.CSTNode, kind: type[Node]) -> Node:
         """The innermost node of a kind around ``node``.
 
         Raises:
-            CannotFix: there is none.
+            CannotFix: there is no such node.
         """
         current = self._tree.parents.get(node)
         while current is not None:
             if isinstance(current, kind):
                 return current
             current = self._tree.parents.get(current)
-        raise CannotFix(f"it does not stand in a {kind.__name__}")
+        raise CannotFix(f"it is not inside a {kind.__name__}")
 
     def parent(self, node: cst.CSTNode) -> cst.CSTNode | None:
         """The node right around ``node``."""
@@ -164,7 +162,7 @@ class Edits:
     def refuse_comments(self, node: cst.CSTNode) -> None:
         """Raise if comments would be lost with ``node``."""
         if any(True for _ in below(node, cst.Comment)):
-            raise CannotFix("a comment stands there, which would be lost")
+            raise CannotFix("a comment there would be lost")
 
     def require_import(self, module: str, name: str) -> None:
         """Make ``name`` from ``module`` available; an empty ``name`` means the module itself.
@@ -185,7 +183,7 @@ class Edits:
         self._imports[dotted] = parsed
 
     def _relative(self, module: str) -> str:
-        """``module`` as this file would write it: relative within diffusers, as its files do."""
+        """The name of ``module`` as this file would write it: relative within diffusers, as its files do."""
         here = self.source.module.split(".")
         package = here if self.source.package else here[:-1]
         parts = module.split(".")
@@ -211,7 +209,7 @@ class _Apply(cst.CSTTransformer):
 
 
 def _with_import(module: cst.Module, statement: cst.SimpleStatementLine) -> cst.Module:
-    """``module`` with an import among its other imports, where sorted imports would have it."""
+    """The module with ``statement`` added among its imports, at its place in sorted order."""
     body = list(module.body)
     imports = [index for index, line in enumerate(body) if _import(line) is not None]
     wanted = _order(statement)
@@ -220,7 +218,7 @@ def _with_import(module: cst.Module, statement: cst.SimpleStatementLine) -> cst.
     if not alike:
         earlier = [index for index in imports if _order(body[index]) < wanted]
         place = earlier[-1] + 1 if earlier else imports[0] if imports else int(module.get_docstring() is not None)
-        # A group of its own.
+        # The import becomes a group of its own.
         statement = statement.with_changes(leading_lines=blank if place else [])
         return module.with_changes(body=[*body[:place], statement, *body[place:]])
     later = [index for index in alike if _order(body[index]) > wanted]
@@ -242,7 +240,7 @@ def _import(line: cst.CSTNode) -> cst.Import | cst.ImportFrom | None:
 
 
 def _order(line: cst.CSTNode) -> tuple[int, int, str]:
-    """Key of sorted imports: absolute ones first, of the relative ones those with more dots."""
+    """The sort key of an import: absolute imports come first, then relative ones, those with more dots before."""
     found = _import(line)
     empty = cst.Module([])
     if isinstance(found, cst.ImportFrom):

@@ -1,4 +1,4 @@
-"""Which function fixes the findings of each rule. Importing this needs libcst."""
+"""The function that fixes the findings of each rule. Importing this module needs libcst."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ __all__ = ["default_in_call", "offload_in_block", "state_protocol", "undeclared_
 
 
 def offload_in_block(edits: Edits, finding: Finding) -> None:
-    """A call such as ``components.maybe_free_model_hooks()`` goes."""
+    """A call such as ``components.maybe_free_model_hooks()`` is removed."""
     line = edits.at(
         finding, cst.SimpleStatementLine, lambda node: m.matches(node, m.SimpleStatementLine([m.Expr(m.Call())]))
     )
@@ -39,10 +39,10 @@ def state_protocol(edits: Edits, finding: Finding) -> None:
         )
     ]
     if len(reads) != 1 or edits.start(reads[0]) > edits.start(line):
-        raise CannotFix("it is not plain which block state is meant")
+        raise CannotFix("it is not clear which block state is meant")
     if edits.enclosing(reads[0], cst.FunctionDef) is not function:
         raise CannotFix("the block state is read in another function")
-    # `self`, the block state and the state are called what the reading statement calls them.
+    # The new statement uses the same names as the statement that reads the block state.
     value, target = reads[0].value, reads[0].targets[0].target
     assert isinstance(value, cst.Call)
     assert isinstance(value.func, cst.Attribute)
@@ -57,7 +57,7 @@ def state_protocol(edits: Edits, finding: Finding) -> None:
 
 
 def default_in_call(edits: Edits, finding: Finding) -> None:
-    """``if block_state.x is None: block_state.x = C`` goes, and the input gets ``default=C``."""
+    """``if block_state.x is None: block_state.x = C`` is removed, and the input gets ``default=C``."""
     branch = edits.at(finding, cst.If, _sets_default)
     name, constant = _default_of(branch)
     if branch.orelse is not None:
@@ -74,10 +74,10 @@ def default_in_call(edits: Edits, finding: Finding) -> None:
         if read.attr.value == name and edits.start(read) < edits.start(branch):
             raise CannotFix(f"`{name}` is used before it gets its default")
     if edits.parent(branch) is not function.body:
-        raise CannotFix("it happens only under a condition")
+        raise CannotFix("it is set only under a condition")
     declared = [call for call in below(owner, cst.Call) if _declares(call, name)]
     if len(declared) != 1:
-        raise CannotFix(f"the class does not declare the input `{name}` itself, in plain words and once")
+        raise CannotFix(f"the class does not declare the input `{name}` itself, exactly once and with plain values")
     call = declared[0]
     given = argument(call, "default")
     if given is not None and not m.matches(given.value, m.Name("None")):
@@ -165,9 +165,9 @@ def undeclared_write(edits: Edits, finding: Finding) -> None:
     own = {id(node.attr) for node in uses}
     for word in below(function, cst.Name):
         if word.value == name and id(word) not in own and not _is_keyword(edits, word):
-            raise CannotFix(f"`{name}` already means something in __call__")
+            raise CannotFix(f"`{name}` already has another meaning in __call__")
         if word.value == state and not _is_harmless(edits, word):
-            raise CannotFix(f"`{state}` is passed on whole, and its receiver may read `{name}`")
+            raise CannotFix(f"`{state}` is passed on as a whole, so that other code may read `{name}`")
     for node in uses:
         if edits.enclosing(node, cst.FunctionDef) is not function:
             raise CannotFix("it is used in an inner function")
@@ -190,7 +190,7 @@ def undeclared_write(edits: Edits, finding: Finding) -> None:
 
 
 def _writes(edits: Edits, node: cst.Attribute, finding: Finding) -> bool:
-    # A statement may write several names; the finding says which one it is about.
+    # A statement may write several names. The message of the finding tells which one is meant.
     named = f".{node.attr.value}`" in finding.message
     return named and isinstance(node.value, cst.Name) and _stored(edits, node)
 
@@ -207,7 +207,7 @@ def _stored(edits: Edits, node: cst.Attribute) -> bool:
 
 
 def _is_keyword(edits: Edits, word: cst.Name) -> bool:
-    """``f(name=...)`` and ``other.name`` name no variable."""
+    """Whether ``word`` names no variable, as in ``f(name=...)`` and ``other.name``."""
     parent = edits.parent(word)
     if isinstance(parent, cst.Arg):
         return parent.keyword is word
@@ -221,5 +221,5 @@ def _is_harmless(edits: Edits, word: cst.Name) -> bool:
     if isinstance(parent, cst.Arg):
         call = edits.parent(parent)
         return m.matches(call, m.Call(m.Attribute(attr=m.Name("set_block_state")))) if call is not None else False
-    # `return components, block_state` of a loop block hands the state on to the blocks after it.
+    # For example `return components, block_state`: a loop block passes the state on to the blocks after it.
     return False

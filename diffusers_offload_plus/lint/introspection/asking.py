@@ -1,4 +1,4 @@
-"""Having another process import the linted code and say what its blocks declare."""
+"""Asks another process to import the linted code and to say what its blocks declare."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SECONDS = 600
 
 
 def introspect(analysis: Analysis) -> Introspection:
-    """Import the linted files that define blocks, and instantiate those."""
+    """Import the linted files that define blocks, instantiate the blocks, and collect what they declare."""
     project = analysis.project
     request = [_item(source, names) for source, names in _classes(analysis)]
     facts: dict[tuple[str, str], BlockFacts] = {}
@@ -43,7 +43,7 @@ def introspect(analysis: Analysis) -> Introspection:
             problems.append(Problem(path, line, f"{name} cannot be instantiated: {error}"))
     untried = [item["path"] for item in request if item["path"] not in answered]
     if untried:  # those after the first were never tried
-        message = f"importing it ended the process that imports the linted code, or took more than {_SECONDS} seconds"
+        message = f"importing it ended the importing process, or took more than {_SECONDS} seconds"
         problems.append(Problem(untried[0], 1, message))
     return Introspection(project, facts, problems)
 
@@ -98,5 +98,5 @@ def _answers(request: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
 
 
 def _home() -> str:
-    """Where this package is imported from, for the other process."""
+    """The folder that this package is imported from, for the other process."""
     return str(Path(__file__).resolve().parents[3])

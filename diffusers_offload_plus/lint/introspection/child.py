@@ -1,4 +1,4 @@
-"""The process that imports the linted code, so that whatever that code does stays out of the linter's own."""
+"""The process that imports the linted code, so that nothing the code does reaches the linter's own process."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def describe(item: dict[str, Any]) -> dict[str, Any]:
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
-            # A block that needs arguments is none of ours to judge: only assemblies know what it is given.
+            # A block that needs arguments is no problem: blocks that run it pass them.
             if not (isinstance(error, TypeError) and "required" in str(error) and "argument" in str(error)):
                 answer["errors"][name] = f"{type(error).__name__}: {error}"
     return answer
@@ -83,7 +83,7 @@ def _reach(name: str, root: Path) -> None:
         if str(root) not in sys.path:
             sys.path.insert(0, str(root))
         return
-    # A tree that holds some families and not the rest of diffusers joins the installed one.
+    # A folder with some families only, without the rest of diffusers, is added to the installed package.
     package = root / Path(*name.split(".")[:2])
     if name.startswith("diffusers.modular_pipelines.") and package.is_dir():
         parent = importlib.import_module("diffusers.modular_pipelines")

@@ -1,4 +1,4 @@
-"""What an instantiated block says about itself, as plain data."""
+"""Facts about an instantiated block, as plain data: what it declares, and which blocks it runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DEEPEST = 20
 _PLAIN = (str, int, float, bool, type(None))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Parameter:
     """An input, output, component or config as declared.
 
@@ -30,14 +30,14 @@ class Parameter:
     description: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockFacts:
-    """What one instance declares.
+    """The declarations of one instance of a block.
 
     Attributes:
-        module, name: of its class.
-        declared: by property name; a property that raised is missing. ``errors`` says what it raised.
-        sub_blocks: of what it runs, by name.
+        module, name: module and name of the block's class.
+        declared: declarations by property name; ``errors``: messages of the properties that raised instead.
+        sub_blocks: facts about the blocks that it runs, by name.
     """
 
     module: str
@@ -48,12 +48,12 @@ class BlockFacts:
     sub_blocks: Mapping[str, BlockFacts] = dataclasses.field(default_factory=dict)
 
     def as_data(self) -> dict[str, Any]:
-        """For JSON."""
+        """The facts as a dictionary for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> BlockFacts:
-        """From what :meth:`as_data` has made."""
+        """The facts from a dictionary that :meth:`as_data` made."""
         return cls(
             module=data["module"],
             name=data["name"],
@@ -65,7 +65,7 @@ class BlockFacts:
 
 
 def facts_of(block: Any, depth: int = 0) -> BlockFacts:
-    """Ask an instantiated block. What it raises is noted and not raised."""
+    """The facts about an instantiated block. Its exceptions are noted instead of raised."""
     declared: dict[str, tuple[Parameter, ...]] = {}
     errors: dict[str, str] = {}
     for what in (*DECLARATIONS, "description"):

@@ -1,4 +1,4 @@
-"""Letting rules see what blocks declare at run time, and saying which findings come of it."""
+"""Lets rules see what blocks declare at run time, and marks the findings that come of it."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _KINDS = {
 
 
 class Introspection:
-    """What the blocks of a project declared at run time.
+    """The declarations of a project's blocks at run time.
 
     Args:
-        facts: by path of the file and name of the class.
-        problems: files and blocks that could not be asked.
+        facts: facts about blocks, by path of the file and name of the class.
+        problems: files that could not be imported, and blocks that could not be instantiated.
     """
 
     def __init__(
@@ -41,10 +41,10 @@ class Introspection:
         self.problems = list(problems)
 
     def merge(self, findings: Iterable[Finding], rules: Sequence[Rule]) -> list[Finding]:
-        """``findings`` of reading the source, corrected by what run time says.
+        """The ``findings`` from source, corrected by the declarations at run time.
 
-        Rules that want it are asked again, about a project that answers with what was declared. What they no longer
-        report is dropped; what only they report now is marked.
+        Rules that need it check again, on a project that answers with what was declared. Findings that they no longer
+        report are dropped; findings that are new are marked.
         """
         asked = [rule for rule in rules if rule.needs_runtime]
         codes = {rule.code for rule in asked}
@@ -79,7 +79,7 @@ class Introspection:
             whole = len(known) == len(facts.sub_blocks)
             instance.attributes["sub_blocks"] = Dictionary(known, not whole)
         else:
-            # What assemblies declare follows from their blocks.
+            # Declarations of a block that runs others follow from those others.
             for what, parameters in facts.declared.items():
                 told: list[Value] = [
                     _spec(_KINDS[what], parameter, read[what], instance.info) for parameter in parameters
@@ -102,7 +102,7 @@ def _specs(project: Project, instance: Instance, what: str) -> list[Spec]:
 
 
 def _spec(kind: str, parameter: Parameter, read: Sequence[Spec], info: ClassInfo) -> Spec:
-    """The declaration as it was read, with the values it had; one at the class if it was not read."""
+    """A declaration with its values at run time, at the place where it was read, else at the class."""
     fields: dict[str, Value] = {"name": Constant(parameter.name), "kwargs_type": Constant(parameter.kwargs_type)}
     if kind == "input":
         fields["required"] = Constant(parameter.required)

@@ -1,25 +1,22 @@
-"""Blocks: what they declare, which blocks they run, and where they are used."""
+"""Blocks: what they declare, and which other blocks they run."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING
 
+from ..evaluation.evaluator import Evaluator
 from ..evaluation.framework import DECLARED, sub_blocks
 from ..evaluation.values import Constant, Instance, Spec, Value, elements
 from ..reading.source import Source
 from ..resolution.classes import ClassInfo
 
-if TYPE_CHECKING:
-    from ..evaluation.evaluator import Evaluator
-
 __all__ = ["Block", "Declared", "descendants"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Declared:
-    """Declarations of one sort; ``whole`` unless some could not be read."""
+    """The inputs, outputs, components or configs of a block; ``whole`` unless some could not be read."""
 
     specs: tuple[Spec, ...]
     whole: bool
@@ -30,7 +27,7 @@ class Declared:
 
     @functools.cached_property
     def kwargs_types(self) -> frozenset[str]:
-        """Kinds of values that are taken without naming them."""
+        """The ``kwargs_type`` of declarations without a name."""
         found = (spec.constant("kwargs_type") for spec in self.specs if spec.name is None)
         return frozenset(kind for kind in found if isinstance(kind, str))
 
@@ -69,11 +66,11 @@ class Block:
 
     @property
     def variants(self) -> list[Instance]:
-        """The block as it is created anywhere in what has been read."""
+        """The instances of the block, one for each call that creates it, the default one first."""
         return [self.instance, *self._evaluator.instances.get(self.info, ())]
 
     def declared(self, what: str, *, anywhere: bool = False) -> Declared:
-        """Declarations under the property ``what``; with ``anywhere`` those of every way the block is created."""
+        """The declarations of the property ``what``; with ``anywhere`` those of all :attr:`variants`."""
         key = (what, anywhere)
         if key not in self._declared:
             specs: list[Spec] = []
@@ -84,13 +81,13 @@ class Block:
                 specs += [spec for spec in read if spec not in specs]
                 whole = whole and known and len(read) == len(values) and not instance.opaque
                 whole = whole and all(spec.name is not None or spec.constant("kwargs_type") for spec in read)
-            self._declared[key] = Declared(tuple(specs), whole)
+            self._declared[key] = Declared(specs=tuple(specs), whole=whole)
         return self._declared[key]
 
     def of_variant(self, index: int, what: str) -> Declared:
-        """Declarations of one of :attr:`variants`."""
+        """The declarations of one of :attr:`variants`."""
         values, known = elements(self._evaluator.attribute(self.variants[index], what))
-        return Declared(tuple(value for value in values if isinstance(value, Spec)), known)
+        return Declared(specs=tuple(value for value in values if isinstance(value, Spec)), whole=known)
 
     @property
     def inputs(self) -> Declared:
@@ -109,7 +106,7 @@ class Block:
         return self.declared("expected_configs")
 
     def own(self, what: str) -> list[Spec]:
-        """Declarations that this class's own property ``what`` (or its loop form) lists."""
+        """The declarations that the class itself lists in the property ``what``, or in its form for loops."""
         if what not in self._own:
             self._own[what] = self._listed(what)
         return self._own[what]
@@ -128,27 +125,27 @@ class Block:
 
     @functools.cached_property
     def sub_blocks(self) -> tuple[list[tuple[object, Instance]], bool]:
-        """Names and instances of the blocks it runs, and whether that is all of them."""
+        """The names and instances of the blocks that this one runs, and whether the list is complete."""
         found, whole = sub_blocks(self._evaluator, self.instance)
         return [(name, value) for name, value in found if isinstance(value, Instance)], whole
 
     @functools.cached_property
     def descendants(self) -> list[Instance]:
-        """All blocks below it."""
+        """All blocks that this one runs, directly or through others."""
         return descendants(self._evaluator, self.instance)
 
     def attribute(self, name: str) -> Value:
-        """The value of an attribute of the block."""
+        """The value of the attribute ``name`` of the block."""
         return self._evaluator.attribute(self.instance, name)
 
     def text(self, name: str) -> str | None:
-        """The value of an attribute if it is a known string."""
+        """The value of the attribute ``name`` if that is a known string."""
         value = self.attribute(name)
         return value.value if isinstance(value, Constant) and isinstance(value.value, str) else None
 
 
 def descendants(evaluator: Evaluator, instance: Instance) -> list[Instance]:
-    """All blocks below ``instance``, each once."""
+    """All blocks that ``instance`` runs, directly or through others, each once."""
     found: list[Instance] = []
     stack = [instance]
     while stack:

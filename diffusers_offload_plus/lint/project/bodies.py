@@ -1,4 +1,4 @@
-"""The functions that were looked into, each once for what its parameters stand for."""
+"""The functions that have been looked into, so that each is looked into only once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Bodies"]
 
 
 class Bodies:
-    """All functions looked into so far."""
+    """All functions that have been looked into, by what their parameters stand for."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[Function, ClassInfo | None, frozenset[tuple[str, Place]]], Body] = {}

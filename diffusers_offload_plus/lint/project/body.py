@@ -1,4 +1,4 @@
-"""One function: what its names stand for, and which attributes of these it uses."""
+"""One function: what its names stand for, and which of their attributes it uses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..resolution.modules import parameters
 __all__ = ["Access", "Body", "Place"]
 
 
-# Where a value comes from: ("components", "vae", "config") or ("block_state", "latents").
+# A place is where a value comes from, such as ("components", "vae", "config") or ("block_state", "latents").
 Place = tuple[str, ...]
 
 
@@ -47,12 +47,12 @@ PROBES = {"getattr": "probe", "hasattr": "probe", "setattr": "write", "delattr":
 
 @dataclasses.dataclass(eq=False, slots=True)  # not frozen: there are tens of thousands
 class Access:
-    """A use of an attribute.
+    """A use of an attribute of something that is tracked.
 
     Attributes:
         kind: ``"read"``, ``"write"``, ``"augment"``, ``"delete"`` or ``"probe"`` (``getattr`` and ``hasattr``).
-        place: what is used, with the attribute as its last part.
-        node: the attribute, subscript or call; ``value``: what is written, where it is one expression.
+        place: the place that is used, with the attribute as its last part.
+        node: the attribute, subscript or call; ``value``: the written expression, if there is a single one.
     """
 
     kind: str
@@ -107,11 +107,11 @@ class Body:
 
     @property
     def in_pipeline(self) -> bool:
-        """Whether it is a method of a pipeline class."""
+        """Whether the function is a method of a pipeline class."""
         return self.owner is not None and self.owner.is_pipeline
 
     def of(self, *types: type[Node]) -> list[Node]:
-        """The nodes of exactly these types: type by type, each in source order."""
+        """The nodes of exactly these types, one type after the other, each in source order."""
         typed = self._typed
         if len(types) == 1:
             return typed.get(types[0], [])
@@ -125,7 +125,7 @@ class Body:
         return sum(map(len, self.names.values())) + sum(map(len, self.stored.values()))
 
     def _bindings(self) -> Iterator[tuple[ast.expr, ast.expr]]:
-        """Targets with what is bound to them, as far as that is one expression."""
+        """Pairs of a target and the expression bound to it, where there is a single expression."""
         for node in self.of(ast.Assign, ast.AnnAssign, ast.NamedExpr, ast.For, ast.comprehension, ast.withitem):
             if isinstance(node, ast.Assign):
                 for target in node.targets:
@@ -164,7 +164,7 @@ class Body:
                 self.stored.setdefault((*stored, target.attr), set()).update(held)
 
     def places(self, node: ast.expr) -> AbstractSet[Place]:
-        """Where the value of an expression may come from; empty if that is nothing tracked."""
+        """The places that the value of an expression may come from; empty if none is tracked."""
         if isinstance(node, ast.Name):
             return self.names.get(node.id, _NOWHERE)
         if isinstance(node, ast.Constant):
@@ -221,7 +221,7 @@ class Body:
         return _NOWHERE if isinstance(node, ast.IfExp | ast.BoolOp) else self.places(node)
 
     def computed(self, *probes: str) -> set[Place]:
-        """Places whose attributes these built-ins reach by names that are computed."""
+        """The places whose attributes the built-ins ``probes`` reach by computed names."""
         return set().union(*(self._computed.get(probe, ()) for probe in probes))
 
     @functools.cached_property
@@ -276,7 +276,7 @@ class Body:
 
 
 def argument_places(body: Body, node: ast.Call, target: Function, *, bound: bool) -> dict[str, set[Place]]:
-    """What the parameters of ``target`` stand for in a call of it from ``body``."""
+    """The places that the parameters of ``target`` stand for when ``body`` calls it."""
     names = [argument.arg for argument in (*target.args.posonlyargs, *target.args.args)]
     names = names[1:] if bound else names
     found: dict[str, set[Place]] = {}

@@ -1,4 +1,4 @@
-"""What a block does with its components, its state and its block state, followed through aliases and helpers."""
+"""The flow of a block: how it uses components, state and block state, followed through aliases and helpers."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .pipelines import Pipelines
 __all__ = ["Flow"]
 
 
-# Methods of blocks that take the whole state and whose effect is known.
+# Methods of blocks that take the whole state, and whose effect is known.
 PROTOCOL = {"get_block_state", "set_block_state", "loop_step", "progress_bar"}
 _HARMLESS = {*PROBES, "isinstance", "type", "callable"}
 
 
 class Flow:
-    """All that runs when a block is called, as far as it can be followed."""
+    """The functions that run when a block is called, as far as calls can be followed."""
 
     def __init__(self, info: ClassInfo, classes: Classes, pipelines: Pipelines, bodies: Bodies) -> None:
         self.info = info
@@ -53,7 +53,7 @@ class Flow:
         return [access for access in self.accesses if access.kind in ("write", "augment", "delete")]
 
     def of(self, root: str, *kinds: str) -> list[Access]:
-        """Accesses to direct attributes of ``root`` (``"block_state"``, ``"components"``), of some kinds."""
+        """The accesses of these ``kinds``, or of all, to attributes of ``root``, such as ``"block_state"``."""
         found = self._direct.get(root, [])
         return [access for access in found if access.kind in kinds] if kinds else found
 
@@ -152,7 +152,7 @@ class Flow:
 
 
 def _is_whole(place: Place) -> bool:
-    """Whether it is components, state or block state itself, not something in it."""
+    """Whether ``place`` is the components, the state or the block state itself, not something in it."""
     return len(place) == 1 and place != SELF
 
 
@@ -166,7 +166,7 @@ def _as_target(
 
 
 def entry_roles(owner: ClassInfo, function: Function) -> dict[str, set[Place]]:
-    """What the parameters of a block's method stand for when the framework, or nobody known, calls it."""
+    """The places that the parameters of a block's method stand for when the framework calls it."""
     names = parameters(function)
     roles: dict[str, set[Place]] = {}
     static = any(isinstance(item, ast.Name) and item.id == "staticmethod" for item in function.decorator_list)

@@ -32,6 +32,7 @@ class Project:
     Attributes:
         sources: the linted files, sorted by path.
         diffusers: folder of the diffusers source in use, ``None`` if there is none.
+        answers: what :func:`once` has worked out.
     """
 
     def __init__(
@@ -46,13 +47,13 @@ class Project:
         self.declarations = Declarations(self.modules)
         self.evaluator = Evaluator(self.modules, self.classes, self.declarations)
         self._blocks: dict[ClassInfo, Block] = {}
-        self._cache: dict[tuple[Hashable, ...], Any] = {}
+        self.answers: dict[Hashable, Any] = {}
         self.bodies = Bodies()
         self._flows: dict[ClassInfo, Flow] = {}
         self._dotted: dict[ast.expr, str | None] = {}
 
     def prepare(self) -> None:
-        """Work out what most rules ask for, before several processes would each do it for themselves."""
+        """Work out what most rules ask for, so that several processes need not do it each for itself."""
         for block in self.blocks:
             self.flow(block.info)
             for what in ("inputs", "intermediate_outputs", "expected_components"):
@@ -79,7 +80,7 @@ class Project:
     def blocks(self) -> list[Block]:
         """Blocks defined in the linted files, in order of place."""
         for source in self.block_sources:
-            self.evaluator.module_names(source)  # meets the instances that modules create
+            self.evaluator.module_names(source)  # collects the instances that the module's statements create
         return [self.block(info) for source in self.block_sources for info in self.classes.of(source) if info.is_block]
 
     @functools.cached_property
@@ -112,7 +113,7 @@ class Project:
 
     @functools.cached_property
     def assemblies(self) -> dict[ClassInfo, list[Block]]:
-        """Blocks that run others, by the classes of all that they run and the bases of these."""
+        """For each class, the blocks that run it or a subclass of it."""
         found: dict[ClassInfo, list[Block]] = {}
         for block in self.blocks:
             if block.kind == "leaf":
@@ -122,7 +123,7 @@ class Project:
         return found
 
     def loops_of(self, block: Block) -> list[Block]:
-        """Loop blocks that run ``block`` itself, as it is or specialised."""
+        """The loop blocks that run ``block`` directly, or a subclass of it."""
         found = []
         for outer in self.assemblies.get(block.info, ()):
             if outer.kind == "loop" and any(block.info in instance.info.mro for _, instance in outer.sub_blocks[0]):
@@ -130,20 +131,13 @@ class Project:
         return found
 
     def flow(self, info: ClassInfo) -> Flow:
-        """What calling a block does."""
+        """The flow of a block: what calling it does."""
         if info not in self._flows:
             self._flows[info] = Flow(info, self.classes, self._families, self.bodies)
         return self._flows[info]
 
-    def cached(self, key: tuple[Hashable, ...], function: Callable[..., Result], *arguments: object) -> Result:
-        """``function(*arguments)``, worked out once for ``key``."""
-        if key not in self._cache:
-            self._cache[key] = function(*arguments)
-        result: Result = self._cache[key]
-        return result
-
     def below(self, instance: Instance) -> list[Instance]:
-        """All blocks below ``instance``."""
+        """All blocks that ``instance`` runs, directly or through others."""
         return descendants(self.evaluator, instance)
 
     def dotted(self, source: Source, node: ast.expr) -> str | None:
@@ -166,10 +160,14 @@ class Project:
 def once(
     function: Callable[Concatenate[Project, Question], Result],
 ) -> Callable[Concatenate[Project, Question], Result]:
-    """A decorator of questions about a project: each is worked out once for the same arguments."""
+    """A decorator for questions about a project: each answer is worked out once for the same arguments."""
 
     @functools.wraps(function)
     def answer(project: Project, /, *about: Question.args, **also: Question.kwargs) -> Result:
-        return project.cached((function, *about), function, project, *about)
+        key = (function, about, *also.items())
+        if key not in project.answers:
+            project.answers[key] = function(project, *about, **also)
+        found: Result = project.answers[key]
+        return found
 
     return answer

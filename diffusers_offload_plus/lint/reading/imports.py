@@ -1,4 +1,4 @@
-"""What the names of a module stand for: imports, definitions, assignments; lazy ``_import_structure`` packages."""
+"""Names that a module binds: by imports, definitions and assignments, and lazily by ``_import_structure``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _IMPORT = ast.Import | ast.ImportFrom
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImportedName:
-    """What one name of an import statement refers to: ``module`` alone, or ``name`` in it (``"*"`` for all)."""
+    """One name of an import statement. It refers to ``module``, or to ``name`` in it (``"*"`` for all names)."""
 
     module: str
     name: str
@@ -44,7 +44,7 @@ def absolute_module(source: Source, node: ast.ImportFrom) -> str | None:
 
 
 def imported_names(source: Source, node: ast.Import | ast.ImportFrom) -> Iterator[ImportedName]:
-    """What each name of an import statement refers to."""
+    """The names of an import statement, with what each refers to."""
     if isinstance(node, ast.Import):
         for alias in node.names:
             if alias.asname:
@@ -86,7 +86,7 @@ _COMPOUND = (
 
 
 def flat_statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Statements of one scope in order, those inside compound statements as well, without those of inner scopes."""
+    """The statements of one scope in order, with those inside compound statements, without those of inner scopes."""
     stack = list(reversed(body))
     while stack:
         statement = stack.pop()
@@ -144,7 +144,7 @@ def _bind_unpacked(target: Listing, value: ast.expr, found: dict[str, list[objec
 
 
 def _lazy_submodule(target: ast.expr) -> str | None:
-    """``x`` of ``_import_structure["x"]``."""
+    """The submodule ``x`` of ``_import_structure["x"]``; ``None`` for anything else."""
     if isinstance(target, ast.Subscript) and isinstance(target.value, ast.Name):
         key = target.slice
         if target.value.id == "_import_structure" and isinstance(key, ast.Constant) and isinstance(key.value, str):

@@ -1,4 +1,4 @@
-"""Where files are: what to lint, how a path becomes a module name, and where the diffusers source is."""
+"""Places of files: which files to lint, the module name of a path, and where the diffusers source is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def shown(path: Path | PurePosixPath | str) -> str:
 
 
 def python_files(root: Path, skip: Callable[[Path], bool]) -> Iterator[Path]:
-    """Python files at or below ``root``, sorted; hidden directories and those that hold no own source are left out."""
+    """The Python files at or below ``root``, sorted, without hidden directories and directories such as ``build``."""
     if root.is_file():
         if not skip(root):
             yield root
@@ -38,8 +38,8 @@ def python_files(root: Path, skip: Callable[[Path], bool]) -> Iterator[Path]:
 def module_name(path: Path, known: Mapping[Path, str]) -> str:
     """Dotted name of the module at ``path``; ``known`` are files that need not exist on disk.
 
-    A directory called ``diffusers`` that holds ``modular_pipelines``, or is a package, is the package, wherever it
-    lies. Elsewhere packages are directories with an ``__init__.py``.
+    A directory called ``diffusers`` is taken for that package, wherever it lies, if it is a package or holds
+    ``modular_pipelines``. Elsewhere packages are directories with an ``__init__.py``.
     """
     absolute = Path(os.path.abspath(path))
     parts = absolute.with_suffix("").parts

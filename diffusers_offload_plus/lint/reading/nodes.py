@@ -1,6 +1,6 @@
 """Kinds of syntax nodes that are asked about together.
 
-``isinstance(node, ast.Name | ast.Attribute)`` makes the union anew each time, which takes longer than the check.
+``isinstance(node, ast.Name | ast.Attribute)`` builds the union anew each time, which takes longer than the check.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which class and function a line of a file lies in."""
+"""The class and the function that a line of a file lies in."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Scope:
     """A class or a function.
 
     Attributes:
-        name: qualified, such as ``"ToyStep.inputs"``.
-        first, last: lines, from the first decorator on; ``header``: the line of ``class`` or ``def``.
+        name: qualified name, such as ``"ToyStep.inputs"``.
+        first, last: first and last line, decorators included; ``header``: the line of ``class`` or ``def``.
     """
 
     name: str
@@ -33,11 +33,11 @@ class Scopes:
             tree = ast.parse(text)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             tree = ast.Module([], [])
-        # Outer ones come before inner ones.
+        # Outer scopes come before inner ones.
         self.all = list(_scopes(tree))
 
     def name(self, line: int) -> str:
-        """Qualified name of the innermost scope around ``line``, ``""`` at the top of the file."""
+        """The qualified name of the innermost scope around ``line``; ``""`` outside of all."""
         found = ""
         for scope in self.all:
             if scope.first <= line <= scope.last:

@@ -30,7 +30,7 @@ class Problem:
     message: str
 
 
-# Fields that hold no nodes worth visiting: names and other plain values, expression contexts and operators.
+# Fields without nodes worth visiting: they hold names and other plain values, contexts or operators.
 _LEFT_OUT = {
     "ctx", "op", "ops", "type_ignores", "type_comment", "id", "attr", "arg", "name", "asname", "module", "level",
     "kind", "is_async", "conversion", "simple", "rest", "kwd_attrs",
@@ -54,8 +54,8 @@ class _Index:
     """The nodes of a tree in source order, with what is above, below and around each. Built without recursion.
 
     Attributes:
-        order: the nodes; ``positions``: where each is in there.
-        outer: positions of the parents, by position; ``sizes``: of the subtrees.
+        order: the nodes; ``positions``: the position of each in ``order``.
+        outer: positions of the parents, by position; ``sizes``: sizes of the subtrees, by position.
         by_type: the nodes of each type, in source order.
     """
 
@@ -98,7 +98,7 @@ class _Index:
             above += [here] * len(below)
 
     def parent(self, node: ast.AST) -> ast.AST | None:
-        """What holds ``node``; ``None`` for the root and for nodes that are not indexed."""
+        """The node that holds ``node``; ``None`` for the root and for nodes that are not indexed."""
         position = self.positions.get(node)
         return self.order[self.outer[position]] if position else None
 
@@ -124,10 +124,10 @@ class Source:
     """A parsed file.
 
     Attributes:
-        path: as shown to users, with forward slashes.
+        path: path as shown to users, with forward slashes.
         module: dotted name, ``""`` if it lies in no package.
         package: whether it is an ``__init__.py``.
-        linted: findings are wanted for it; the others are only read to understand these.
+        linted: whether findings are wanted for the file, or it is only read to understand others.
     """
 
     path: str
@@ -150,13 +150,13 @@ class Source:
 
     @functools.cached_property
     def is_test(self) -> bool:
-        """A test module, recognised as pytest does, or a helper beside one."""
+        """Whether the file is a test module, recognised as pytest does, or a helper beside one."""
         parts = self._path.parts
         return self.stem.startswith("test_") or "tests" in parts[:-1] or self.stem == "conftest"
 
     @functools.cached_property
     def in_framework(self) -> bool:
-        """Part of the framework of modular pipelines itself, which defines what the rules forbid to bypass."""
+        """Whether the file is part of the framework of modular pipelines itself, which rules do not apply to."""
         if not (self.module == FRAMEWORK_PACKAGE or self.module.startswith(FRAMEWORK_PACKAGE + ".")):
             return False
         return self.module.count(".") == 1 or (self.module.count(".") == 2 and not self.package)
@@ -171,12 +171,12 @@ class Source:
 
     @functools.cached_property
     def group(self) -> str:
-        """What the file is judged together with: its directory."""
+        """The directory of the file; its files are judged together."""
         return str(self._path.parent)
 
     @functools.cached_property
     def lines(self) -> list[str]:
-        # Not splitlines(): that also splits at form feeds and at separators inside strings, which ast does not.
+        # Not splitlines(): unlike ast, that also splits at form feeds and at separators inside strings.
         return self.text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
     @functools.cached_property
@@ -189,7 +189,7 @@ class Source:
         return [node for kind in types for node in by_type.get(kind, ())]
 
     def within(self, node: ast.AST, *types: type[Node]) -> list[Node]:
-        """The nodes of exactly these types at and below ``node``: type by type, each in source order."""
+        """The nodes of exactly these types at and below ``node``, one type after the other, each in source order."""
         typed = self.typed(node)
         return [inner for kind in types for inner in typed.get(kind, ())]
 
@@ -212,7 +212,7 @@ class Source:
         return self._index.parent(node)
 
     def ancestors(self, node: ast.AST) -> Iterator[ast.AST]:
-        """From the parent outwards."""
+        """The nodes around ``node``, from its parent outwards."""
         index = self._index
         position = index.positions.get(node, 0)
         while position:
@@ -246,17 +246,17 @@ class Source:
 
 
 def decode(data: bytes) -> str:
-    """Text of a Python file by its byte order mark or coding line.
+    """The text of a Python file, decoded as its byte order mark or coding line says.
 
     Raises:
-        UnicodeDecodeError, SyntaxError: it is not text in that encoding, or the encoding is unknown.
+        UnicodeDecodeError, SyntaxError: the bytes are no text in that encoding, or the encoding is unknown.
     """
     encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
     return data.decode(encoding)
 
 
 def parse(text: str, path: str) -> ast.Module | Problem:
-    """The tree of ``text``, or what is wrong with it."""
+    """The syntax tree of ``text``, or the problem that keeps it from being parsed."""
     try:
         return ast.parse(text, filename=path)
     except SyntaxError as error:

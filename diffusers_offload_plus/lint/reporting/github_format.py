@@ -13,7 +13,7 @@ _COMMANDS = {Level.ERROR: "error", Level.WARNING: "warning", Level.INFO: "notice
 
 
 def render(report: Report) -> str:
-    """One command a finding."""
+    """The findings as workflow commands, one for each."""
     return "".join(f"{_command(finding)}\n" for finding in report.findings)
 
 
@@ -27,7 +27,7 @@ def _command(finding: Finding) -> str:
 
 
 def _path(path: str) -> str:
-    """Relative to the checkout, which is how GitHub names files, wherever in it the command runs."""
+    """The path relative to the checkout, as GitHub names files, wherever in it the command runs."""
     workspace = os.environ.get("GITHUB_WORKSPACE")
     if not workspace:
         return path

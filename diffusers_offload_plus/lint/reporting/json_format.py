@@ -12,12 +12,12 @@ __all__ = ["as_object", "render"]
 
 
 def render(report: Report) -> str:
-    """A list with one object a finding; an empty list if there is none."""
+    """The findings as a JSON list with one object for each."""
     return json.dumps([as_object(finding) for finding in report.findings], indent=2) + "\n"
 
 
 def as_object(finding: Finding) -> dict[str, Any]:
-    """All there is to know about ``finding``."""
+    """The fields of ``finding`` as a dictionary."""
     return {
         "code": finding.code,
         "name": finding.name,

@@ -129,7 +129,7 @@ def _markdown_facts(rule: Rule) -> str:
 
 def _markdown_example(title: str, example: Example) -> str:
     about = f"{title}, in `{example.path}`" + (f" ({example.note})" if example.note else "") + ":"
-    # A fence longer than any in the source.
+    # The fence has to be longer than any fence in the source.
     fence = "```" if "```" not in example.source else "````"
     lines = example.source.rstrip("\n").split("\n")
     shown = [f"{line}  # <- here" if number in example.lines else line for number, line in enumerate(lines, 1)]

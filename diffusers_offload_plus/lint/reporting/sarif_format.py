@@ -21,7 +21,7 @@ _LEVELS = {Level.ERROR: "error", Level.WARNING: "warning", Level.INFO: "note", L
 
 
 def render(report: Report) -> str:
-    """A log with one run."""
+    """The findings as a SARIF log with one run."""
     indices = {rule.code: index for index, rule in enumerate(report.rules)}
     seen: dict[str, int] = {}
     results = [_result(finding, indices, report, seen) for finding in report.findings]
@@ -85,7 +85,7 @@ def _uri(path: str) -> str:
 
 
 def _fingerprint(finding: Finding, report: Report, seen: dict[str, int]) -> str:
-    """The same while only other lines change, so that an alert is recognised in the next run."""
+    """A fingerprint that stays the same while other lines change, so that the next run recognises the alert."""
     lines = report.text(finding.path).split("\n")
     line = lines[finding.line - 1] if finding.line <= len(lines) else ""
     key = f"{finding.code} {finding.path} {' '.join(line.split())}"

@@ -1,4 +1,4 @@
-"""How many findings each rule has, instead of the findings."""
+"""Statistics: the number of findings of each rule."""
 
 from __future__ import annotations
 

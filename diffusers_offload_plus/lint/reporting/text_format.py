@@ -19,12 +19,12 @@ _TAB = "    "
 
 
 def render(report: Report) -> str:
-    """Without colours, and with lines as long as they come."""
+    """The findings as text, without colours, with lines as long as they come."""
     return render_text(report)
 
 
 def render_text(report: Report, *, colour: bool = False, width: int | None = None) -> str:
-    """The findings and a summary.
+    """The findings as text, with a summary at the end.
 
     Args:
         colour: use ANSI colours.
@@ -59,7 +59,7 @@ class _Writer:
             f"{self._paint(finding.code, '1')}  "
         )
         indent = 2 + place + 2 + level + 2 + len(finding.code) + 2
-        # The name tells what to select or suppress; what the message leaves room for follows it.
+        # The rule's name, which selects or suppresses it, follows the message.
         tail = f" ({finding.name}{', fixable' if finding.fixable else ''})"
         message = self._wrapped(printable(finding.message) + tail, indent)
         if message.endswith(tail):
@@ -69,7 +69,7 @@ class _Writer:
     def _wrapped(self, text: str, indent: int) -> str:
         if self._width is None:
             return text
-        # Beside a long place in a narrow terminal too little would be left.
+        # In a narrow terminal a long place leaves too little room beside it.
         hanging = indent if self._width - indent >= 30 else 6
         wrapped = textwrap.wrap(
             text,
@@ -87,7 +87,7 @@ class _Writer:
         line = lines[finding.line - 1]
         start = min(finding.column - 1, len(line))
         end = min(finding.end_column - 1, len(line)) if finding.end_line == finding.line else len(line.rstrip())
-        # Source is data: what would move the cursor or change colours is spelled out.
+        # Control characters in the source are written as escapes: they must not move the cursor or change colours.
         before, marked, after = printable(line[:start]), printable(line[start:end]), printable(line[end:])
         stripped = before.lstrip()
         margin = " " * len(str(finding.line))
@@ -127,11 +127,11 @@ class _Writer:
 
 
 def _cut(source: str, offset: int, carets: int, room: int) -> tuple[str, int, int]:
-    """The part of a long line that shows where the carets point, with dots where something is missing."""
+    """The part of a long line around the carets, with dots where something is cut off."""
     if display_width(source) <= room:
         return source, offset, min(carets, max(room - offset, 1))
     if offset + min(carets, 8) > room - 3:
-        # Whole characters go from the front, so that the carets stay below theirs.
+        # Whole characters are cut off at the front, so that the carets stay below the same characters.
         dropped, position = 0, 0
         while position < len(source) and offset - dropped > room // 3:
             dropped += display_width(source[position])

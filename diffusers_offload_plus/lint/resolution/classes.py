@@ -5,19 +5,16 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
-from typing import TYPE_CHECKING
 
 from ..reading.nodes import Function
 from ..reading.source import FRAMEWORK_PACKAGE, Source
-
-if TYPE_CHECKING:
-    from .modules import Modules
+from .modules import Modules
 
 __all__ = ["BlockKind", "ClassInfo", "Classes", "Function"]
 
 BLOCK_BASE = "ModularPipelineBlocks"
 PIPELINE_BASE = "ModularPipeline"
-# Bases whose source may be out of reach, by what they mean for those that inherit.
+# The kind of block that a base class of the framework makes its subclasses.
 KNOWN_BLOCKS = {
     "ModularPipelineBlocks": "leaf",
     "SequentialPipelineBlocks": "sequential",
@@ -52,7 +49,7 @@ class ClassInfo:
 
     @functools.cached_property
     def bases(self) -> list[ClassInfo | str]:
-        """Base classes; a dotted name where the definition is out of reach."""
+        """The base classes; a dotted name for a class whose definition is not read."""
         return self.classes.bases_of(self)
 
     @functools.cached_property
@@ -89,7 +86,7 @@ class ClassInfo:
         return found
 
     def find(self, name: str, *, after: ClassInfo | None = None) -> Member | None:
-        """Where ``name`` is defined, looked up as Python does; ``after`` as ``super()`` of that class does."""
+        """The class that defines ``name``, and the definition. ``after``: look behind that class, as ``super()``."""
         if after is None:
             if name not in self._found:
                 self._found[name] = _first(self.mro, name)
@@ -133,7 +130,7 @@ class ClassInfo:
 
     @property
     def capability(self) -> BlockKind:
-        """The kind of a block base that a newer framework brings, by what it can do."""
+        """The kind of a block base that only a newer framework has, told by its methods."""
         if self.find("loop_step"):
             return "loop"
         if self.find("select_block"):
@@ -154,7 +151,7 @@ class ClassInfo:
 
     @functools.cached_property
     def is_pipeline(self) -> bool:
-        """A subclass of ``ModularPipeline``."""
+        """Whether the class is a subclass of ``ModularPipeline``."""
         if self.source.in_framework:
             return False
         for entry in self.lineage:
@@ -167,7 +164,7 @@ class ClassInfo:
 
     @functools.cached_property
     def is_leaf(self) -> bool:
-        """A block that runs code of its own instead of running other blocks."""
+        """Whether the class is a block that runs code of its own instead of other blocks."""
         return self.is_block and self.kind == "leaf"
 
 
@@ -196,7 +193,7 @@ def _lineage(info: ClassInfo, path: frozenset[ClassInfo]) -> list[ClassInfo | st
             order.append(base)
         elif base is not info and base not in path:
             order += _lineage(base, path | {info}) if "lineage" not in base.__dict__ else base.lineage
-    # The last occurrence counts, as it does for diamonds in Python's own order.
+    # The last occurrence counts, as in Python's own order for diamonds.
     seen: set[ClassInfo | str] = set()
     kept: list[ClassInfo | str] = []
     for entry in reversed(order):
@@ -219,7 +216,7 @@ class Classes:
         return self._infos[node]
 
     def named(self, source: Source, expression: ast.expr, scope: Function | None = None) -> ClassInfo | str | None:
-        """The class an expression names, a dotted name if its definition is out of reach."""
+        """The class that an expression names; a dotted name if its definition is not read."""
         symbol = self.modules.symbol(source, expression, scope)
         if symbol is None:
             return None

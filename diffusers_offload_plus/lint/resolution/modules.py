@@ -1,4 +1,4 @@
-"""All modules of a run: those being linted, and those of the diffusers source, parsed when first needed."""
+"""Modules of a run: the linted ones, and those of the diffusers source, which are parsed when first needed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["Modules", "Symbol"]
 
 @dataclasses.dataclass(frozen=True)
 class Symbol:
-    """What a name stands for: a definition or an assigned expression in a known file, or only a dotted name.
+    """The meaning of a name: a definition or an assigned expression in a known file, or only a dotted name.
 
     Attributes:
         dotted: canonical name where known, such as ``"torch.randn"``.
-        source, node: where it is defined; ``None`` for a module and for what lies outside of the known files.
+        source, node: the file and the definition; ``None`` for modules and for names defined outside of known files.
     """
 
     dotted: str
@@ -42,7 +42,7 @@ class Modules:
         self._resolved: dict[tuple[Source, str], Symbol | None] = {}
 
     def add(self, source: Source) -> None:
-        """Register a linted file."""
+        """Add a linted file."""
         if source.module:
             self._linted.setdefault(source.module, source)
 
@@ -102,7 +102,7 @@ class Modules:
         return self._bindings[node]
 
     def lookup(self, source: Source, name: str) -> Symbol | None:
-        """What ``name`` stands for at the top level of ``source``; ``None`` if nothing binds it."""
+        """The meaning of ``name`` at the top level of ``source``; ``None`` if nothing binds it."""
         key = (source, name)
         if key not in self._resolved:
             self._resolved[key] = None  # ends cycles
@@ -125,7 +125,7 @@ class Modules:
         return None
 
     def _bound(self, source: Source, name: str, bound: list[object], scope: AnyFunction | None) -> Symbol | None:
-        # An import or a definition wins over `X = None` beside it, which is how optional imports are written.
+        # An import or a definition wins over `X = None` beside it: that is how optional imports are written.
         for item in reversed(bound):
             if isinstance(item, ImportedName):
                 return self.imported(item)
@@ -142,13 +142,13 @@ class Modules:
         return Symbol(f"{source.module}.{name}" if source.module else name, source, value)
 
     def imported(self, imported: ImportedName) -> Symbol | None:
-        """What an imported name stands for, followed through the modules that pass it on."""
+        """The meaning of an imported name, followed through the modules that pass it on."""
         if not imported.name:
             return Symbol(imported.module)
         return self._member(imported.module, imported.name)
 
     def _followed(self, dotted: str) -> Source | None:
-        # Other packages of diffusers would only be read to learn a longer name for the same thing.
+        # Other packages of diffusers are not read: they would only give a longer name for the same thing.
         if dotted in self._linted or dotted == "diffusers" or dotted.startswith(FRAMEWORK_PACKAGE):
             return self.module(dotted)
         return None
@@ -178,7 +178,7 @@ class Modules:
         scope: AnyFunction | None = None,
         seen: frozenset[str] = frozenset(),
     ) -> Symbol | None:
-        """What a name or a dotted expression stands for, seen from inside the function ``scope``."""
+        """The meaning of a name or a dotted expression, seen from inside the function ``scope``."""
         attributes: list[str] = []
         while isinstance(expression, ast.Attribute):
             attributes.append(expression.attr)

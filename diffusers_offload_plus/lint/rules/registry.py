@@ -11,7 +11,7 @@ from .base.rule import Rule
 from .components import creation, encoders, noise, use
 from .control import loops, protocol, skips, variants
 from .declarations import defaults, params
-from .guidance import cfg, guider, scale_input
+from .guidance import cfg, guider
 from .state import block_state, pipeline_state
 from .structure import assembly, block_tests, families, imports
 
@@ -21,7 +21,7 @@ _MODULES = (
     *(creation, encoders, noise, use),
     *(loops, protocol, skips, variants),
     *(defaults, params),
-    *(cfg, guider, scale_input),
+    *(cfg, guider),
     *(block_state, pipeline_state),
     *(assembly, block_tests, families, imports),
 )

@@ -1,4 +1,4 @@
-"""What a change adds, by ``git diff``: the lines on which ``--diff REF`` reports findings."""
+"""The changed lines that ``--diff REF`` reports findings on, taken from ``git diff``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Changes:
         self._files = files
 
     def below(self, paths: Iterable[Path]) -> list[Path]:
-        """The changed files at and below ``paths``, called by what these are called, sorted."""
+        """The changed files at and below ``paths``, sorted, as paths that begin as given."""
         found: dict[str, Path] = {}
         for path in paths:
             real = os.path.realpath(path)
@@ -47,7 +47,7 @@ class Changes:
         return sorted(found.values())
 
     def after(self, edited: Iterable[tuple[Path, str, str]]) -> Changes:
-        """What will have changed once files become others, given as paths with their texts now and then."""
+        """The changes after files have been edited, given as paths with their texts before and after."""
         files = dict(self._files)
         for path, before, text in edited:
             name = os.path.realpath(path)
@@ -56,7 +56,7 @@ class Changes:
         return Changes(files)
 
     def keep(self, findings: Iterable[Finding], text: Callable[[str], str]) -> list[Finding]:
-        """The findings on added lines.
+        """The findings on lines that the change adds.
 
         A finding at a ``class`` statement is about the whole class: it stays if anything in the class was added or
         removed.
@@ -80,8 +80,8 @@ class Changes:
 
 
 def _moved(file: _File, before: str, text: str) -> _File:
-    """Where the lines of ``file`` are once its text is another; lines that this brings count as added."""
-    # Not splitlines(), so that lines are those that findings count.
+    """The changed lines of ``file`` after ``before`` has become ``text``; lines that are new count as added."""
+    # Not splitlines(): findings count lines by "\n" alone.
     matcher = difflib.SequenceMatcher(None, before.split("\n"), text.split("\n"), autojunk=False)
     moved = _File(new=file.new)
     for kind, first, last, start, end in matcher.get_opcodes():
@@ -96,15 +96,15 @@ def _moved(file: _File, before: str, text: str) -> _File:
 
 
 def changed_lines(reference: str, paths: Sequence[Path]) -> Changes:
-    """What the working tree adds since it and ``reference`` parted; untracked files are new as a whole.
+    """The lines that the working tree has added since it parted from ``reference``; untracked files count as new.
 
     Raises:
-        LintError: git is missing, a path lies outside of a repository, or ``reference`` is no commit of it.
+        LintError: git is missing, a path lies outside of a repository, or the repository has no commit ``reference``.
     """
     files: dict[str, _File] = {}
     for root in dict.fromkeys(_repository(path) for path in paths):
         base = _merge_base(root, reference)
-        # What a repository configures to run (external diffs, text conversion, monitors) is not run.
+        # Commands that the repository configures (external diffs, text conversion, monitors) must not run.
         diff = _git(
             root,
             *("diff", "--no-color", "--no-ext-diff", "--no-textconv", "--unified=0", "--find-renames"),
@@ -135,15 +135,15 @@ def _merge_base(root: Path, reference: str) -> str:
         commit = _git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{reference}^{{commit}}")
     except _GitError as error:
         raise LintError(
-            f"--diff {reference}: {root} has no commit of this name. Name a branch, a tag or a commit that is there; "
-            "a remote branch has to be fetched first."
+            f"--diff {reference}: {root} has no commit of this name. Name a branch, a tag or a commit that exists "
+            "there; a remote branch has to be fetched first."
         ) from error
     try:
         return _git(root, "merge-base", commit.decode().strip(), "HEAD").decode().strip()
     except _GitError as error:
         raise LintError(
-            f"--diff {reference}: it and HEAD have no common commit in {root}. In a shallow clone fetch the history: "
-            "`git fetch --unshallow`, or fetch-depth: 0 of actions/checkout."
+            f"--diff {reference}: this commit and HEAD have no common ancestor in {root}. In a shallow clone fetch "
+            "the history: `git fetch --unshallow`, or fetch-depth: 0 of actions/checkout."
         ) from error
 
 
@@ -163,7 +163,7 @@ def _git(directory: Path, *arguments: str) -> bytes:
             env={**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
         )
     except FileNotFoundError:
-        raise LintError("--diff: the command git is not there, or the directory is gone. Install git.") from None
+        raise LintError("--diff: git was not found, or the directory no longer exists. Install git.") from None
     except OSError as error:
         raise LintError(f"--diff: git cannot be run in {directory}: {error.strerror or error}.") from error
     if done.returncode:

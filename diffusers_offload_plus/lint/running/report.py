@@ -1,4 +1,4 @@
-"""What a run has to say, ready for any of the formats."""
+"""The report of a run, which every output format takes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Report:
     Attributes:
         findings: sorted by place.
         files: paths of all files that were looked at.
-        rules: those that ran.
-        text: gives the text of a file.
-        suppressed: how many findings comments suppressed; ``known``: how many the baseline holds.
-        resolved: entries of the baseline that nothing matches any more.
+        rules: the rules that ran.
+        text: a function that returns the text of the file at a path.
+        suppressed: number of findings that comments suppress; ``known``: number of those in the baseline.
+        resolved: entries of the baseline that no finding matches any more.
     """
 
     findings: Sequence[Finding]

@@ -1,4 +1,4 @@
-"""A run: analyse, then drop what settings, comments, a diff and a baseline leave out."""
+"""A run: analyse files, then leave out findings by settings, comments, a diff and a baseline."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ __all__ = ["Outcome", "Request", "check_paths", "examine", "limits", "report", "
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to lint, and how.
+    """The files to lint, and how to lint them.
 
     Attributes:
-        paths: files and directories.
-        diffusers: folder of the diffusers package to read the framework from; ``None`` finds one.
+        paths: files and directories to lint.
+        diffusers: folder of the diffusers package to read the framework from; ``None`` to look for one.
         siblings: read the whole package of each file that is named, and report on the named files only.
         noqa: honour suppressing comments.
         diff: only report what the working tree adds since it parted from this reference.
         baseline: only report what this file does not list.
         introspect: import the code and use what the blocks declare at run time.
-        processes: how many may work on it, see :func:`.workers.available_processes`.
+        processes: the most processes to use, see ``available_processes``.
     """
 
     paths: Sequence[Path]
@@ -51,12 +51,12 @@ class Request:
     processes: int = 1
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """One look at the files, before a diff or a baseline takes findings away.
+    """The findings about the files, before a diff or a baseline leaves some out.
 
     Attributes:
-        findings: sorted; ``suppressed``: those that comments suppress.
+        findings: the findings, sorted; ``suppressed``: the findings that comments suppress.
     """
 
     analysis: Analysis
@@ -65,7 +65,7 @@ class Outcome:
 
 
 def run_lint(request: Request) -> Report:
-    """Lint, and collect what there is to report.
+    """Lint the files of ``request``, and collect the findings to report.
 
     Raises:
         LintError: a path is missing, or what the request names (a reference, a baseline) cannot be used.
@@ -73,7 +73,7 @@ def run_lint(request: Request) -> Report:
     check_paths(request)
     baseline, changes = limits(request)
     if changes is not None:
-        # Findings elsewhere would be dropped, so only the packages of changed files are read.
+        # Only the packages of changed files are read: findings elsewhere would be left out anyway.
         changed = [path for path in changes.below(request.paths) if path.suffix == ".py"]
         request = dataclasses.replace(request, paths=changed, siblings=True)
     return report(request, examine(request), baseline, changes)
@@ -83,9 +83,9 @@ def limits(request: Request) -> tuple[Baseline | None, Changes | None]:
     """The baseline and the changes that ``request`` names.
 
     Raises:
-        LintError: one of them cannot be used.
+        LintError: the baseline or the reference cannot be used.
     """
-    # Imported here because most runs need neither, and what they import takes a while.
+    # Imported here because most runs need neither, and importing them takes a while.
     baseline: Baseline | None = None
     changes: Changes | None = None
     if request.baseline is not None:
@@ -102,7 +102,7 @@ def limits(request: Request) -> tuple[Baseline | None, Changes | None]:
 def report(
     request: Request, outcome: Outcome, baseline: Baseline | None = None, changes: Changes | None = None
 ) -> Report:
-    """What is left of ``outcome`` beside the baseline and within the changes."""
+    """The report of ``outcome``: findings that the baseline does not list, on changed lines."""
     text = outcome.analysis.text
     findings = outcome.findings
     if changes is not None:
@@ -126,7 +126,7 @@ def report(
 
 
 def check_paths(request: Request) -> None:
-    """Raise if a path that was named is not there, so that a typing error never looks like a clean run."""
+    """Raise an error if a named path does not exist, so that a misspelled path never looks like a clean run."""
     if not request.paths:
         raise LintError("paths: expected at least one file or directory, got none.")
     for path in request.paths:
@@ -142,11 +142,11 @@ def check_paths(request: Request) -> None:
 def examine(
     request: Request, sources: Mapping[Path, str] | None = None, runtime: Introspection | None = None
 ) -> Outcome:
-    """Analyse once and apply settings and comments.
+    """Analyse the files once, and apply settings and comments to the findings.
 
     Args:
-        sources: text that stands in for what lies on disk.
-        runtime: what the blocks declared at run time; by default asked for if the request says so.
+        sources: texts to use instead of the files on disk.
+        runtime: declarations of the blocks at run time; by default collected if the request asks for it.
     """
     settings = request.settings
     analysis = analyse(
@@ -179,16 +179,16 @@ def _apply(request: Request, analysis: Analysis, findings: Iterable[Finding]) ->
         found = _levelled(settings, (finding for finding in by_path.get(path, ()) if finding.code not in ignored))
         if request.noqa:
             rules = [rule for rule in settings.rules if rule.code not in ignored]
-            found, hidden = suppress(found, path, analysis.text(path), rules, settings.selection.catalogue.by_code)
+            found, hidden = suppress(found, path, analysis.text(path), rules, settings.catalogue.by_code)
             found = _levelled(settings, found)
             suppressed += hidden
         kept += found
-    return Outcome(analysis, sorted(kept), suppressed)
+    return Outcome(analysis=analysis, findings=sorted(kept), suppressed=suppressed)
 
 
 def _levelled(settings: Settings, findings: Iterable[Finding]) -> list[Finding]:
-    """``findings`` at the levels chosen for this run, without those that are off."""
-    chosen = ((finding, settings.selection.level(finding)) for finding in findings)
+    """The findings at the levels chosen for this run, without those that are off."""
+    chosen = ((finding, settings.level(finding)) for finding in findings)
     return [
         finding if level is finding.level else dataclasses.replace(finding, level=level)
         for finding, level in chosen
@@ -201,7 +201,7 @@ def _path(finding: Finding) -> str:
 
 
 def roots(request: Request) -> list[Path]:
-    """What is read for ``request``."""
+    """The files and directories that are read for ``request``."""
     if not request.siblings:
         return list(request.paths)
     return list(dict.fromkeys(_package(path) if path.is_file() else path for path in request.paths))

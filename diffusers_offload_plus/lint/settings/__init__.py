@@ -1,1 +1,1 @@
-"""What a run reports: settings, suppressing comments, baselines. Imports rules.base, reading and core."""
+"""What decides which findings count: settings, comments, baselines. Imports rules.base, reading and core."""

@@ -1,8 +1,7 @@
-"""Findings that are known and tolerated: a file that lists them, so that only new ones are reported.
+"""Baselines: a file that lists known findings, so that only new ones are reported.
 
-An entry names the code, the file, the class or function around the finding and the source line with its spaces evened
-out, so that lines may move without an entry losing its finding. The same line several times in one scope is one entry
-with a count.
+An entry names the code, the file, the class or function around the finding, and the source line with single spaces. So
+an entry still matches after lines have moved. The same line several times in one scope is one entry with a count.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Baseline:
     """The known findings of one file.
 
     Args:
-        path: of the baseline file; entries are relative to its directory, so it can be used from anywhere.
+        path: path of the baseline file; paths in its entries are relative to its directory.
     """
 
     def __init__(self, path: Path, entries: Counter[Entry]) -> None:
@@ -49,10 +48,10 @@ class Baseline:
 
     @classmethod
     def read(cls, path: Path) -> Baseline:
-        """Read a file that :meth:`write` has written.
+        """Read the baseline file at ``path``.
 
         Raises:
-            LintError: it is not there, or is something else.
+            LintError: the file does not exist, or is no baseline.
         """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
@@ -79,7 +78,7 @@ class Baseline:
         return baseline
 
     def write(self) -> None:
-        """Write the file, sorted, so that changes to it read well."""
+        """Write the baseline file, sorted, so that its diffs read well."""
         findings = [
             {**dataclasses.asdict(entry), "count": count} for entry, count in sorted(self.entries.items()) if count > 0
         ]
@@ -90,10 +89,10 @@ class Baseline:
     def split(
         self, findings: Sequence[Finding], text: Callable[[str], str], files: Iterable[str], codes: frozenset[str]
     ) -> tuple[list[Finding], list[Entry]]:
-        """The findings that are new, and the entries that nothing matches any more.
+        """The findings that the baseline does not list, and the entries that no finding matches any more.
 
-        Entries of files that were not looked at, and of rules that did not run, are left alone; those of files that
-        are gone are resolved.
+        Entries of files that were not looked at, and of rules that did not run, are not resolved; entries of files
+        that no longer exist are.
         """
         left = self.entries.copy()
         new = []

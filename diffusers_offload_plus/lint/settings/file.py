@@ -1,4 +1,4 @@
-"""``[tool.diffusers-offload-plus.lint]``: finding the file, and reading it with a complaint about everything odd."""
+"""The settings file: ``[tool.diffusers-offload-plus.lint]`` of a ``pyproject.toml``, or a TOML file of its own."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KEYS = (
 
 
 def find_settings(paths: Sequence[Path]) -> Path | None:
-    """The nearest ``pyproject.toml`` with our table, at or above the directory that holds all of ``paths``."""
+    """The nearest ``pyproject.toml`` with settings of the linter, at or above the directory that holds ``paths``."""
     if not paths:
         return None
     try:
@@ -44,10 +44,10 @@ def find_settings(paths: Sequence[Path]) -> Path | None:
 
 
 def read_settings(path: Path) -> list[Layer]:
-    """The layers of the file at ``path``: of the files it extends, and its own on top.
+    """The layers of settings in the file at ``path``, on top of those in the files that it extends.
 
     Raises:
-        SettingsError: a file is missing or no TOML, or a key or value is wrong.
+        SettingsError: a file is missing or not valid TOML, or a key or value is wrong.
     """
     layers: list[Layer] = []
     seen: list[Path] = []
@@ -76,7 +76,7 @@ def parse_level(text: object, where: str) -> Level:
     """The level called ``text``.
 
     Raises:
-        SettingsError: there is none.
+        SettingsError: there is no such level.
     """
     if not isinstance(text, str) or text not in {level.value for level in Level}:
         known = ", ".join(level.value for level in Level)
@@ -94,7 +94,7 @@ def _load(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror or error}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: is no TOML: {error}.") from error
+        raise SettingsError(f"{path}: is not valid TOML: {error}.") from error
 
 
 def _table(data: Mapping[str, Any], path: Path) -> Mapping[str, Any] | None:

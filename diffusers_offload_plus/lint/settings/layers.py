@@ -1,4 +1,4 @@
-"""What a run is configured with: layers of settings, from the file that another one extends to the command line."""
+"""Settings of a run, in layers: from the file that another one extends up to the command line."""
 
 from __future__ import annotations
 
@@ -6,26 +6,25 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..core.finding import Level
+from ..core.finding import Finding, Level
 from ..rules.base.catalogue import Catalogue
 from ..rules.base.rule import Rule
 from .patterns import matches
-from .selection import Selection
 
 __all__ = ["Layer", "Settings"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layer:
-    """Settings that were said in one place.
+    """The settings from one file, or from the command line.
 
     Attributes:
-        where: the file, or the command line, for messages.
-        root: what patterns are relative to.
+        where: the name of the file, or "command line", for messages.
+        root: the directory that patterns are relative to.
         select: selectors of the rules that run, instead of those of the layers beneath; ``None`` keeps those.
         extend_select, ignore: selectors that add to and take away from what is selected so far.
-        levels: by selector or ``selector:kind``.
-        per_file_ignores: selectors by pattern. ``exclude``: patterns of what is not read at all.
+        levels: levels by selector or ``selector:kind``.
+        per_file_ignores: selectors by pattern. ``exclude``: patterns of files that are not read at all.
     """
 
     where: str
@@ -39,38 +38,42 @@ class Layer:
 
 
 class Settings:
-    """All layers of a run together.
+    """All layers of settings of a run together.
 
     Within a layer the more specific selector wins, and of equally specific ones the one that ignores; a later layer
     wins over an earlier one. Levels, excluded paths and ignores per file add up.
+
+    Attributes:
+        codes: codes of the rules that run.
+        levels: chosen levels by ``CODE`` or ``CODE:kind``; the latter wins. Both win over the rules' own levels.
 
     Raises:
         SettingsError: a selector means no rule, or a rule has no such kind.
     """
 
     def __init__(self, catalogue: Catalogue, layers: Sequence[Layer] = ()) -> None:
-        self._catalogue = catalogue
+        self.catalogue = catalogue
         self._layers = tuple(layers)
         codes = set(catalogue.by_code)
-        levels: dict[str, Level] = {}
+        self.levels: dict[str, Level] = {}
         self._ignores: list[tuple[Path, str, frozenset[str]]] = []
         for layer in layers:
             codes = _selected(catalogue, layer, codes)
-            levels |= catalogue.levels(layer.levels, f"{layer.where}: levels")
+            self.levels |= catalogue.levels(layer.levels, f"{layer.where}: levels")
             for pattern, selectors in layer.per_file_ignores.items():
                 where = f"{layer.where}: per-file-ignores: {pattern!r}"
                 dropped = frozenset[str]().union(*(catalogue.resolve(selector, where)[0] for selector in selectors))
                 self._ignores.append((layer.root, pattern, dropped))
-        self.selection = Selection(catalogue, frozenset(codes), levels)
+        self.codes = frozenset(codes)
 
     def excluded(self, path: Path) -> bool:
         """Whether ``path`` is left out of the run."""
         return any(matches(pattern, path, layer.root) for layer in self._layers for pattern in layer.exclude)
 
     def unrestricted(self) -> Settings:
-        """All rules at their own levels, on the same files."""
+        """Settings for the same files with all rules at their own levels."""
         layers = [Layer(where=layer.where, root=layer.root, exclude=layer.exclude) for layer in self._layers]
-        return Settings(self._catalogue, layers)
+        return Settings(self.catalogue, layers)
 
     def ignored_codes(self, path: str) -> frozenset[str]:
         """Codes of the rules that do not apply to the file at ``path``."""
@@ -80,16 +83,18 @@ class Settings:
     @property
     def rules(self) -> list[Rule]:
         """The rules that run, by code."""
-        return self.selection.rules
+        return [rule for rule in self.catalogue.rules if rule.code in self.codes]
 
-    @property
-    def codes(self) -> frozenset[str]:
-        """Codes of the rules that run."""
-        return self.selection.codes
+    def level(self, finding: Finding) -> Level:
+        """The level of ``finding`` in this run."""
+        for key in (f"{finding.code}:{finding.kind}", finding.code):
+            if key in self.levels:
+                return self.levels[key]
+        return finding.level
 
 
 def _selected(catalogue: Catalogue, layer: Layer, beneath: set[str]) -> set[str]:
-    """Codes selected once ``layer`` has had its say."""
+    """The codes of the selected rules after ``layer`` is applied to those selected ``beneath`` it."""
     added = [
         catalogue.resolve(selector, f"{layer.where}: select")
         for selector in (*(layer.select or ()), *layer.extend_select)

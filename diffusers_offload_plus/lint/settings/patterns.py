@@ -31,12 +31,12 @@ def matches(pattern: str, path: Path, root: Path) -> bool:
 
 @functools.cache
 def _spec(pattern: str) -> GitIgnoreSpec:
-    # Imported here because runs without patterns do without it.
+    # Imported here because runs without patterns do not need it.
     try:
         from pathspec import GitIgnoreSpec
     except ImportError as error:
         raise LintError(
             f"{pattern!r}: patterns need pathspec, which is not installed: pip install 'pathspec>=0.12'."
         ) from error
-    # A directory may be asked about by its name alone, without the slash that would mark it.
+    # The path of a directory has no slash at its end, so the pattern must not have one either.
     return GitIgnoreSpec.from_lines([re.sub(r"([\\\[\]!#])", r"\\\1", pattern.removeprefix("./").rstrip("/"))])

@@ -14,7 +14,7 @@ from ..rules.base.rule import Rule
 
 __all__ = ["Comment", "comments", "suppress"]
 
-# In capitals, so that the first word of a reason is not taken for a code; ours are unmistakable in any case.
+# Codes of other linters are in capitals only, so that the first word of a reason is not taken for a code.
 _CODE = r"(?:[A-Z]+|(?i:mod))[0-9]+[a-z]?\b"
 _CODES = rf"{_CODE}(?:[\s,]+{_CODE})*"
 _LINE = re.compile(rf"#\s*(?i:noqa)(?P<colon>\s*:\s*(?P<codes>{_CODES})?)?")
@@ -26,12 +26,12 @@ _OURS_ANYWHERE = re.compile(r"(?i:mod)[0-9]")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Comment:
-    """One suppression.
+    """A comment that suppresses findings.
 
     Attributes:
-        line: of the comment, from 1; ``columns``: of each code, from 1, in the order of ``codes``.
-        codes: empty means every rule.
-        whole_file: it is about the file and not about its line.
+        line: line of the comment, from 1; ``columns``: columns of the codes, from 1, in the order of ``codes``.
+        codes: the codes that the comment names; none means every rule.
+        whole_file: whether the comment is about the whole file, not about its line only.
     """
 
     line: int
@@ -40,14 +40,14 @@ class Comment:
     whole_file: bool
 
     def covers(self, finding: Finding) -> bool:
-        """Whether it suppresses ``finding``, which may begin before and end after the line of the comment."""
+        """Whether the comment suppresses ``finding``, which may begin before and end after the comment's line."""
         if self.codes and finding.code not in self.codes:
             return False
         return self.whole_file or finding.line <= self.line <= finding.end_line
 
 
 def comments(text: str) -> list[Comment]:
-    """The suppressions in the comments of ``text``; what looks like one inside a string is none."""
+    """The suppressing comments in ``text``. Strings that look like comments do not count."""
     if "noqa" not in text.lower():  # splitting a file into tokens takes longer than parsing it
         return []
     return [found for line, column, comment in _comments(text) for found in _parsed(comment, line, column)]
@@ -85,11 +85,11 @@ def suppress(
 ) -> tuple[list[Finding], list[Finding]]:
     """Split the findings of the file at ``path`` into those that stay and those that its comments suppress.
 
-    If :class:`UnusedSuppression` is among ``rules``, which are those that ran, what stays includes its findings;
-    ``known`` are the codes of all rules there are.
+    The ``rules`` are those that ran, ``known`` are the codes of all rules. If :class:`UnusedSuppression` is among the
+    rules, its findings are among those that stay.
     """
     findings = list(findings)
-    # Without a code of ours no comment can be unused, so that nothing comes of looking for them.
+    # Comments without a code of this linter cannot be unused, so they need not be looked for.
     found = comments(text) if findings or _OURS_ANYWHERE.search(text) else []
     if not found:
         return findings, []
@@ -127,9 +127,8 @@ def _unused(
             elif repeated:
                 message = f"noqa names {code} twice"
             elif code in ran and (comment, code) not in used:
-                message = (
-                    f"noqa names {code}, but it reports nothing {'in this file' if comment.whole_file else 'here'}"
-                )
+                where = "in this file" if comment.whole_file else "here"
+                message = f"noqa names {code}, but that rule reports nothing {where}"
             else:
                 continue
             yield Finding(

@@ -99,7 +99,7 @@ def test_a_file_that_vanishes_or_cannot_be_opened(
     assert "cannot be read: Permission denied" in capsys.readouterr().out
 
 
-def test_mending_leaves_odd_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fixing_leaves_odd_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_all(tmp_path)
     monkeypatch.chdir(tmp_path)
     before = {name: (tmp_path / FAMILY / name).read_bytes() for name in FILES}

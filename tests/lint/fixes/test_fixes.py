@@ -12,7 +12,7 @@ from diffusers_offload_plus.lint.fixes import calls, statements
 from diffusers_offload_plus.lint.fixes.edits import CannotFix, Edits, Tree
 from diffusers_offload_plus.lint.running.run import examine
 
-from .mending import FAMILY, INPUTS, NOISE, READ, STRENGTH, block, changed, findings_in, mend, request
+from .fixing import FAMILY, INPUTS, NOISE, READ, STRENGTH, block, changed, findings_in, fix, request
 
 NAMED = """
 
@@ -122,7 +122,7 @@ def test_a_fix(code: str, text: str, gone: list[str], came: list[str], tmp_path:
     text = text.replace("class ToyStep", "class ToyPrepareLatentsStep") if code == "MOD010" else text
     found = [finding for finding in findings_in(tmp_path, text) if finding.code == code]
     assert any(finding.fixable for finding in found), f"{code} reports nothing fixable: {found}"
-    after, fixed = mend(tmp_path, text, code)
+    after, fixed = fix(tmp_path, text, code)
     assert changed(text, after) == (gone, came), fixed.notes
     assert not [finding for finding in findings_in(tmp_path, after) if finding.code == code]
     assert fixed.notes == []
@@ -145,7 +145,7 @@ class ToyBlocks(SequentialPipelineBlocks):
 @pytest.mark.parametrize("above", ["", "# first\n"])
 def test_auto_docstring_is_put_right_above_the_class(above: str, tmp_path: Path) -> None:
     before = PRESET.replace("class ToyBlocks", f"{above}class ToyBlocks")
-    after, fixed = mend(tmp_path, before, "MOD022", name="modular_blocks_toy.py")
+    after, fixed = fix(tmp_path, before, "MOD022", name="modular_blocks_toy.py")
     assert after == before.replace("class ToyBlocks", "# auto_docstring\nclass ToyBlocks"), fixed.notes
 
 
@@ -200,7 +200,7 @@ def test_auto_docstring_is_put_right_above_the_class(above: str, tmp_path: Path)
     ],
 )
 def test_what_is_left_alone(text: str, code: str, tmp_path: Path) -> None:
-    after, _ = mend(tmp_path, text, code)
+    after, _ = fix(tmp_path, text, code)
     assert after == text
 
 
@@ -211,7 +211,7 @@ def test_what_is_left_alone(text: str, code: str, tmp_path: Path) -> None:
             statements.undeclared_write,
             "MOD013",
             block("block_state.device = 1\nhelp(block_state)\nblock_state.noise = components.vae(block_state.device)"),
-            "`block_state` is passed on whole, and its receiver may read `device`",
+            "`block_state` is passed on as a whole, so that other code may read `device`",
         ),
         (
             statements.undeclared_write,
@@ -219,13 +219,13 @@ def test_what_is_left_alone(text: str, code: str, tmp_path: Path) -> None:
             block(
                 "device = 2\nblock_state.device = 1\nblock_state.noise = components.vae(block_state.device, device)"
             ),
-            "`device` already means something in __call__",
+            "`device` already has another meaning in __call__",
         ),
         (
             statements.undeclared_write,
             "MOD013",
             block("block_state.device = 1\nblock_state.noise = (lambda: getattr(block_state, 'device'))()"),
-            "`block_state` is passed on whole",
+            "`block_state` is passed on as a whole",
         ),
         (
             statements.undeclared_write,
@@ -250,7 +250,7 @@ def test_what_is_left_alone(text: str, code: str, tmp_path: Path) -> None:
                 f"# as in the paper\nif block_state.strength is None:\n    block_state.strength = 0.5\n{READ}",
                 INPUTS + STRENGTH.format(""),
             ),
-            "a comment stands there",
+            "a comment there",
         ),
         (
             calls.raw_noise,
@@ -262,7 +262,7 @@ def test_what_is_left_alone(text: str, code: str, tmp_path: Path) -> None:
             calls.raw_noise,
             "MOD017",
             block("n = 4\nblock_state.noise = torch.randn(n, generator=block_state.generator, device='cuda')"),
-            "the size may be a number",
+            "the size may be a single number",
         ),
     ],
 )
@@ -283,7 +283,7 @@ def test_a_fixer_refuses_by_itself(
 def test_the_last_argument_goes_with_its_comma_and_the_lines_stay(tmp_path: Path) -> None:
     declared = 'InputParam(\n    "strength",\n    default=0.5,\n    description="How much.",{}\n),'
     before = block(READ, INPUTS + declared.format("\n    required=True"))
-    after, fixed = mend(tmp_path, before, "MOD038")
+    after, fixed = fix(tmp_path, before, "MOD038")
     assert after == block(READ, INPUTS + declared.format("")).replace('much.",\n', 'much."\n'), fixed.notes
 
 

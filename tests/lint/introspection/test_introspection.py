@@ -112,7 +112,7 @@ def test_what_both_find_is_said_once_and_called_static(tmp_path: Path, capsys: p
 def test_it_is_said_that_code_is_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, {"a.py": "x = 1\n"})
     assert main(["lint", str(tmp_path), "--introspect"]) == 0
-    assert "--introspect: importing and instantiating the blocks" in capsys.readouterr().err
+    assert "--introspect: importing the linted files" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_it_is_said_that_code_is_imported(tmp_path: Path, capsys: pytest.Capture
         ("raise ValueError('no such device')\n", "cannot be imported: ValueError: no such device"),
         ("import sys\nsys.exit(3)\n", "cannot be imported: SystemExit: 3"),
         ("import nowhere_to_be_found\n", "cannot be imported: ModuleNotFoundError"),
-        ("import os\nos._exit(3)\n", "importing it ended the process"),
+        ("import os\nos._exit(3)\n", "importing it ended the importing process"),
     ],
 )
 def test_what_cannot_be_imported_is_a_finding(

@@ -154,7 +154,7 @@ def test_an_unknown_reference(reference: str, repository: Path) -> None:
 def test_no_common_commit(repository: Path) -> None:
     git(repository, "checkout", "-q", "--orphan", "other")
     git(repository, "commit", "-q", "--allow-empty", "-m", "unrelated")
-    with pytest.raises(LintError, match=r"no common commit .* fetch-depth: 0"):
+    with pytest.raises(LintError, match=r"no common ancestor .* fetch-depth: 0"):
         changed_lines("main", [repository])
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from diffusers_offload_plus.lint.core.errors import SettingsError
+from diffusers_offload_plus.lint.core.errors import LintError, SettingsError
 from diffusers_offload_plus.lint.core.finding import Level
 from diffusers_offload_plus.lint.settings.file import find_settings, read_settings
 from diffusers_offload_plus.lint.settings.layers import Layer, Settings
@@ -86,7 +87,7 @@ def test_levels_by_code_prefix_name_and_kind(tmp_path: Path) -> None:
         ("extend = 3", "extend: expected the path of a TOML file, got 3"),
         ("extend = 'gone.toml'", "gone.toml: cannot be read: No such file"),
         ("extend = 'pyproject.toml'", "extend each other in a circle"),
-        ("select = [", "is no TOML"),
+        ("select = [", "is not valid TOML"),
     ],
 )
 def test_a_wrong_setting_is_refused_with_what_is_wrong(text: str, message: str, tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ def test_extend_takes_another_file_as_the_base(tmp_path: Path) -> None:
     write(tmp_path, {"base/old/a.py": "", "old/a.py": ""})
     found = from_file(tmp_path / "pyproject.toml", "extend = 'base/lint.toml'\nignore = ['MOD902']\n")
     assert found.codes == {"MOD901"}
-    assert found.selection.levels == {"MOD901": Level.INFO}
+    assert found.levels == {"MOD901": Level.INFO}
     # Patterns belong to the file they are written in.
     assert found.excluded(tmp_path / "base/old/a.py")
     assert not found.excluded(tmp_path / "old/a.py")
@@ -150,3 +151,11 @@ def test_ignores_per_file_and_excluded_paths(tmp_path: Path) -> None:
 )
 def test_patterns(pattern: str, path: str, expected: bool) -> None:
     assert matches(pattern, HERE / path, HERE) is expected
+
+
+def test_patterns_without_pathspec(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pathspec", None)
+    with pytest.raises(
+        LintError, match=r"'\*_unseen\.py': patterns need pathspec, which is not installed: pip install"
+    ):
+        matches("*_unseen.py", HERE / "a.py", HERE)

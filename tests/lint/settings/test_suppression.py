@@ -62,7 +62,7 @@ def test_unused_codes_are_reported_at_their_place(tmp_path: Path) -> None:
     path.write_text("bad  # noqa: MOD901, MOD911, MOD777, MOD901\n")
     report = lint(path)
     assert [(one.column, one.end_column, one.message) for one in report.findings] == [
-        (22, 28, "noqa names MOD911, but it reports nothing here"),
+        (22, 28, "noqa names MOD911, but that rule reports nothing here"),
         (30, 36, "noqa names MOD777, but there is no such rule"),
         (38, 44, "noqa names MOD901 twice"),
     ]

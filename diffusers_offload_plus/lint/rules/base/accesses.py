@@ -24,7 +24,7 @@ __all__ = [
 
 
 def leaf_accesses(project: Project, root: str) -> Iterator[tuple[Block, Access]]:
-    """Uses of direct attributes of ``root`` in what blocks run, where pipelines' own code is left out."""
+    """The uses of attributes of ``root`` in what blocks run, with the block; methods of pipelines are left out."""
     for block in own_calls(project):
         for access in project.flow(block.info).of(root):
             if not access.body.in_pipeline:
@@ -45,7 +45,7 @@ def _places(project: Project, root: str) -> list[tuple[Access, list[Block]]]:
 
 
 def relatives_agree(blocks: list[Block], broken: list[Block]) -> Block | None:
-    """The first block that breaks a rule while no relative that runs the same code keeps it."""
+    """The first block in ``broken`` of which no base class and no subclass in ``blocks`` keeps the rule."""
     kept = [block for block in blocks if block not in broken]
     for block in broken:
         if not any(other.info in block.info.mro or block.info in other.info.mro for other in kept):
@@ -60,7 +60,7 @@ def catches_attribute_error(handler: ast.ExceptHandler) -> bool:
 
 
 def is_guarded(access: Access) -> bool:
-    """Whether a read only happens where ``hasattr`` of the same name said yes, or under ``try``."""
+    """Whether a read happens only after ``hasattr`` of the same name, or under ``try``."""
     for ancestor in access.source.ancestors(access.node):
         if isinstance(ancestor, Function):
             return False

@@ -23,14 +23,14 @@ class Catalogue:
     def __init__(self, rules: Iterable[Rule]) -> None:
         self.rules = tuple(sorted(rules, key=lambda rule: rule.code))
         self.by_code = {rule.code: rule for rule in self.rules}
-        # By what people write: codes in any case, and names.
+        # Codes by what people may write: a code in capitals or not, or a name.
         self._code_of = {word.lower(): rule.code for rule in self.rules for word in (rule.code, rule.name)}
 
     def rule(self, word: str, where: str) -> Rule:
         """The one rule called ``word``, by code or by name.
 
         Raises:
-            SettingsError: there is none.
+            SettingsError: there is no such rule.
         """
         code = self._code_of.get(word.lower())
         if code is None:
@@ -38,10 +38,10 @@ class Catalogue:
         return self.by_code[code]
 
     def resolve(self, selector: str, where: str) -> tuple[frozenset[str], int]:
-        """Codes of the rules that ``selector`` means, and how specific it is.
+        """The codes of the rules that ``selector`` means, and how specific the selector is.
 
         Raises:
-            SettingsError: it means none.
+            SettingsError: the selector means no rule.
         """
         code = self._code_of.get(selector.lower(), selector.upper())
         if code == EVERYTHING:
@@ -58,7 +58,7 @@ class Catalogue:
         return found, len(code)
 
     def levels(self, chosen: Mapping[str, Level], where: str) -> dict[str, Level]:
-        """``chosen``, by selector or ``selector:kind``, as levels by code or ``code:kind``; specific ones win.
+        """Levels by code or ``code:kind`` for those ``chosen`` by selector or ``selector:kind``; specific ones win.
 
         Raises:
             SettingsError: a selector means no rule, or the rule has no such kind.
@@ -80,7 +80,7 @@ class Catalogue:
         return {name: level for name, (_, level) in found.items()}
 
     def _suggestion(self, word: str) -> str:
-        # Codes and names apart: a code is never meant by something that looks like a name.
+        # Codes are suggested for words that look like a code, names for all others.
         if word.lower().startswith("m") and any(letter.isdigit() for letter in word):
             return nearest(word.upper(), self.by_code)
         return nearest(word.lower(), [rule.name for rule in self.rules])

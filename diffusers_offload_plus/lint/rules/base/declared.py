@@ -20,7 +20,7 @@ def in_loop(project: Project, block: Block) -> bool:
 
 @once
 def tagged_names(project: Project, group: str) -> dict[str, set[str]]:
-    """Names that travel under each ``kwargs_type`` in a family."""
+    """The names that a family declares with each ``kwargs_type``."""
     found: dict[str, set[str]] = {}
     for block in project.blocks_of(group):
         specs: list[Spec] = [*block.declared("intermediate_outputs", anywhere=True).specs]
@@ -34,7 +34,7 @@ def tagged_names(project: Project, group: str) -> dict[str, set[str]]:
 
 @once
 def declared_names(project: Project, block: Block) -> tuple[set[str], bool]:
-    """Names a block may use on its state, and whether these are all."""
+    """The names that a block may use on its block state, and whether the list is complete."""
     inputs = block.declared("inputs", anywhere=True)
     outputs = block.declared("intermediate_outputs", anywhere=True)
     names = set(inputs.names | outputs.names)
@@ -52,7 +52,7 @@ def is_guider(spec: Spec) -> bool:
 
 @once
 def guiders(project: Project, group: str) -> set[str]:
-    """Names of the guider components in the blocks of a family."""
+    """The names of the guider components in the blocks of a family."""
     found = {"guider"}
     for block in project.blocks_of(group):
         found |= {spec.name for spec in block.components.specs if spec.name is not None and is_guider(spec)}

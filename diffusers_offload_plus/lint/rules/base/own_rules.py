@@ -1,22 +1,19 @@
-"""The linter's own findings, about files and comments instead of blocks, with codes, levels and pages as any other."""
+"""The linter's own rules: about files and comments instead of blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from ...core.finding import Finding, Level, Origin
+from ...project.project import Project
 from ...reading.source import Problem
 from .rule import Rule
-
-if TYPE_CHECKING:
-    from ...project.project import Project
 
 __all__ = ["OWN_RULES", "UnreadableFile", "UnusedSuppression"]
 
 
 class _OwnRule(Rule):
-    """A rule whose findings are made elsewhere, where what they are about is known."""
+    """A rule that checks nothing itself: other parts of the linter make its findings."""
 
     def check(self, project: Project) -> Iterator[Finding]:
         return iter(())
@@ -31,7 +28,7 @@ class UnreadableFile(_OwnRule):
 
     @classmethod
     def at(cls, problem: Problem, origin: Origin = Origin.STATIC) -> Finding:
-        """The finding that tells of ``problem``."""
+        """The finding that reports ``problem``."""
         line = problem.line
         return Finding(problem.path, line, 1, cls.code, problem.message, line, 1, cls.name, cls.level, origin=origin)
 

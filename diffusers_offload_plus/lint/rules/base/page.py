@@ -21,9 +21,9 @@ class Example:
 
     Attributes:
         source: the file's text.
-        path: where it pretends to be, relative to a source tree that holds ``diffusers``.
-        lines: where the rule has to report; empty for a valid example.
-        note: one line on what it shows.
+        path: the path it is linted as, relative to a source tree that holds ``diffusers``.
+        lines: the lines that the rule has to report; none for a valid example.
+        note: one line about what the example shows.
     """
 
     source: str
@@ -37,10 +37,10 @@ class Page:
     """What users can read about a rule.
 
     Attributes:
-        why: why a user of the blocks cares; ``instead``: what to write.
+        why: why it matters to users of the blocks; ``instead``: what to write instead.
         allowed: what is deliberately not flagged, a sentence each.
         gotcha: the intent of the original gotcha that the rule comes from, in our own words; empty if there is none.
-        invalid, valid: examples.
+        invalid, valid: examples that the rule flags, and examples that it does not flag.
     """
 
     why: str

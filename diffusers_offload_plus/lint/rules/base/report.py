@@ -1,4 +1,4 @@
-"""What rules are written with: findings with the right place and level, and questions several rules ask."""
+"""Reporting: findings with the right place and level."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["report"]
 def report(
     rule: Rule, source: Source, node: ast.AST, message: str, *, kind: str = "", fixable: bool = False
 ) -> Iterator[Finding]:
-    """A finding at ``node``, if its file is linted. Its level may be off, which settings may change."""
+    """One finding at ``node``, or none if its file is not linted. Its level may be off; settings may change that."""
     level = rule.kinds.get(kind, rule.level)
     if not source.linted:
         return
@@ -39,6 +39,6 @@ def report(
 
 
 def _characters(source: Source, line: int, offset: int) -> int:
-    """An offset in UTF-8 bytes, which is what ``ast`` counts, in characters."""
+    """The number of characters before an offset in UTF-8 bytes, which is what ``ast`` counts."""
     text = source.lines[line - 1] if line <= len(source.lines) else ""
     return offset if text.isascii() else len(text.encode()[:offset].decode(errors="ignore"))

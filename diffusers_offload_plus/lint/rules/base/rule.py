@@ -22,18 +22,18 @@ class Rule(abc.ABC):
     The docstring of a subclass says in one sentence what it flags. Users read it as the rule's ``summary``.
 
     Attributes:
-        code: ``"MOD003"``, stable for ever; ``name``: words with hyphens, stable as well.
-        level: the default; ``kinds``: default levels of the rule's kinds where they differ.
-        summary: one sentence, what is flagged.
-        needs_runtime: decided best with ``--introspect``.
-        fixable: some findings of it can be fixed safely.
+        code: ``"MOD003"``, which never changes; ``name``: words with hyphens, which never change either.
+        level: the default level; ``kinds``: default levels of those kinds of findings that have another one.
+        summary: one sentence that says what is flagged.
+        needs_runtime: whether ``--introspect`` makes the rule more exact.
+        fixable: whether some findings of the rule can be fixed safely.
     """
 
     code: ClassVar[str]
     name: ClassVar[str]
     level: ClassVar[Level]
     kinds: ClassVar[Mapping[str, Level]] = {}
-    summary: ClassVar[str]
+    summary: ClassVar[str] = ""
     needs_runtime: ClassVar[bool] = False
     fixable: ClassVar[bool] = False
 

@@ -21,7 +21,7 @@ ENCODER_FILES = {"encoders", "before_encoder"}
 
 @once
 def functions(project: Project) -> list[Body]:
-    """Methods of blocks and pipelines, functions beside blocks or called by them; inner functions belong to these."""
+    """Methods of blocks and pipelines, functions beside blocks or called by them, each with its inner functions."""
     return [*_beside_blocks(project), *_called_elsewhere(project)]
 
 

@@ -1,4 +1,4 @@
-"""Components are declared, created and configured outside of blocks."""
+"""Rule MOD008: components are declared, not created in blocks."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class InlineComponent(Rule):
         return report(self, source, node, f"creates {what}: declare it as a component", kind=kind)
 
     def _in_scope(self, project: Project, source: Source, node: ast.Call) -> bool:
-        """At module level, or in a block, a pipeline or a function beside blocks; declarations are left out."""
+        """Whether ``node`` is in a block, in a pipeline, beside blocks or at module level, but in no declaration."""
         for ancestor in source.ancestors(node):
             if isinstance(ancestor, ast.FunctionDef) and ancestor.name in _DECLARATIONS:
                 return False
@@ -113,7 +113,7 @@ class InlineComponent(Rule):
         return dotted.startswith("diffusers.") and dotted.count(".") == 1
 
     def _is_component(self, project: Project, dotted: str, name: str) -> bool:
-        """Whether a class of a library is one of components, by its bases if they are in reach, else by its name."""
+        """Whether a class of a library is a component, by its base classes if these are read, else by its name."""
         if _VALUES.search(name):
             return False
         module = project.modules.module(dotted.rpartition(".")[0]) if dotted.startswith("diffusers.") else None
@@ -128,7 +128,7 @@ class InlineComponent(Rule):
         return _COMPONENTS.search(name) is not None
 
     def _declared_types(self, project: Project) -> dict[str, set[str]]:
-        """Types of declared components, by family."""
+        """The types of declared components, by family."""
         found: dict[str, set[str]] = {}
         for block in project.blocks:
             names = found.setdefault(block.source.group, set())

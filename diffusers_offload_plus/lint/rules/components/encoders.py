@@ -1,4 +1,4 @@
-"""Encoding happens in blocks of its own, once for each prompt, and decoding after the loop."""
+"""Rules about encoding and decoding: in blocks of their own, outside of the denoising loop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _RAW = {"mask_image", "image_mask", "control_mask", "reference_mask"}
 
 
 def encoded_name(name: str) -> bool:
-    """Whether a name speaks of something an encoder makes."""
+    """Whether a name is typical of what an encoder makes."""
     return _ENCODED.search(name) is not None and name not in _RAW
 
 
@@ -120,7 +120,7 @@ class VaeEncodeInPrepare(Rule):
         return self._foreign_helper(project, body, node)
 
     def _foreign_helper(self, project: Project, body: Body, node: ast.Call) -> str:
-        """A helper from an encoder's file that encodes, called from elsewhere."""
+        """A description of a helper in an encoder's file that encodes and is called from elsewhere, else ``""``."""
         found = project.function_named(body.source, node.func, body.function)
         if found is None or found[0] is body.source or found[0].stem not in ("encoders", "before_encoder"):
             return ""
@@ -133,7 +133,7 @@ class VaeEncodeInPrepare(Rule):
         return ""
 
     def _wrappers(self, project: Project) -> set[str]:
-        """Methods of pipelines that encode with the VAE."""
+        """The names of pipeline methods that encode with the VAE."""
         found = set()
         for info in project.pipelines:
             for name, member in info.members.items():
@@ -145,7 +145,7 @@ class VaeEncodeInPrepare(Rule):
         return {name for name in found if "prompt" not in name and "text" not in name}
 
     def _used_here(self, project: Project, body: Body) -> bool:
-        """Whether a helper serves blocks that are no encoders: any of its own file, or nobody knows."""
+        """Whether a helper is used by a block that is no encoder, or by no known block."""
         blocks = self._users(project, body)
         return not blocks or any(not is_encoder(block.source, block.info) for block in blocks)
 
@@ -205,7 +205,7 @@ class DecodeInDenoise(Rule):
                     yield from report(self, body.source, node, f"`{ast.unparse(function)}` in a denoising block")
 
     def _in_chunk_loop(self, project: Project, body: Body) -> bool:
-        """Whether the code runs in a loop; a helper, in loops only."""
+        """Whether a block runs in a loop, or a helper in loops only."""
         if body.owner is not None:
             return bool(project.loops_of(project.block(body.owner)))
         blocks = users(project).get(body.function, ())

@@ -1,4 +1,4 @@
-"""Random numbers come from ``randn_tensor``, which respects where the generator lives."""
+"""Rule MOD017: noise comes from ``randn_tensor``, which draws it on the device of the generator."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _argument(node: ast.Call, name: str) -> ast.expr | None:
 
 
 def _is_device_of(body: Body, device: ast.expr, generator: ast.expr, hops: int) -> bool:
-    """Whether ``device`` is that of the generator, directly or under a name."""
+    """Whether ``device`` is the device of ``generator``, directly or under another name."""
     for inner in ast.walk(device):
         if isinstance(inner, ast.Attribute) and inner.attr == "device":
             text = ast.unparse(inner.value)

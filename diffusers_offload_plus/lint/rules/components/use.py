@@ -1,4 +1,4 @@
-"""How blocks use components: only those they declare, without changing them, and without managing their memory."""
+"""Rules about using components: blocks declare them, do not change them and do not manage their memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..base.scope import functions, own_calls
 
 __all__ = ["ComponentState", "OffloadInBlock", "UndeclaredComponent"]
 
-# Names that are components wherever they appear, for families of which only a part is in sight.
+# Usual names of components, for families of which only a part is linted.
 _USUAL = re.compile(
     r"^(transformer|unet|vae|audio_vae|text_encoder|tokenizer|image_encoder|feature_extractor|scheduler|guider|controlnet"
     r"|image_processor|video_processor|safety_checker|processor|connectors|vocoder)(_\d)?$"
@@ -33,7 +33,7 @@ _OFFLOAD = {"maybe_free_model_hooks", "enable_model_cpu_offload", "enable_sequen
 
 @once
 def component_names(project: Project, group: str) -> set[str]:
-    """Components that the blocks of a family declare."""
+    """The names of the components that the blocks of a family declare."""
     found: set[str] = set()
     for block in project.blocks_of(group):
         found |= block.components.names
@@ -41,7 +41,7 @@ def component_names(project: Project, group: str) -> set[str]:
 
 
 def is_component(project: Project, block: Block, name: str) -> bool:
-    """Whether a name is that of a component, and not of something the pipeline class defines."""
+    """Whether ``name`` is a component, and not something that the pipeline class defines."""
     group = block.source.group
     if any(pipeline.find(name) for pipeline in project.pipelines_of(block.source)):
         return False

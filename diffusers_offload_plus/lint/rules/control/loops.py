@@ -1,4 +1,4 @@
-"""Steps of loops take what their loop passes, and loops say what they do."""
+"""Rules about loops of blocks: the keywords of their steps, and their description."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["LoopDescription", "LoopSignature"]
 
 
 def passed_keywords(project: Project, loop: Block) -> list[frozenset[str]] | None:
-    """Keywords of each ``self.loop_step(...)`` of a loop; ``None`` if they are not in sight."""
+    """The keywords of each ``self.loop_step(...)`` of a loop; ``None`` if they are not known."""
     if loop.info.call is None:
         return None
     found: list[frozenset[str]] = []
@@ -73,7 +73,7 @@ class LoopSignature(Rule):
 
 
 def extra_parameters(function: Function) -> list[str]:
-    """Parameters after ``self, components, block_state``."""
+    """The names of the parameters after ``self, components, block_state``."""
     given = function.args
     names = [argument.arg for argument in (*given.posonlyargs, *given.args)][3:]
     return names + [argument.arg for argument in given.kwonlyargs]

@@ -1,4 +1,4 @@
-"""Every way out of a block saves its state and returns components and state."""
+"""Rule MOD020: every path through a block saves its state and returns components and state."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _keeps_block_state(body: Body) -> bool:
 
 
 def _wrong_return(node: ast.Return, function: Function) -> str:
-    """What is wrong with the value of a return statement, ``""`` if nothing is known to be."""
+    """What a return statement returns wrongly; ``""`` if nothing is known to be wrong."""
     names = parameters(function)
     components, state = names[1], names[2]
     value = node.value
@@ -83,7 +83,7 @@ _PLAIN = ast.Assign | ast.Expr | ast.AnnAssign | ast.AugAssign
 
 
 class _Paths:
-    """Follows the ways through a function, knowing on each whether the state has been saved."""
+    """The paths through a function, with whether the state has been saved on each."""
 
     def __init__(self, project: Project, block: Block, body: Body) -> None:
         self._saving = self._saving_methods(project, block)
@@ -108,7 +108,7 @@ class _Paths:
         return names
 
     def run(self, statements: list[ast.stmt], saved: frozenset[bool]) -> frozenset[bool]:
-        """Whether the state may be (un)saved after ``statements``; empty if they never end."""
+        """The possible answers to whether the state is saved after ``statements``; empty if they never end."""
         top = statements is self._top
         for statement in statements:
             saved = self._statement(statement, saved)

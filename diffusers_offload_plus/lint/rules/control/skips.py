@@ -1,4 +1,4 @@
-"""How a block's ``__call__`` begins and ends: skips, returns, branches on variants and on output formats."""
+"""Rules about blocks that skip their work: without an input, or for an output format."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _asks_for_none(test: ast.expr) -> bool:
 
 
 def _is_idle(statement: ast.stmt) -> bool:
-    """A statement that does no work: saving the state, logging, setting something to a fixed value."""
+    """Whether a statement does no work: it saves the state, logs, or sets something to a fixed value."""
     if isinstance(statement, ast.Pass):
         return True
     if isinstance(statement, ast.Expr):
@@ -115,7 +115,7 @@ def _is_idle(statement: ast.stmt) -> bool:
 
 
 def _is_preparation(statement: ast.stmt) -> bool:
-    """A statement that only gives names to what is there."""
+    """Whether a statement only gives a name to something that is there already."""
     if isinstance(statement, ast.Expr):
         return isinstance(statement.value, ast.Constant)
     if not isinstance(statement, ast.Assign) or not all(isinstance(target, ast.Name) for target in statement.targets):

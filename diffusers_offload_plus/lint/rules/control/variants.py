@@ -1,4 +1,4 @@
-"""Variants of a model are told apart by their blocks, not by flags."""
+"""Rule MOD016: variants of a model differ in their blocks, not by flags."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class VariantConfigFlag(Rule):
 
 @once
 def _flags(project: Project, group: str) -> set[str]:
-    """Boolean configurations that the family declares."""
+    """The names of the boolean configurations that a family declares."""
     return {
         spec.name
         for block in project.blocks_of(group)

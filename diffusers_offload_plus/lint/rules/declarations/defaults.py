@@ -1,4 +1,4 @@
-"""Defaults are declared, not filled in by ``__call__``."""
+"""Rule MOD019: defaults are declared, not filled in by ``__call__``."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class DefaultInCall(Rule):
                         yield from report(self, body.source, node, message, fixable=fixable)
 
     def _defaults(self, project: Project, body: Body) -> Iterator[tuple[ast.AST, str, ast.expr]]:
-        """Places that fill in a default: node, name of the input, the default."""
+        """The places that fill in a default: the node, the name of the input, the default."""
         for node in body.of(ast.If, ast.BoolOp, ast.IfExp):
             if isinstance(node, ast.If) and len(node.body) == 1 and not node.orelse:
                 name = _tested_for_none(body, node.test)
@@ -95,7 +95,7 @@ class DefaultInCall(Rule):
 
 
 def _tested_for_none(body: Body, test: ast.expr, operator: type[ast.cmpop] = ast.Is) -> str:
-    """The input that ``test`` compares with None."""
+    """The name of the input that ``test`` compares with None, else ``""``."""
     if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], operator):
         other = test.comparators[0]
         if isinstance(other, ast.Constant) and other.value is None:
@@ -104,7 +104,7 @@ def _tested_for_none(body: Body, test: ast.expr, operator: type[ast.cmpop] = ast
 
 
 def _input_of(body: Body, node: ast.expr) -> str:
-    """The attribute of the block state that an expression is."""
+    """The name of the block state's attribute that an expression reads, else ``""``."""
     if not isinstance(node, ast.Name | ast.Attribute | ast.Call):
         return ""
     for place in sorted(body.places(node)):
@@ -138,7 +138,7 @@ def _is_constant(value: Value) -> bool:
 
 
 def _is_blank(value: Value) -> bool:
-    """An empty text, or a list of such: what encoders make of a prompt that is not there."""
+    """Whether a value is an empty text or a list of empty texts, which encoders use for a prompt that is not given."""
     if isinstance(value, Items):
         return bool(value.items) and all(_is_blank(item) for item in value.items)
     return isinstance(value, Constant) and isinstance(value.value, str) and not value.value.strip()

@@ -1,4 +1,4 @@
-"""Declarations of inputs and outputs: templates that fit, defaults, descriptions, and no more than is used."""
+"""Rules about declarations: fitting templates, descriptions, no contradictions, nothing that is unused."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ class UnusedIo(Rule):
                     )
 
     def _serves_otherwise(self, project: Project, block: Block, spec: Spec) -> bool:
-        """An input that triggers a selection, is only written, or comes with all others of its ``kwargs_type``."""
+        """Whether an input triggers a selection, is only written, or comes with all others of its ``kwargs_type``."""
         group = block.source.group
         triggers = _triggers(project, group)
         tagged = tagged_names(project, group)
@@ -210,7 +210,7 @@ class UnusedIo(Rule):
         return spec.source is block.source and block.source.is_inside(spec.call, block.info.node)
 
     def _flows(self, project: Project, block: Block) -> list[Flow]:
-        """What the block runs, its subclasses, and for a loop its steps."""
+        """The flows of the block, of its subclasses, and for a loop of its steps."""
         heirs = _heirs(project)
         infos = heirs.get(block.info, [])[:]
         if block.kind == "loop":
@@ -218,13 +218,13 @@ class UnusedIo(Rule):
         return [project.flow(info) for info in dict.fromkeys(infos)]
 
     def _computed(self, flow: Flow, root: str) -> bool:
-        """Whether attributes are read by names that are computed."""
+        """Whether ``flow`` reads attributes of ``root`` by computed names."""
         return any((root,) in body.computed("getattr", "hasattr") for body in flow.bodies)
 
 
 @once
 def _order(project: Project, block: Block) -> str:
-    """Where the block runs wherever it runs with a loop: ``"before"`` or ``"after"`` it; ``""`` if unsure."""
+    """The place of a block in sequences with a loop: ``"before"`` or ``"after"`` the loop; ``""`` if unsure."""
     found: set[str] = set()
     for outer in project.assemblies.get(block.info, ()):
         if outer.kind != "sequential":

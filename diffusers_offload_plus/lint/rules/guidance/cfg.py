@@ -1,4 +1,4 @@
-"""Classifier-free guidance is what guiders do, not blocks."""
+"""Rule MOD005: classifier-free guidance is computed by guiders, not by blocks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FLAGS = {"do_classifier_free_guidance", "do_cfg", "do_true_cfg"}
 
 
 def is_scale_name(name: str) -> bool:
-    """Whether a name speaks of the strength of guidance. Those of ControlNet are another thing."""
+    """Whether a name is typical of the strength of guidance. Names of ControlNet are not meant."""
     lowered = name.lower()
     if lowered.startswith("control") or "controlnet" in lowered or lowered.endswith(("interval", "start", "end")):
         return False
@@ -46,7 +46,7 @@ class CfgInBlock(Rule):
 
 
 def manual_guidance(project: Project, source: Source, root: ast.AST) -> Iterator[tuple[ast.AST, str, str]]:
-    """Places of ``root`` that do guidance by hand: node, message, kind."""
+    """The places below ``root`` that compute guidance by hand: node, message, kind."""
     for function, places in _by_function(project, source):
         if source.is_inside(function, root):
             yield from places
@@ -54,7 +54,7 @@ def manual_guidance(project: Project, source: Source, root: ast.AST) -> Iterator
 
 @once
 def _by_function(project: Project, source: Source) -> list[tuple[Function, list[tuple[ast.AST, str, str]]]]:
-    """The functions of blocks and of what stands beside them, each with its places that do guidance by hand."""
+    """The functions of blocks and beside blocks, each with the places where it computes guidance by hand."""
     if "guidance" not in source.text and "cfg" not in source.text:
         return []
     flagged = any(flag in source.text for flag in FLAGS)

@@ -1,4 +1,4 @@
-"""What blocks read from and write to their state, against what they declare."""
+"""Rules about the block state: blocks read and write what they declare, and read it plainly."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class DefensiveRead(Rule):
         return all(name in block.of_variant(index, what).names for index in range(len(block.variants)))
 
     def _caught(self, project: Project, root: str, what: str) -> Iterator[Finding]:
-        """``try: components.vae`` with ``except AttributeError``."""
+        """Findings about ``try: components.vae`` with ``except AttributeError``."""
         for access, blocks in by_place(project, root, "read"):
             if not access.body.of(ast.Try):
                 continue
@@ -133,7 +133,7 @@ def can_be_local(project: Project, block: Block, access: Access) -> bool:
     if name in taken or keyword.iskeyword(name) or hasattr(builtins, name):
         return False
     first = source.statement(uses[0].node)
-    # A first write in a branch may not happen, and a name without a value fails in another way than an attribute.
+    # A write inside a branch may not happen. Then a local variable would fail in another way than an attribute.
     return first in body.function.body
 
 
@@ -176,7 +176,7 @@ class UndeclaredRead(Rule):
         dynamic = any(place == ("block_state",) for place, _, _ in project.flow(block.info).escapes)
         if dynamic or self._set_by_computed_name(project, block):
             return False
-        # A write in another function may come first as well; within one function the order of lines decides.
+        # A write in another function may come first. Within one function the order of lines decides.
         return not any(use.body is not access.body or use.node.lineno <= access.node.lineno for use in writes)
 
     def _set_by_computed_name(self, project: Project, block: Block) -> bool:

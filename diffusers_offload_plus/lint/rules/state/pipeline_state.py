@@ -1,4 +1,4 @@
-"""Blocks reach the pipeline state through their declarations alone."""
+"""Rule MOD014: blocks write to the pipeline state through declared outputs only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How blocks are assembled: flat, consistent, named and documented."""
+"""Rules about assembled blocks: flat, consistent, named and documented."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _is_text(node: ast.stmt) -> bool:
 
 
 class _LineNode(ast.AST):
-    """Stands for the text of one line."""
+    """A node that stands for the text of one line."""
 
     def __init__(self, source: Source, line: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Tests of blocks: models that stay, and blocks run as pipelines run them."""
+"""Rules about tests of blocks: where test models live, and how blocks are run."""
 
 from __future__ import annotations
 
@@ -95,5 +95,5 @@ class DirectBlockCall(Rule):
 
 
 def _tests_framework(source: Source) -> bool:
-    """A test of the framework: directly among the tests of modular pipelines, not in a family's folder."""
+    """Whether a test is about the framework: it lies directly among the tests of modular pipelines."""
     return PurePosixPath(source.path).parent.name == "modular_pipelines"

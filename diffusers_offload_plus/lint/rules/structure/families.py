@@ -1,4 +1,4 @@
-"""Model families as a whole: names that lead from a checkpoint to its pipeline, files, exports, pipeline classes."""
+"""Rules about model families: model names, files, exports and pipeline classes."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ class Exports(Rule):
             if missing:
                 message = f"{', '.join(missing)} not exported by {dotted}"
                 yield from report(self, pipeline.source, pipeline.node, message)
-        # One name of the family is enough: variants without a name of their own are another rule's.
+        # One name of the family is enough. Variants without a name of their own are reported by MOD021.
         framework = project.modules.module(f"{FRAMEWORK_PACKAGE}.modular_pipeline")
         family = project.pipelines_of(pipeline.source)
         mapped = framework is None or any(f'"{other.name}"' in framework.text for other in family)

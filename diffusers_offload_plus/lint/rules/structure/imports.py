@@ -1,4 +1,4 @@
-"""What modular blocks may import: nothing of the standard pipelines, of other families or of sibling presets."""
+"""Rules about imports: none from standard pipelines, from other families or from other presets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STANDARD = "diffusers.pipelines"
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """One name that a statement imports: its canonical dotted name, and the one the statement spells."""
+    """One name that a statement imports: its canonical dotted name, and the dotted name as it is written."""
 
     dotted: str
     spelled: str
@@ -193,7 +193,7 @@ class CrossFamilyImport(Rule):
                     yield from report(self, source, statement.node, message)
 
     def _family(self, project: Project, source: Source, name: Imported) -> str:
-        """The other family that a name belongs to."""
+        """The name of the other family that an imported name belongs to, else ``""``."""
         for dotted in (name.dotted, name.spelled):
             if dotted.startswith(FRAMEWORK_PACKAGE + "."):
                 family = dotted.split(".")[2]

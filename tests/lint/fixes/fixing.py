@@ -1,4 +1,4 @@
-"""A block to be mended, and mending it."""
+"""A block to be fixed, and fixing it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffusers_offload_plus.lint.rules.registry import catalogue
 from diffusers_offload_plus.lint.running.run import Request, examine
 from diffusers_offload_plus.lint.settings.layers import Layer, Settings
 
-__all__ = ["FAMILY", "INPUTS", "NOISE", "READ", "STRENGTH", "block", "changed", "findings_in", "mend", "request"]
+__all__ = ["FAMILY", "INPUTS", "NOISE", "READ", "STRENGTH", "block", "changed", "findings_in", "fix", "request"]
 
 STRENGTH = 'InputParam("strength", type_hint=float{}, description="How much."),'
 NOISE = "block_state.noise = components.vae(block_state.generator)"
@@ -68,7 +68,7 @@ def request(root: Path, *select: str, **more: object) -> Request:
     return Request(paths=[root], settings=Settings(catalogue(), [layer]), **more)  # type: ignore[arg-type]
 
 
-def mend(root: Path, text: str, *select: str, name: str = "before_denoise.py") -> tuple[str, Fixed]:
+def fix(root: Path, text: str, *select: str, name: str = "before_denoise.py") -> tuple[str, Fixed]:
     """What ``text`` becomes, and the outcome; a second round has to find nothing to do."""
     path = root / FAMILY / name
     path.parent.mkdir(parents=True, exist_ok=True)

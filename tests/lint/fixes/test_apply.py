@@ -1,4 +1,4 @@
-"""``--fix``: files keep what is theirs, and mending is idempotent, verified and goes on until nothing is left."""
+"""``--fix``: files keep what is theirs, and fixing is idempotent, verified and goes on until nothing is left."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from diffusers_offload_plus.lint.rules.registry import catalogue
 from diffusers_offload_plus.lint.running.run import examine
 
 from ..running.test_changes import git
-from .mending import FAMILY, INPUTS, NOISE, READ, STRENGTH, block, findings_in, mend, request
+from .fixing import FAMILY, INPUTS, NOISE, READ, STRENGTH, block, findings_in, fix, request
 
 
 def test_encoding_newlines_mode_and_links_stay(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_fix_that_does_not_help_is_dropped(
             right(edits, finding)
 
     monkeypatch.setitem(FIXERS, "MOD012", sometimes)
-    after, fixed = mend(tmp_path, TWO, "MOD012")
+    after, fixed = fix(tmp_path, TWO, "MOD012")
     assert "vae = components.vae\n" in after
     assert "getattr(components, 'scheduler', None)" in after
     assert "def f(:" not in after
@@ -91,9 +91,9 @@ def test_a_fix_that_does_not_help_is_dropped(
     assert reason in fixed.notes[0]
 
 
-def test_only_what_is_reported_is_mended(tmp_path: Path) -> None:
+def test_only_what_is_reported_is_fixed(tmp_path: Path) -> None:
     text = TWO.replace("'scheduler', None)", "'scheduler', None)  # noqa: MOD012")
-    after, fixed = mend(tmp_path, text, "MOD012")
+    after, fixed = fix(tmp_path, text, "MOD012")
     assert fixed.fixed == 1
     assert "getattr(components, 'scheduler', None)  # noqa: MOD012" in after
 
@@ -125,15 +125,15 @@ STATEMENTS = st.sampled_from(
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )
 @given(st.lists(STATEMENTS, max_size=7), st.booleans())
-def test_mending_twice_is_mending_once(
+def test_fixing_twice_is_fixing_once(
     tmp_path_factory: pytest.TempPathFactory, statements: list[str], ends: bool
 ) -> None:
     text = block("\n".join([NOISE, *statements]), INPUTS + STRENGTH.format(", required=True"))
     if not ends:
         text = text.replace("        self.set_block_state(state, block_state)\n        return", "        return")
-    root = tmp_path_factory.mktemp("mend", numbered=True)
+    root = tmp_path_factory.mktemp("fix", numbered=True)
     before = Counter(finding.code for finding in findings_in(root, text))
-    mend(root, text)  # mends a second time and sees that nothing changes
+    fix(root, text)  # fixes a second time and sees that nothing changes
     after = Counter(finding.code for finding in examine(request(root)).findings)
     assert after <= before
 
@@ -142,7 +142,7 @@ OFFLOAD = "components.maybe_free_model_hooks(block_state.strength)\n"
 DEFAULT = "if block_state.strength is None:\n    block_state.strength = 0.5\n"
 
 
-def test_a_diff_is_mended_until_nothing_more_can_be(tmp_path: Path) -> None:
+def test_a_diff_is_fixed_until_nothing_more_can_be(tmp_path: Path) -> None:
     old = block(OFFLOAD + READ, INPUTS + STRENGTH.format(""))
     path = tmp_path / FAMILY / "before_denoise.py"
     path.parent.mkdir(parents=True)
