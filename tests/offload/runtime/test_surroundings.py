@@ -21,6 +21,7 @@ from tests.support.models import Block, Stack, assert_same, noise, seeded
 from tests.support.policies import settings
 from tests.support.virtual import engine_of
 
+SIZES = (32, 64)  # of a layer of a block
 MODES = {"inference": torch.inference_mode, "no_grad": torch.no_grad, "grad": torch.enable_grad}
 
 
@@ -34,6 +35,7 @@ def test_what_was_born_in_inference_mode_runs_in_each_mode(
         return seeded(lambda: Stack(depth=4))
 
     reference = build()
+    assert SIZES == tuple(reversed(reference.blocks[2].up.weight.shape))
     with torch.inference_mode():
         model = build() if born == "model" else None
     model = model or build()

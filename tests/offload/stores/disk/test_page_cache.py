@@ -45,6 +45,7 @@ def file(tmp_path: Path) -> MappedFile:
 def test_a_range_is_in_memory_if_all_its_pages_are(file: MappedFile) -> None:
     file.bytes(0, 1).item()
     assert in_memory(file.address + 1, PAGE - 1)
+    os.posix_fadvise(file.fileno(), SIZE // 2, 0, os.POSIX_FADV_DONTNEED)  # the system may have read far ahead
     assert not in_memory(file.address + 1, SIZE - 1)
     file.populate(0, SIZE)
     assert in_memory(file.address + 1, SIZE - 1)
