@@ -18,6 +18,8 @@ TRANSFER = Room(
         "test_failures",
         "test_claims_and_copies",
         "test_training",
+        "test_streams",
+        "test_tensor_subclasses",
     ),
     mutants=[
         Mutant("no wait before a read", "Transfer._order", Drop("_.wait_event(...)")),

@@ -21,6 +21,7 @@ WEIGHTS = Room(
         "test_training",
         "test_claims_and_copies",
         "test_copies_and_state",
+        "test_pointers",
     ),
     mutants=[
         Mutant("onload does nothing", "ParamGroup.onload", AtEnd("self.offload()")),
