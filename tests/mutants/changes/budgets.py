@@ -14,13 +14,17 @@ BUDGETS = Room(
         "test_figures",
         "test_broken_engines",
         "test_failures",
+        "test_residency",
+        "test_fitting",
+        "test_preview",
+        "test_virtual_step",
     ),
     mutants=[
-        Mutant("the device budget is not kept", "room_for_groups", Body("return 2 * limit")),
-        Mutant("nobody makes room", "DeviceBudget.reserve", Always("self.limit is None or ...")),
+        Mutant("the device budget is not kept", "bytes_for_groups", Body("return 2 * limit")),
+        Mutant("nobody gives memory up", "DeviceBudget.reserve", Always("self.limit is None or ...")),
         Mutant(
             "auto: weights that come and go are not told from what is beside them",
-            "DeviceBudget.hold",
+            "DeviceBudget.note_change",
             Drop("self._note_beside()"),
         ),
         Mutant("auto: larger inputs are not measured", "AutoLimit.begin", Replace("size > _", "False")),
@@ -34,18 +38,23 @@ BUDGETS = Room(
         Mutant(
             "auto: a pass inside another hides what that needs",
             "AutoLimit.note",
-            Replace("self._turns", "self._turns[-1:]"),
+            Replace("self._records", "self._records[-1:]"),
         ),
         Mutant(
-            "auto: the choice of before the measurement stays", "OffloadEngine._begin", Never("_ != self._kept_for")
+            "auto: the choice of before the measurement stays", "OffloadEngine._begin", Never("_ != self._cached_for")
         ),
         Mutant("auto: what is freed during a pass hides what that needs", "AutoLimit.note", Drop("_.lowest = _")),
-        Mutant("auto: the limit of the pass inside stays", "DeviceBudget.turn", Never("_ is not None")),
+        Mutant("auto: the limit of the pass inside stays", "DeviceBudget.pass_scope", Never("_ is not None")),
         Mutant("auto: no limit while training", "AutoLimit.begin", Replace("_1 or torch.is_grad_enabled()", "_1")),
         Mutant(
             "what a cast made too large for the limit stays",
-            "DeviceBudget.turn",
+            "DeviceBudget.pass_scope",
             Drop("self._shrink(...)", after="self.auto.end(...)"),
         ),
+        Mutant("what is cached is streamed through too", "choose_cached", Replace("budget - sum(...)", "budget")),
+        Mutant("more is cached than there is memory", "residency:_filled", Always("_ <= left")),
+        Mutant("a spread takes more than its share", "evenly_spread", Replace("_ <= nbytes", "True")),
+        Mutant("blocks are kept however large", "streams_well", Body("return True")),
+        Mutant("blocks are always cut", "streams_well", Body("return False")),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutants.edits import Always, Before, Body, Drop, Never, Replace
+from tests.mutants.edits import Always, Before, Drop, Never, Replace
 from tests.mutants.mutant import Mutant, Room
 
 __all__ = ["DISK"]
@@ -12,7 +12,6 @@ DISK = Room(
         "test_weights_on_disk",
         "test_damaged_files",
         "test_failing_disk",
-        "test_direct_reads",
         "test_checkpoints",
         "test_directories",
         "test_shared_directory",
@@ -32,25 +31,25 @@ DISK = Room(
             Replace("bool(_.any())", "False"),
         ),
         Mutant("a file changed in place is not noticed", "MappedFile.check", Never("_ != self._stamp")),
-        Mutant("badly aligned weights are used in place", "Piece.computes_like", Body("return True")),
-        Mutant("weights are not used where the loader mapped them", "Piece.computes_like", Replace("_1 or _2", "_1")),
+        Mutant("badly aligned weights are used in place", "DiskSlab.__init__", Replace("all(...)", "True")),
+        Mutant("weights are not used where the loader mapped them", "DiskSlab.__init__", Replace("_1 or _2", "_1")),
         Mutant(
             "weights are let go before they are on disk",
             "store_file:write_file",
             Drop("_write_all(_, view_bytes(...), ...)"),
         ),
         Mutant("weights are let go before the disk has them", "StoreDirectory.write", Drop("sync_data(...)")),
-        Mutant("a copied checkpoint is used before the disk has it", "DiskPlacement._copied", Drop("sync_data(...)")),
+        Mutant("a copied checkpoint is used before the disk has it", "DiskAllocator._copied", Drop("sync_data(...)")),
         Mutant(
             "kept files are published before they are whole",
             "StoreDirectory.publish",
             Before("write_file(...)", "os.replace(temporary, final)\ntemporary = str(final)"),
         ),
-        Mutant("the budget of host memory is ignored", "groups_in_memory", Always("_ <= room and ...")),
+        Mutant("the budget of host memory is ignored", "groups_in_memory", Always("_ <= budget")),
         Mutant(
             "a group on disk is read from the wrong place",
-            "DiskSlab._runs",
-            Replace("Piece(_1, _2, _3)", "Piece(_1, _2, _3 - 1)"),
+            "DiskSlab.read_into",
+            Replace("offset + first - extent.offset", "offset + first - extent.offset - 1"),
         ),
         Mutant("a staging buffer is filled while it is copied from", "Staging.acquire", Drop("_.synchronize()")),
         Mutant(
@@ -58,31 +57,20 @@ DISK = Room(
             "Staging.acquire",
             Replace("_1 < nbytes", "_1 > nbytes"),
         ),
-        Mutant("the thread's copy does not wait for computation", "Link._read_and_copy", Drop("_.wait_event(...)")),
+        Mutant(
+            "the thread's copy does not wait for computation",
+            "CopyEngine._start_reading",
+            Drop("self._wait_until_free(...)"),
+        ),
         Mutant(
             "errors of reading are swallowed",
             "Reading.finish",
             Replace("_1.result()", "None if _1.exception() else _1.result()"),
         ),
-        Mutant("what was read past the cache is not moved into place", "DirectReads.read", Never("shift")),
-        Mutant(
-            "the end of a range read past the cache is left out",
-            "MappedFile.read_past_cache",
-            Replace("((0, _1), _2)", "((0, _1),)"),
-        ),
-        Mutant(
-            "what is in the cache is read past it", "DirectReads.worthwhile", Replace("in_memory(...) > _", "False")
-        ),
-        Mutant(
-            "ranges never get back into the cache", "DirectReads.worthwhile", Replace("_ % THROUGH_CACHE != 0", "True")
-        ),
-        Mutant("a file system that refuses is asked again", "DirectReads.read", Drop("self._refused = True")),
-        Mutant("a fork in the middle of a direct read is not noticed", "DirectReads.read", Never("_ != _forks")),
-        Mutant("the disk's errors are taken for a refusal", "DirectReads.read", Never("_ not in _REFUSALS")),
         Mutant(
             "pages that are not there are not asked for",
             "MappedFile._is_in_memory",
-            Replace("in_memory(...) == 1", "True"),
+            Replace("in_memory(...)", "True"),
         ),
         Mutant(
             "the end of a truncated file is touched", "MappedFile._is_in_memory", Replace("_ < self.size", "False")

@@ -23,28 +23,36 @@ SHARED = Room(
                 'mmap.MAP_SHARED if "memfd" in os.readlink(f"/proc/self/fd/{descriptor}") else mmap.MAP_PRIVATE',
             ),
         ),
-        Mutant("bytes offered by others are not compared", "SharedPlacement._share", Never("not _.equals(...)")),
-        Mutant("the content does not decide who shares", "SharedPlacement._content", Drop("_.update(bytes_at(...))")),
-        Mutant("layouts do not decide who shares", "SharedPlacement._content", Drop("_.update(_.encode())")),
-        Mutant("memory is used before it is filled", "SharedPlacement._take", Drop("_.wait(...)")),
-        Mutant("nobody is told that memory is filled", "SharedPlacement._finish", Drop("_.announce()")),
+        Mutant("bytes offered by others are not compared", "SharedAllocator._share", Never("not _.equals(...)")),
+        Mutant(
+            "the content does not decide who shares",
+            "SharedAllocator._content_name",
+            Drop("_.update(view_bytes(...))"),
+        ),
+        Mutant("layouts do not decide who shares", "SharedAllocator._content_name", Drop("_.update(_.encode())")),
+        Mutant("memory is used before it is filled", "SharedAllocator._join", Drop("_.wait(...)")),
+        Mutant("nobody is told that memory is filled", "SharedAllocator._finish", Drop("_.announce()")),
         Mutant(
             "memory is not filled anew when who filled it is gone",
-            "SharedPlacement._take",
-            Replace("return None", 'raise NotShared("gone") from None'),
+            "SharedAllocator._join",
+            Replace("continue", 'raise NotShared("gone") from None'),
         ),
-        Mutant("a standing process is waited for for ever", "Handed.wait", Never("time.monotonic() > _")),
-        Mutant("the name dies with the process that made the memory", "Steward._hear", Drop("self._succeed(...)")),
-        Mutant("a forked child keeps the name", "steward:_forked", Drop("_.abandon()")),
-        Mutant("anybody is trusted", "is_own", Body("return True")),
+        Mutant("a standing process is waited for for ever", "Offer.wait", Never("time.monotonic() > _")),
         Mutant(
-            "memory is kept by name after the last weight is gone",
-            "SharedPlacement._meet",
+            "the name dies with the process that made the memory",
+            "server:Member._run",
+            Replace("self._take_over()", "False"),
+        ),
+        Mutant("a forked child keeps the name", "server:_close_all", Drop("_.close()")),
+        Mutant("anybody is trusted", "_require_own", Body("return")),
+        Mutant(
+            "memory has a name after the last weight is gone",
+            "SharedAllocator._join",
             Drop("weakref.finalize(...).atexit = _"),
         ),
         Mutant(
             "all weights are held until all have moved",
-            "SharedPlacement.place",
+            "SharedAllocator.store",
             After(
                 "self._groups.pop(...)",
                 """
@@ -57,7 +65,9 @@ SHARED = Room(
         ),
         Mutant("unchanged buffers are written", "SharedSlab.write", Always("not torch.equal(...)")),
         Mutant("shared memory is not reserved", "SharedMemory.reserve", Drop("os.posix_fallocate(...)")),
-        Mutant("room in control groups is not looked at", "SharedMemory.reserve", Never("_ is not None and ...")),
+        Mutant(
+            "memory left in control groups is not looked at", "SharedMemory.reserve", Never("_ is not None and ...")
+        ),
         Mutant("a refused reservation is an error", "SharedMemory.reserve", Replace("raise _ from _", "raise")),
         Mutant(
             "shared memory can be cut short",
@@ -68,10 +78,12 @@ SHARED = Room(
         Mutant("the limit on locked memory is not named", "lockable", Replace("lockable_bytes()", "None")),
         Mutant("registered memory stays registered", "registered", Drop("weakref.finalize(...).atexit = _")),
         Mutant(
-            "weights keep their shared home after disable",
-            "WeightGroup.leave",
+            "weights stay in shared memory after disable",
+            "ParamGroup.to_plain_memory",
             Replace('_1 != "host"', '_1 not in ("host", "shared host")'),
         ),
-        Mutant("shared weights are copied to compute on the CPU", "Link.start", Never("self.uses_in_place(...)")),
+        Mutant(
+            "shared weights are copied to compute on the CPU", "CopyEngine.start", Never("_ and storage.is_aligned")
+        ),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutants.edits import Always, AtEnd, Before, Body, Drop, Never, Replace
+from tests.mutants.edits import Always, AtEnd, Before, Drop, Never, Replace
 from tests.mutants.mutant import Mutant, Room
 
 __all__ = ["WEIGHTS"]
@@ -11,7 +11,7 @@ WEIGHTS = Room(
     first=(
         "test_figures",
         "test_budgets",
-        "test_inputs",
+        "test_arguments",
         "test_broken_engines",
         "test_buffers",
         "test_ties_and_views",
@@ -21,17 +21,18 @@ WEIGHTS = Room(
         "test_training",
         "test_claims_and_copies",
         "test_copies_and_state",
+        "test_pointers",
     ),
     mutants=[
-        Mutant("onload does nothing", "WeightGroup._lend", AtEnd("self.offload()")),
-        Mutant("the parameter is not re-pointed", "WeightGroup._lend", Drop("repoint(...)")),
+        Mutant("onload does nothing", "ParamGroup.onload", AtEnd("self.offload()")),
+        Mutant("the parameter is not re-pointed", "ParamGroup.onload", Drop("device.point()")),
         Mutant(
             "views are one alignment off", "lay_out", Replace("-(-_ // ALIGNMENT)", "max(0, -(-_ // ALIGNMENT) - 1)")
         ),
         Mutant(
             "the last tensor of a slab is not copied",
-            "HostSlab.__init__",
-            Replace("_copy_bytes(_1, _2)", "_copy_bytes(_1, _2) if _1 is not sources[-1] else None"),
+            "host:pack",
+            Replace("_1.copy_(_2)", "_1.copy_(_2) if source is not sources[-1] else None"),
         ),
         Mutant(
             "a shared tensor moves with its first unit only",
@@ -39,22 +40,74 @@ WEIGHTS = Room(
             Replace("_.setdefault(_1, set()).add(_2)", "users.setdefault(_1, {_2})"),
         ),
         Mutant("ties are not seen", "_clusters", Replace("_[1:]", "_[:0]")),
-        Mutant("offload does not restore", "WeightGroup.offload", Drop("repoint(...)")),
-        Mutant("an in-place write on the device is dropped", "WeightGroup._keep_writes", Never("_.is_buffer or ...")),
-        Mutant("bytes are not compared", "WeightGroup._keep_writes", Never("compare")),
+        Mutant("offload does not restore", "ParamGroup.offload", Drop("self._stored.point()")),
+        Mutant("offload after a look does not restore", "ParamGroup._write_back", Drop("repoint(...)")),
+        Mutant("an in-place write on the device is dropped", "ParamGroup._keep_writes", Never("_.is_buffer or ...")),
+        Mutant("bytes are not compared", "ParamGroup._keep_writes", Never("compare is Compare.ALL")),
         Mutant(
-            "re-pointed on the device: dropped",
-            "WeightGroup._keep_writes",
-            Replace("self._adopt(_1)", "repoint(tensor, _1.host)"),
+            "bytes of trained weights are not compared",
+            "ParamGroup._keep_writes",
+            Never("compare is Compare.TRAINED and ..."),
         ),
-        Mutant("re-pointed on the host: not noticed", "WeightGroup._at_home", Body("return True")),
         Mutant(
-            "written under a prefetch: not noticed", "WeightGroup.onload", Replace("_ != self._versions()", "False")
+            "writes that leave no trace are not looked for",
+            "ParamGroup.offload",
+            Replace("self._shows_writes", "True"),
         ),
-        Mutant("what is kept was re-pointed: not noticed", "WeightGroup.onload", Always("all(...)")),
+        Mutant("re-pointed on the device: dropped", "ParamGroup._keep_writes", Never("self._adopt(...)")),
+        Mutant(
+            "re-pointed on the host: not noticed",
+            "ParamGroup.onload",
+            Never("self.state is GroupState.OFFLOADED and ..."),
+        ),
+        Mutant("written under a prefetch: not noticed", "ParamGroup.onload", Never("not self.in_place and ...")),
+        Mutant(
+            "re-pointed under a prefetch: not noticed", "ParamGroup.onload", Never("not self._stored.are_current()")
+        ),
+        Mutant(
+            "what is cached was re-pointed: not noticed", "ParamGroup.onload", Never("not self._device.are_current()")
+        ),
+        Mutant("a tensor at another address is not noticed", "Pointers.are_current", Never("_ != self._addresses")),
+        Mutant(
+            "other strides are not noticed",
+            "Pointers.are_current",
+            Replace("_ != self._layout", "[*map(_shape, parts), *map(_dtype, parts)] != self._layout[len(parts) :]"),
+        ),
+        Mutant(
+            "another shape is not noticed",
+            "Pointers.are_current",
+            Replace(
+                "_ != self._layout",
+                "[*map(_stride, parts)] != self._layout[: len(parts)]"
+                " or [*map(_dtype, parts)] != self._layout[2 * len(parts) :]",
+            ),
+        ),
+        Mutant(
+            "another dtype is not noticed",
+            "Pointers.are_current",
+            Replace(
+                "_ != self._layout", "[*map(_stride, parts), *map(_shape, parts)] != self._layout[: 2 * len(parts)]"
+            ),
+        ),
+        Mutant("another inner tensor is not noticed", "Pointers._holds_parts", Never("getattr(...) is not _")),
+        Mutant("an added inner tensor is not noticed", "Pointers._holds_parts", Never("_ != held")),
+        Mutant(
+            "what was empty and is not any more is not noticed",
+            "Pointers._holds_parts",
+            Replace("not any(...)", "True"),
+        ),
+        Mutant("tensors without counters pass for unwritten", "Pointers.changed_since", Replace("_ < 0", "False")),
+        Mutant(
+            "writes to inner tensors are not seen",
+            "Pointers.changed_since",
+            Replace("now[start : start + count] != versions[start : start + count]", "now[start] != versions[start]"),
+        ),
+        Mutant("only the outer tensors are pointed at the device", "Pointers.point", Drop("setattr(...)")),
         Mutant("only root parameters of wrappers are re-pointed", "repoint", Drop("setattr(...)")),
-        Mutant("pinned memory is kept after disable", "WeightGroup.leave", Replace('_ != "host"', '_ == "disk"')),
-        Mutant("saved weights are kept", "SavedWeights._pack", Always("_ is None")),
+        Mutant(
+            "pinned memory stays after disable", "ParamGroup.to_plain_memory", Replace('_ != "host"', '_ == "disk"')
+        ),
+        Mutant("saved weights stay on the device", "SavedWeights._pack", Always("_ is None")),
         Mutant("gradients stay on the device", "SavedWeights.land", Before("_ = _.to(...)", "return")),
     ],
 )

@@ -32,7 +32,7 @@ from diffusers_offload_plus.offload.hooks.attachment import attachment_of
 from diffusers_offload_plus.offload.hooks.diffusers_api import HOOK_NAME, registry_of, stock_hooks
 from diffusers_offload_plus.offload.hooks.hook import GroupOffloadPlusHook
 from tests.support.meter import Meter
-from tests.support.models import BUDGETED, Stack, assert_plain, assert_same, noise, seeded
+from tests.support.models import BUDGETED, Block, Stack, assert_plain, assert_same, noise, seeded
 from tests.support.policies import settings, soaked
 from tests.zoo.models import MODELS
 from tests.zoo.pipelines import PIPELINES, PROMPT, flux_parts, models_of, quiet
@@ -382,6 +382,37 @@ def test_forward_replaced_by_the_user(policy: str, device: torch.device) -> None
         layer.forward = lambda x, layer=layer: nn.functional.linear(x, layer.weight * 2, layer.bias)
     for _ in range(2):
         assert_same(model(noise(device)), plain(noise(device)))
+    dop.disable_group_offload(model)
+
+
+@pytest.mark.parametrize("policy", ["block", "leaf-stream"])
+def test_forward_replaced_on_the_class(policy: str, device: torch.device) -> None:
+    """As TeaCache's scripts do after the model is set up: all instances of the class run the new forward."""
+
+    class Patched(Block):
+        pass
+
+    class Whole(Stack):
+        def __init__(self) -> None:
+            super().__init__(block=Patched)
+
+    def twice(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.outlet(Stack.forward(self, x))
+
+    def doubled(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return Block.forward(self, x) * 2
+
+    plain, model = seeded(Whole).to(device), seeded(Whole)
+    dop.enable_group_offload(model, device, **settings(policy, model, device))
+    for module, patched in ((model, twice), (model.blocks[0], doubled)):
+        before = model(noise(device))
+        kept = type(module).forward
+        type(module).forward = patched
+        for _ in range(2):
+            assert_same(model(noise(device)), plain(noise(device)))
+        assert not torch.equal(model(noise(device)), before), "the new forward was meant to matter"
+        type(module).forward = kept
+        assert_same(model(noise(device)), before)
     dop.disable_group_offload(model)
 
 

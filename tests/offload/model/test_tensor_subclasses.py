@@ -15,7 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 import diffusers_offload_plus as dop
 from diffusers_offload_plus.offload.model.tensors import is_wrapper, map_plain, plain_tensors, repoint, same_bits
 from tests.support.meter import Meter
-from tests.support.models import CHOSEN, WIDTH, Pair, Stack, assert_same, noise, seeded
+from tests.support.models import BUDGETED, CHOSEN, WIDTH, Block, Pair, Stack, assert_same, noise, seeded
 from tests.support.policies import settings
 from tests.support.subclasses import Boxed, box, box_linears, boxed_parameters, leaves
 
@@ -156,6 +156,26 @@ def test_bytes_of_inner_tensors_are_counted(policy: str, device: torch.device) -
     report = dop.offload_report(model).components[0]
     assert total <= report.streamed_bytes + report.resident_bytes < 1.2 * total
     assert report.peak_device_bytes <= report.device_bound < total
+
+
+@pytest.mark.parametrize("policy", BUDGETED)
+def test_an_inner_tensor_that_somebody_holds_keeps_its_memory(policy: str, device: torch.device) -> None:
+    class Giving(Block):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            super().forward(x)
+            weight: Any = self.up.weight
+            return weight.core.core
+
+    model: Any = box_linears(seeded(lambda: Stack(block=Giving)))
+    want = [block.up.weight.core.core.clone() for block in model.blocks]
+    dop.enable_group_offload(model, device, **settings(policy, model, device))
+    for _ in range(2):
+        with torch.no_grad():
+            held = [block(noise(device)) for block in model.blocks]
+        assert all(tensor.untyped_storage().nbytes() for tensor in held), "reading it would crash"
+        assert_same(held, want)
+        del held
+    dop.disable_group_offload(model)
 
 
 # What users do to them

@@ -134,6 +134,13 @@ def transposed(m: nn.Module) -> None:
     m.inlet.weight.data = m.inlet.weight.data.t()
 
 
+def narrowed(m: nn.Module) -> None:
+    block = m.blocks[2]
+    for layer in (block.up.weight, block.up.bias):
+        layer.data = layer.data[:WIDTH]
+    block.down.weight.data = block.down.weight.data[:, :WIDTH]
+
+
 def weight_normed(m: nn.Module) -> None:
     torch.nn.utils.parametrizations.weight_norm(m.blocks[1].up)
 
@@ -164,6 +171,7 @@ CHANGES: dict[str, Callable[[nn.Module], Any]] = {
         exchanged,
         aliased,
         transposed,
+        narrowed,
         weight_normed,
     )
 } | {
@@ -211,6 +219,34 @@ def test_other_dtype(policy: str, dtype: torch.dtype, device: torch.device) -> N
     pair.change(lambda m: m.blocks[2].float())
     pair.agree(lambda m: m(noise(device)))
     pair.finish(saves=dtype.itemsize == 2)
+
+
+def test_the_same_bytes_as_another_dtype(policy: str, device: torch.device) -> None:
+    def reread(m: nn.Module) -> None:
+        for p in m.parameters():
+            p.data = p.data.view(torch.float16)
+
+    pair = Pair(seeded(Stack).bfloat16(), device, policy)
+    pair.agree(lambda m: m(noise(device).bfloat16()))
+    pair.change(reread)
+    pair.agree(lambda m: m(noise(device).half()))
+    pair.finish(tidy=False)
+
+
+def test_what_was_empty_gets_values(policy: str, device: torch.device) -> None:
+    class Extended(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.more = nn.Parameter(torch.empty(0, WIDTH))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(torch.cat([x, self.more]))
+
+    pair = Pair(seeded(lambda: Stack(block=Extended)), device, policy)
+    pair.agree(lambda m: m(noise(device)))
+    pair.change(lambda m: setattr(m.blocks[3].more, "data", torch.ones(2, WIDTH)))
+    pair.agree(lambda m: m(noise(device)))
+    pair.finish(tidy=False)
 
 
 def test_weight_norm_by_a_forward_pre_hook(policy: str, device: torch.device) -> None:
