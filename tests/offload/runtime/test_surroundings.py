@@ -35,7 +35,7 @@ def test_what_was_born_in_inference_mode_runs_in_each_mode(
         return seeded(lambda: Stack(depth=4))
 
     reference = build()
-    assert SIZES == tuple(reversed(reference.blocks[2].up.weight.shape))
+    assert tuple(reversed(reference.blocks[2].up.weight.shape)) == SIZES
     with torch.inference_mode():
         model = build() if born == "model" else None
     model = model or build()
