@@ -1,8 +1,8 @@
 """Backward through offloaded weights.
 
 [Note: saved weights]
-Autograd keeps what backward needs. A weight it kept as it lay on the device would hold its whole group there until
-backward, and with it, block by block, the model. So while a grad-enabled pass runs, a saved view of a device slab is
+Autograd saves what backward needs. A weight saved as it is on the device would hold its whole group there until
+backward, and so, block by block, the whole model. So while a grad-enabled pass runs, a saved view of a device slab is
 replaced by a note of where in which host slab it lies, and backward brings that group to the device again, one group
 at a time. Weights changed in place between forward and backward raise, as they do without offloading.
 """
@@ -66,7 +66,7 @@ class SavedWeights:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """While active, in a grad-enabled pass, saved weights are noted instead of kept.
+        """While active, in a grad-enabled pass, a note of where a weight is stored is saved in its place.
 
         Not where others' hooks are in charge already: activation checkpointing recomputes, and counts on seeing what
         is saved.
@@ -176,10 +176,10 @@ class SavedWeights:
 
 
 def _taking_off(tensor: torch.Tensor, weights: SavedWeights) -> Callable[[torch.Tensor], None]:
-    held, keeper = weakref.ref(tensor), weakref.ref(weights)
+    held, owner = weakref.ref(tensor), weakref.ref(weights)
 
     def set_aside(_: torch.Tensor) -> None:
-        tensor, weights = held(), keeper()
+        tensor, weights = held(), owner()
         if tensor is not None and weights is not None:
             weights.set_aside(tensor)
 
@@ -187,10 +187,10 @@ def _taking_off(tensor: torch.Tensor, weights: SavedWeights) -> Callable[[torch.
 
 
 def _dropping_of(weights: SavedWeights) -> Callable[[], None]:
-    keeper = weakref.ref(weights)
+    owner = weakref.ref(weights)
 
     def drop() -> None:
-        weights = keeper()
+        weights = owner()
         if weights is not None:
             weights.drop()
 
@@ -198,10 +198,10 @@ def _dropping_of(weights: SavedWeights) -> Callable[[], None]:
 
 
 def _landing_of(weights: SavedWeights) -> Callable[[torch.Tensor], None]:
-    keeper = weakref.ref(weights)
+    owner = weakref.ref(weights)
 
     def land(tensor: torch.Tensor) -> None:
-        weights = keeper()
+        weights = owner()
         if weights is not None:
             weights.land(tensor)
 

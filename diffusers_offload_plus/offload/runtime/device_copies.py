@@ -25,7 +25,7 @@ class _Copy:
 
 
 class DeviceCopies:
-    """Copies handed out since the last pass. Each is kept beside its original values, so that a write to it is found
+    """Copies handed out since the last pass. Each lies beside its original values, so that a write to it is found
     and not lost."""
 
     def __init__(self, link: CopyEngine) -> None:

@@ -81,7 +81,7 @@ class OffloadEngine:
         self._device_copies = DeviceCopies(self.copy_engine)
         self._cached_for: int | None = None  # the limit
         self._nests: tuple[frozenset[int], ...] = ()  # of what streams
-        self._built = False  # all of it: groups, doors, residents
+        self._built = False  # all of it: groups, lookups, what stays on the device
         self._managed: dict[int, Entry] = {}
         self._carried_parameters: list[torch.Tensor] = []
         self._saved = SavedWeights(self.copy_engine)
@@ -102,11 +102,11 @@ class OffloadEngine:
     # Set-up
 
     def prepare(self) -> None:
-        """Find or make room for all weights of the model as it is now, without changing it.
+        """Find or reserve storage for all weights of the model as it is now, without changing it.
 
         Raises:
             UnsupportedModelError: the model cannot be offloaded.
-            DiskTierError: there is no room on disk, or it cannot be written.
+            DiskTierError: the disk is full, or cannot be written.
         """
         inventory = take_inventory(self.root, self.policy, self.label)
         self.tiers.prepare(inventory.groups)
@@ -114,11 +114,11 @@ class OffloadEngine:
         self.budget.join(self)
 
     def build(self) -> None:
-        """(Re)build groups, doors and plan from the model as it is now. Groups whose tensors are the same keep their
-        home."""
+        """Build groups, lookups and plan anew from the model as it is now. Groups whose tensors are the same keep
+        their storage."""
         for tensor in (*self.root.parameters(), *self.root.buffers()):
             renew(tensor)
-        with engine_mode():  # weights given a home by a pass in inference mode would be inference tensors for ever
+        with engine_mode():  # or what is stored by a pass in inference mode would be inference tensors for ever
             self._build()
 
     def _build(self) -> None:
@@ -191,7 +191,7 @@ class OffloadEngine:
         """Every weight back in plain host memory, lookups as they were. The engine must not be used after.
 
         Args:
-            leave: if not, the weights stay where they rest, for another engine to take over.
+            leave: False: the weights stay where they are stored, for another engine to take over.
 
         Raises:
             DiskTierError: some weights could not be read; they stay where they are, and all else is done.
@@ -220,7 +220,8 @@ class OffloadEngine:
             raise failed
 
     def to_host(self) -> None:
-        """Bring what stays on the device between passes back to the host, writes kept. No effect inside a pass."""
+        """Bring what stays on the device between passes back to the host, with what was written to it. No effect
+        inside a pass."""
         with self._lock:
             if self.forward_pass.frames:
                 return

@@ -287,7 +287,7 @@ class ForwardPass:
         displace = self._budget.may_displace(self._member)
         return self._budget.reserve(nbytes, self._member, required=True, displace=displace)
 
-    # Room
+    # Eviction
 
     def evict(self, nbytes: int) -> None:
         """Take groups that are not in use off the device, those used last first: they are needed latest. What is

@@ -1,12 +1,12 @@
 """Reads that no hook can see: ``F.linear(x, other.weight)``, ``self.out_proj.weight``, a parameter read by ``encode``.
 
 [Note: lookups]
-``module.weight`` reaches ``module._parameters["weight"]``. While a model is offloaded that dictionary is a
-:class:`WatchedDict`, a dict like any other but for this: looking a name up while its group is not onloaded asks the
-engine first, and before it is iterated (state dicts, optimisers, ``.to``) copies still reading host memory are
-waited for, since the caller may be about to write it. Iteration sees parameters at their host copy: what a budget
-keeps on the device comes home for it, unless the caller only asks for the model's dtype or device, as pipelines do
-at each step. Modules under a compiled forward keep plain dictionaries: the hook above them onloads all.
+``module.weight`` reads ``module._parameters["weight"]``. While a model is offloaded that dictionary is a
+:class:`WatchedDict`. Looking up a name whose group is not onloaded asks the engine first, unless the caller only asks
+for something that needs no values; see [Note: questions]. Before it is iterated (state dicts, optimisers, ``.to``)
+copies that still read host memory are waited for, since the caller may be about to write it, and what a budget caches
+on the device goes back to the host. While the group is onloaded, the dictionary is an :class:`OnloadedDict`, as fast
+as a plain one. Modules under a compiled forward keep plain dictionaries: the hook above them onloads all.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class GroupState(enum.Enum):
     OFFLOADED = "offloaded"
     PREFETCHED = "prefetched"  # at the stored values; the device copy is on its way
     ONLOADED = "onloaded"
-    IDLE = "idle"  # at the device copy between two passes; whoever reads them without computing sends it home
+    IDLE = "idle"  # at the device copy between two passes; a read that does not compute sends them back
 
 
 class Compare(enum.Enum):
@@ -199,7 +199,8 @@ class ParamGroup:
                 held.__class__ = self.watched_dict
 
     def offload(self, *, compare: Compare = Compare.NONE) -> None:
-        """Point the parameters back at their stored values and drop the device copy, writes kept. Idempotent.
+        """Point the parameters back at their stored values and drop the device copy. What was written to it is
+        stored first. Idempotent.
 
         Args:
             compare: which bytes are compared; for the others version counters are trusted.
@@ -309,26 +310,26 @@ class ParamGroup:
     def _write_back(self, device: Pointers, compare: Compare) -> None:
         """Copy to the host what was written on the device, and point every parameter at the host."""
         try:
-            kept = self._keep_writes(device, compare)
+            adopted = self._store_writes(device, compare)
         except FileChangedError:
-            kept = self._rescue(device)
+            adopted = self._rescue(device)
         for index, (tensor, value) in enumerate(zip(self._tensors, self._stored.values, strict=True)):
-            if index not in kept:
+            if index not in adopted:
                 repoint(tensor, value)
 
-    def _keep_writes(self, device: Pointers, compare: Compare) -> set[int]:
+    def _store_writes(self, device: Pointers, compare: Compare) -> set[int]:
         """Copy writes back; returns the places of tensors that point at other values on the host now."""
         assert self._transfer is not None
         assert self._transfer.slab is not None
         slab = self._transfer.slab.bytes
         if compare is Compare.ALL:
             self._compare(slab, 0, slab.numel())
-        kept, trained = set(), []
+        adopted, trained = set(), []
         written = device.changed_since(self._seen)
         for index, entry in enumerate(self.spec.entries):
             if not device.points(index):
                 if self._adopt(entry.tensor, self._stored.values[index]):
-                    kept.add(index)
+                    adopted.add(index)
                 continue
             for _, plain in plain_tensors(entry.tensor):
                 if not plain.numel():
@@ -340,7 +341,7 @@ class ParamGroup:
                 elif compare is Compare.TRAINED and entry.tensor.requires_grad:
                     trained.append((start, stop))
         self._compare_trained(slab, list(dict.fromkeys(trained)))
-        return kept
+        return adopted
 
     def _compare_trained(self, slab: torch.Tensor, ranges: list[tuple[int, int]]) -> None:
         nbytes = sum(stop - start for start, stop in ranges)

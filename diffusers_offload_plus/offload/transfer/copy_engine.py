@@ -191,7 +191,7 @@ class CopyEngine:
         """The device is done with ``storage`` for now, and nobody needs what ``transfer`` brought.
 
         Returns:
-            The slab without its memory, for the next time; None if it serves others, or others hold it.
+            The slab without its memory, for the next time; None if it went to the pool, or somebody else holds it.
         """
         if isinstance(storage, DiskSlab) and self.uses_in_place(storage):
             storage.release()

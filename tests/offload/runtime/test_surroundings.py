@@ -44,9 +44,7 @@ def test_what_was_born_in_inference_mode_runs_in_each_mode(
             if born == "buffer":
                 one.blocks[1].register_buffer("late", torch.ones(3))
             elif born == "layer":
-                one.blocks[2].up = seeded(
-                    lambda: nn.Linear(one.blocks[2].up.in_features, one.blocks[2].up.out_features)
-                )
+                one.blocks[2].up = seeded(lambda: nn.Linear(*SIZES))
             elif born == "loaded":
                 one.load_state_dict({name: t * 0.5 for name, t in one.state_dict().items()}, assign=True)
     x = noise(device)
