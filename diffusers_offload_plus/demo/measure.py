@@ -22,7 +22,6 @@ from ..offload.model.tensors import plain_tensors
 __all__ = [
     "HostMemory",
     "Inspector",
-    "Timeline",
     "device_memory",
     "host_memory",
     "release_memory",
@@ -45,18 +44,6 @@ class HostMemory:
 
     anonymous: int
     file: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Timeline:
-    """Memory over time: pairs of seconds and bytes, and moments that have a name.
-
-    ``device`` is empty on the CPU and where the device does not tell.
-    """
-
-    host: tuple[tuple[float, int], ...] = ()
-    device: tuple[tuple[float, int], ...] = ()
-    marks: tuple[tuple[float, str], ...] = ()
 
 
 def host_memory() -> HostMemory:

@@ -67,9 +67,8 @@ def build_pipeline(options: DemoOptions, dtype: str) -> Any:
     Raises:
         DemoError: the checkpoint cannot be loaded.
     """
-    pipeline = (
-        _loaded(options.model) if options.model is not None else _flux(SMALL if options.small else FULL, options.seed)
-    )
+    scale = SMALL if options.small else FULL
+    pipeline = _flux(scale, options.seed) if options.model is None else _loaded(options.model)
     pipeline.set_progress_bar_config(disable=True)
     if dtype == "int8":
         _quantize(pipeline)
@@ -131,7 +130,7 @@ def run_pipeline(pipeline: Any, options: DemoOptions, steps: int, on_step: Calla
     return image if image.ndim == 3 else image[0]
 
 
-def flux_transformer(scale: Scale, seed: int, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
+def flux_transformer(scale: Scale, seed: int, dtype: torch.dtype = torch.bfloat16) -> Any:
     """Flux's transformer with random weights, under which each step changes the latents visibly."""
     with _fresh(seed, dtype):
         transformer: Any = diffusers.FluxTransformer2DModel(
@@ -145,9 +144,7 @@ def flux_transformer(scale: Scale, seed: int, dtype: torch.dtype = torch.bfloat1
         )
         # Linear layers start out with weights that shrink what passes; the last one makes up for it.
         nn.init.normal_(transformer.proj_out.weight, std=1.5 * transformer.inner_dim**-0.5)
-    transformer.eval()
-    model: nn.Module = transformer
-    return model
+    return transformer.eval()
 
 
 def _flux(scale: Scale, seed: int) -> Any:
@@ -158,10 +155,8 @@ def _flux(scale: Scale, seed: int) -> Any:
                 vocab_size=len(clip_tokenizer),
                 hidden_size=scale.width,
                 intermediate_size=4 * scale.width,
-                projection_dim=scale.width,
                 num_hidden_layers=scale.clip_layers,
                 num_attention_heads=scale.width // 32,
-                max_position_embeddings=CLIP_TOKENS,
                 bos_token_id=clip_tokenizer.bos_token_id,
                 eos_token_id=clip_tokenizer.eos_token_id,
                 pad_token_id=clip_tokenizer.pad_token_id,
@@ -172,7 +167,6 @@ def _flux(scale: Scale, seed: int) -> Any:
             transformers.T5Config(
                 vocab_size=len(t5_tokenizer),
                 d_model=scale.width,
-                d_kv=64,
                 d_ff=4 * scale.width,
                 num_layers=scale.t5_layers,
                 num_heads=scale.width // 32,

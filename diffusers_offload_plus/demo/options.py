@@ -45,18 +45,15 @@ class DemoOptions:
         best = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         side = None if arguments.model is not None else 32 if arguments.small else 128
         height = arguments.height or side
-        return cls(
-            device=policy_for(onload_device=best.type if arguments.device is None else arguments.device).device,
-            model=arguments.model,
-            small=arguments.small,
-            steps=arguments.steps or (3 if arguments.small else 5),
-            height=height,
-            width=arguments.width or height,
-            prompt=arguments.prompt,
-            seed=arguments.seed,
-            dtypes=tuple(dict.fromkeys(arguments.dtypes)),
-            output=arguments.output,
-        )
+        given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(cls)}
+        filled_in = {
+            "device": policy_for(onload_device=best.type if arguments.device is None else arguments.device).device,
+            "steps": arguments.steps or (3 if arguments.small else 5),
+            "height": height,
+            "width": arguments.width or height,
+            "dtypes": tuple(dict.fromkeys(arguments.dtypes)),
+        }
+        return cls(**{**given, **filled_in})
 
     @property
     def moves(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
+from diffusers.utils import numpy_to_pil
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -18,16 +18,13 @@ MIB = 1 << 20
 LINES = (("device memory: tensors", "#1f5fa8", 1.0), ("host memory: anonymous", "#c8641e", 1.4))
 MARKS = {"placed": ("weights placed", "-"), "step": ("end of a step", ":")}
 
-Samples = tuple[tuple[float, int], ...]
-
 
 def save_image(result: ScenarioResult, directory: Path) -> Path | None:
     """Write the image of a scenario, if it made one."""
     if result.image is None:
         return None
     path = directory / f"{result.name}.png"
-    levels = (np.nan_to_num(result.image).clip(0, 1) * 255).round().astype(np.uint8)
-    PIL.Image.fromarray(levels.squeeze()).save(path)
+    numpy_to_pil(np.nan_to_num(result.image).clip(0, 1))[0].save(path)
     return path
 
 
@@ -39,8 +36,8 @@ def save_timelines(results: Sequence[ScenarioResult], directory: Path) -> Path:
     panels = figure.subplots(len(dtypes), len(methods), sharex=True, squeeze=False)
     for result in results:
         _draw(panels[dtypes.index(result.dtype), methods.index(result.method)], result)
-    ends = [moment for result in results for part in vars(result.timeline).values() for moment, _ in part]
-    panels[0, 0].set_xlim(0, max(ends, default=1.0))
+    parts = [part for result in results for part in (result.host_samples, result.device_samples, result.marks)]
+    panels[0, 0].set_xlim(0, max((moment for part in parts for moment, _ in part), default=1.0))
     for row, dtype in zip(panels, dtypes, strict=True):
         row[0].set_ylabel("MiB")
         tops = {result.method: _top(result) for result in results if result.dtype == dtype}
@@ -67,19 +64,15 @@ def _draw(axes: Axes, result: ScenarioResult) -> None:
     axes.grid(axis="y", alpha=0.25)
     if result.error is not None:
         axes.text(0.5, 0.5, "raised an error", transform=axes.transAxes, ha="center")
-    for (label, colour, width), samples in zip(LINES, _samples(result), strict=True):
+    for (label, colour, width), samples in zip(LINES, (result.device_samples, result.host_samples), strict=True):
         if samples:
             moments, held = zip(*samples, strict=True)
             axes.plot(moments, [value / MIB for value in held], color=colour, linewidth=width, label=label)
-    for moment, name in result.timeline.marks:
+    for moment, name in result.marks:
         label, style = MARKS[name]
         axes.axvline(moment, color="#9a9a9a", linewidth=0.9, linestyle=style, label=label)
 
 
-def _samples(result: ScenarioResult) -> tuple[Samples, Samples]:
-    """Of the device, and of the host if its memory can be told from the device's."""
-    return result.timeline.device, result.timeline.host if result.host_peak is not None else ()
-
-
 def _top(result: ScenarioResult) -> float:
-    return max(0.1, 1.1 * max((nbytes for part in _samples(result) for _, nbytes in part), default=0) / MIB)
+    held = [nbytes for _, nbytes in (*result.device_samples, *result.host_samples)]
+    return max(0.1, 1.1 * max(held, default=0) / MIB)

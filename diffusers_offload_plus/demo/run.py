@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import itertools
@@ -14,7 +15,6 @@ from typing import Any
 from rich.console import Console
 
 from .. import __version__
-from ..offload.formatting import format_bytes
 from . import DemoError
 from .faults import FaultResult, run_faults
 from .measure import tells_host_memory
@@ -27,6 +27,7 @@ from .table import fault_lines, progress_bar, results_lines, say, terminal
 __all__ = ["run_demo"]
 
 EXIT_RIGHT, EXIT_WRONG = 0, 1
+UNTOLD = ("image", "host_samples", "device_samples", "marks", "report")  # in results.json
 LIBRARIES = ("torch", "diffusers", "transformers", "torchao")
 
 
@@ -38,10 +39,10 @@ def run_demo(options: DemoOptions) -> int:
         raise DemoError(f"--output {options.output}: cannot make this directory: {error.strerror}.") from error
     console = terminal()
     say(console, *_introduction(options), "")
-    tells_host_memory(options.device)  # before anything else is held
+    tells_host_memory(options.device)  # remembered: later there is memory to take again, and it would not grow
     load_libraries(options)
     results = _run_all(options, console)
-    say(console, "", *results_lines(results, options), "", *_explanation(options, results))
+    say(console, "", *results_lines(results, options))
     faults = run_faults(options)
     heading = "Two faults of the disk offloading of diffusers, reproduced on a small transformer:"
     say(console, "", heading, *fault_lines(faults))
@@ -84,27 +85,6 @@ def _introduction(options: DemoOptions) -> list[str]:
     return lines
 
 
-def _explanation(options: DemoOptions, results: Sequence[ScenarioResult]) -> list[str]:
-    weights = {result.dtype: result.weights for result in results if result.weights}
-    lines = [
-        "weights:        " + ", ".join(f"{format_bytes(nbytes)} in {dtype}" for dtype, nbytes in weights.items()),
-        "image:          'equal' is bit for bit, to that of the un-offloaded pipeline in the same dtype",
-        f"s/step:         median of the {options.steps - 1} steps of the measured run after its first",
-    ]
-    if options.moves:
-        lines += [
-            "device peak:    most bytes of tensors on the device, by its allocator's count",
-            "to device/step: bytes that one step copies from host to device, counted copy by copy; to host: back",
-        ]
-    if tells_host_memory(options.device):
-        lines.append(
-            "host peak:      most anonymous memory of this process beyond what it held before, sampled each 20 ms"
-        )
-    else:
-        lines.append("host peak:      not known: the memory of this device is part of the process's own")
-    return lines
-
-
 def _write_files(
     options: DemoOptions, results: Sequence[ScenarioResult], faults: Sequence[FaultResult], shown: str
 ) -> list[str]:
@@ -138,17 +118,15 @@ def _as_json(options: DemoOptions, results: Sequence[ScenarioResult], faults: Se
 
 
 def _scenario_as_json(result: ScenarioResult) -> dict[str, Any]:
-    values = {name: value for name, value in vars(result).items() if name not in ("image", "timeline", "report")}
+    values = {name: value for name, value in vars(result).items() if name not in UNTOLD}
     return {**values, "median_step_seconds": result.seconds}
 
 
 def _versions() -> dict[str, str]:
     versions = {"offload-plus": __version__}
     for library in LIBRARIES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions
 
 

@@ -18,7 +18,6 @@ from . import DemoError
 from .measure import (
     HostMemory,
     Inspector,
-    Timeline,
     device_memory,
     host_memory,
     release_memory,
@@ -32,6 +31,8 @@ from .options import DemoOptions
 __all__ = ["WARM_UP_STEPS", "Method", "ScenarioResult", "first_line", "load_libraries", "offload", "run_scenario"]
 
 WARM_UP_STEPS = 2
+
+Samples = tuple[tuple[float, int], ...]
 
 
 class Method(enum.StrEnum):
@@ -54,7 +55,9 @@ class ScenarioResult:
         host_peak: the most host memory sampled from placing the weights to the end of the warm-up.
         to_device, to_host: bytes that one step copies, counted during the warm-up.
         copied_to_device: bytes that the whole warm-up copied.
-        timeline: memory while the weights are placed and during the warm-up.
+        host_samples, device_samples: seconds and bytes, while the weights are placed and during the warm-up; empty
+            where it cannot be told.
+        marks: moments in that time that have a name.
         report: what our own report says, in text.
         reported_to_device: bytes that our own report had counted by the end of the warm-up.
     """
@@ -71,7 +74,9 @@ class ScenarioResult:
     to_device: int | None = None
     to_host: int | None = None
     copied_to_device: int | None = None
-    timeline: Timeline = dataclasses.field(default_factory=Timeline)
+    host_samples: Samples = ()
+    device_samples: Samples = ()
+    marks: tuple[tuple[float, str], ...] = ()
     report: str = ""
     reported_to_device: int | None = None
 
@@ -162,7 +167,8 @@ def _run(
     ends.clear()
     image = run_pipeline(pipeline, options, options.steps, ended)
     synchronize(options.device)
-    begin = host[0][0]
+    begin, tells_host = host[0][0], tells_host_memory(options.device)
+    most = HostMemory(max(held.anonymous for _, held in host), max(held.file for _, held in host))
     return ScenarioResult(
         dtype=dtype,
         method=method,
@@ -171,19 +177,13 @@ def _run(
         same_image=None if reference is None else bool(np.array_equal(image, reference)),
         step_seconds=tuple(later[0] - earlier[0] for earlier, later in itertools.pairwise(ends)),
         device_peak=memory.peak() - device_baseline if memory else None,
-        host_peak=_most([held for _, held in host]) if tells_host_memory(options.device) else None,
+        host_peak=most if tells_host else None,
         to_device=after[0] - before[0],
         to_host=after[1] - before[1],
         copied_to_device=inspector.to_device,
-        timeline=Timeline(
-            host=tuple((moment - begin, held.anonymous) for moment, held in host),
-            device=tuple((moment - begin, held - device_baseline) for moment, held in inspector.samples),
-            marks=tuple((moment - begin, name) for moment, name in marks),
-        ),
+        host_samples=tuple((moment - begin, held.anonymous) for moment, held in host if tells_host),
+        device_samples=tuple((moment - begin, held - device_baseline) for moment, held in inspector.samples),
+        marks=tuple((moment - begin, name) for moment, name in marks),
         report=str(offload_report(pipeline)) if ours else "",
         reported_to_device=reported,
     )
-
-
-def _most(held: list[HostMemory]) -> HostMemory:
-    return HostMemory(max(one.anonymous for one in held), max(one.file for one in held))
