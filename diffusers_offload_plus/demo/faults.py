@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..errors import InvalidPolicyError
+from ..offload.formatting import first_line
 from .models import SMALL, flux_transformer
 from .options import DemoOptions
-from .scenarios import Method, first_line, offload
+from .scenarios import Method, offload
 
 __all__ = ["FaultResult", "Outcome", "run_faults"]
 

@@ -17,7 +17,7 @@ import torch
 import transformers
 from torch import nn
 
-from ..offload.model.tensors import plain_tensors
+from ..offload.model.tensors import default_dtype, plain_tensors
 from . import DemoError
 from .options import DemoOptions
 
@@ -233,11 +233,6 @@ def _quantize(pipeline: Any) -> None:
 @contextlib.contextmanager
 def _fresh(seed: int, dtype: torch.dtype = torch.bfloat16) -> Iterator[None]:
     """Modules made within start from ``seed``, in ``dtype``; the caller's random state and default dtype come back."""
-    previous = torch.get_default_dtype()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), default_dtype(dtype):
         torch.default_generator.manual_seed(seed)
-        torch.set_default_dtype(dtype)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(previous)
+        yield

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..offload.api.enable import enable_group_offload
 from ..offload.api.report import offload_report
+from ..offload.formatting import first_line
 from . import DemoError
 from .measure import (
     HostMemory,
@@ -28,7 +29,7 @@ from .measure import (
 from .models import Image, build_pipeline, run_pipeline, weight_bytes
 from .options import DemoOptions
 
-__all__ = ["WARM_UP_STEPS", "Method", "ScenarioResult", "first_line", "load_libraries", "offload", "run_scenario"]
+__all__ = ["WARM_UP_STEPS", "Method", "ScenarioResult", "load_libraries", "offload", "run_scenario"]
 
 WARM_UP_STEPS = 2
 
@@ -126,11 +127,6 @@ def run_scenario(
         return ScenarioResult(dtype=dtype, method=method, error=f"{type(error).__name__}: {first_line(error)}")
     finally:
         release_memory()
-
-
-def first_line(error: Exception) -> str:
-    """Of the error's message."""
-    return next(iter(str(error).strip().splitlines()), "")
 
 
 def _run(

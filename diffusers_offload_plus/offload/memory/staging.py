@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..formatting import first_line
 from ..modes import engine_mode
 
 __all__ = ["Staging", "pinned", "registered"]
@@ -72,7 +73,7 @@ def pinned(nbytes: int, device: torch.device) -> torch.Tensor:
     try:
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         logger.warning("%d bytes of host memory cannot be pinned (%s): copies from there are slower.", nbytes, reason)
         return torch.empty(nbytes, dtype=torch.uint8)
 

@@ -7,6 +7,7 @@ of attribute names, is what makes optional inner tensors and subclasses nobody t
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 __all__ = [
     "cast_tensor",
+    "default_dtype",
     "has_memory",
     "inner_names",
     "is_packable",
@@ -83,6 +85,18 @@ def cast_tensor(tensor: torch.Tensor, dtype: torch.dtype | None) -> None:
     floating-point, and where ``dtype`` is None."""
     if dtype is not None and tensor.dtype != dtype and tensor.is_floating_point() and not is_wrapper(tensor):
         repoint(tensor, tensor.detach().to(dtype))
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Within the block new tensors are of ``dtype``, if that is a dtype that can be the default."""
+    before = torch.get_default_dtype()
+    if dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def has_memory(tensor: torch.Tensor) -> bool:
