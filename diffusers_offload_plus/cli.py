@@ -6,11 +6,12 @@ Importing this module imports neither torch nor diffusers; each command imports 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
 from . import __version__
-from .commands import Command, load_commands
+from .commands import COMMANDS
 from .errors import OffloadPlusError
 
 __all__ = ["main"]
@@ -25,10 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     An error of this package becomes one message on stderr and exit code 2. As usual with argparse, wrong usage,
     ``--help`` and ``--version`` end in ``SystemExit``.
     """
-    commands = dict(load_commands())
-    arguments = _parser(commands).parse_args(argv)
+    arguments = _parser(sys.argv[1:] if argv is None else argv).parse_args(argv)
     try:
-        return commands[arguments.command].run(arguments)
+        return int(arguments.run(arguments))
     except OffloadPlusError as error:
         print(f"offload-plus {arguments.command}: error: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -37,14 +37,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
-def _parser(commands: dict[str, Command]) -> argparse.ArgumentParser:
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="offload-plus", description="Group offloading for diffusers that is always right."
     )
     parser.add_argument("--version", action="version", version=f"offload-plus {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, command in commands.items():
-        command.add_arguments(subparsers.add_parser(name, help=command.SUMMARY))
+    for name, summary in COMMANDS.items():
+        command = subparsers.add_parser(name, help=summary)
+        if name in argv:  # the others need not be imported
+            module = importlib.import_module(f"{__package__}.commands.{name}")
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
     return parser
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +21,7 @@ import torch
 from diffusers_offload_plus.cli import main
 from diffusers_offload_plus.demo import models, table
 from diffusers_offload_plus.demo.faults import FaultResult, Outcome
-from diffusers_offload_plus.demo.measure import DeviceMemory, HostSampler, Inspector, StepClock, host_memory
+from diffusers_offload_plus.demo.measure import Inspector, device_memory, host_memory, sampled_host_memory
 from diffusers_offload_plus.demo.options import DemoOptions
 from diffusers_offload_plus.demo.run import _all_right
 from diffusers_offload_plus.demo.scenarios import Method, ScenarioResult, run_scenario
@@ -43,7 +45,7 @@ def small_options(**changes: Any) -> DemoOptions:
         dtypes=("bf16",),
         output=Path("unused"),
     )
-    return DemoOptions.from_arguments(**{**values, **changes})
+    return DemoOptions.of(argparse.Namespace(**{**values, **changes}))
 
 
 def run_in_process_of_its_own(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -179,7 +181,7 @@ def test_pipelines_of_one_seed_are_equal_and_of_two_are_not() -> None:
 
 def test_every_step_changes_the_image() -> None:
     pipeline = models.build_pipeline(small_options(), "bf16")
-    images = [models.run_pipeline(pipeline, small_options(), steps, lambda step: None) for steps in (2, 3, 4)]
+    images = [models.run_pipeline(pipeline, small_options(), steps, lambda: None) for steps in (2, 3, 4)]
     assert all(np.abs(a - b).mean() > 0.005 for a, b in itertools.pairwise(images))
     assert all(np.isfinite(image).all() for image in images)
 
@@ -189,11 +191,10 @@ def test_a_scenario_that_fails_becomes_a_row(monkeypatch: pytest.MonkeyPatch) ->
         raise torch.OutOfMemoryError("no room\nfor this")
 
     monkeypatch.setattr("diffusers_offload_plus.demo.scenarios.build_pipeline", fail)
-    result = run_scenario(small_options(), "bf16", Method.STOCK, reference=None, tells_host=True, advance=lambda: None)
+    result = run_scenario(small_options(), "bf16", Method.STOCK, None, lambda: None)
     assert result.error == "OutOfMemoryError: no room"
-    assert table.results_grid([result], small_options()).rows == (
-        ("bf16", "diffusers", "raised OutOfMemoryError: no room", "n/a", "n/a"),
-    )
+    row = table.results_lines([result], small_options())[2]
+    assert re.split(" {2,}", row) == ["bf16", "diffusers", "raised OutOfMemoryError: no room", "n/a", "n/a"]
 
 
 @pytest.mark.parametrize(
@@ -228,7 +229,7 @@ def test_the_inspector_counts_what_the_device_counts(device: torch.device) -> No
     inner = sum(plain.nbytes for _, plain in plain_tensors(quantized[0].weight))
     assert inner < layer.weight.nbytes
     held = torch.empty(100, device=device)
-    inspector = Inspector(DeviceMemory(device), interval=0)
+    inspector = Inspector(device_memory(device), interval=0)
     simulated = None
     if device.type == "sim":
         from tests import simulated
@@ -250,22 +251,12 @@ def test_the_inspector_counts_what_the_device_counts(device: torch.device) -> No
 
 
 def test_the_host_sampler_sees_memory_that_comes_and_goes() -> None:
-    with HostSampler(host_memory(), interval=0.001) as sampler:
+    with sampled_host_memory(host_memory(), interval=0.001) as samples:
         block = torch.ones(64 * MIB, dtype=torch.uint8)
         assert int(block[0]) == 1
         del block
-    assert 60 * MIB < sampler.peak().anonymous < 200 * MIB
-
-
-def test_the_clock_measures_between_the_ends_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = iter([1.0, 3.0, 6.0])
-    monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
-    counts = iter([(10, 0), (30, 1), (60, 3)])
-    clock = StepClock(lambda: None, lambda: next(counts))
-    for step in range(3):
-        clock(step)
-    assert clock.seconds == (2.0, 3.0)
-    assert clock.differences == ((20, 1), (30, 2))
+    assert 60 * MIB < max(held.anonymous for _, held in samples) < 200 * MIB
+    assert [moment for moment, _ in samples] == sorted(moment for moment, _ in samples)
 
 
 class Terminal(io.StringIO):
@@ -273,36 +264,30 @@ class Terminal(io.StringIO):
         return True
 
 
-GRID = table.Grid(("weights", "s/step"), (("bf16", "1.000"), ("int8", "12.000")), frozenset({"s/step"}))
+ROWS = ["weights  image      s/step", "bf16     equal       1.000", "int8     DIFFERENT  12.000"]
 
 
-def test_without_rich_the_terminal_gets_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table.importlib.util, "find_spec", lambda name: None)
+def test_what_is_said_is_recorded_as_it_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    console = table.terminal()
+    with table.progress_bar(console) as bar:
+        bar.advance(bar.add_task("bf16", total=2))
+    table.say(console, *ROWS, "x" * 200)
+    assert stream.getvalue() == "\n".join([*ROWS, "x" * 200]) + "\n" == console.export_text()
+
+
+def test_a_terminal_gets_a_bar_and_colours_and_the_record_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Terminal()
-    screen = table.Screen(stream)
-    with screen.progress(2) as progress:
-        progress.label("bf16")
-        progress.advance()
-    screen.show(GRID)
-    assert stream.getvalue() == (
-        "  running: bf16\nweights  s/step\n-------  ------\nbf16      1.000\nint8     12.000\n"
-    )
-
-
-def test_with_rich_the_terminal_gets_a_table_and_the_transcript_plain_text() -> None:
-    pytest.importorskip("rich")
-    stream = Terminal()
-    screen = table.Screen(stream)
-    with screen.progress(2) as progress:
-        progress.label("bf16")
-        progress.advance()
-    screen.show(GRID)
-    assert "┃ weights ┃ s/step ┃" in stream.getvalue().replace("\x1b[1m", "").replace("\x1b[0m", "")
-    assert screen.transcript == GRID.lines()
-
-
-@pytest.mark.parametrize(
-    ("nbytes", "text"), [(None, "n/a"), (0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 40, "3072.0 GiB")]
-)
-def test_sizes(nbytes: int | None, text: str) -> None:
-    assert table.size(nbytes) == text
+    monkeypatch.setattr(sys, "stdout", stream)
+    for name, value in {"TERM": "xterm", "COLORTERM": "", "NO_COLOR": ""}.items():
+        monkeypatch.setenv(name, value)
+    console = table.terminal()
+    with table.progress_bar(console) as bar:
+        bar.advance(bar.add_task("bf16", total=2))
+    table.say(console, *ROWS)
+    written = stream.getvalue()
+    assert "50%" in written
+    assert "bf16   \x1b[32m  equal  \x1b[0m     1.000" in written
+    assert "\x1b[31mDIFFERENT\x1b[0m" in written
+    assert console.export_text() == "\n".join(ROWS) + "\n"

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import logging
+import importlib.util
 import os
+import pkgutil
+import sys
 from pathlib import Path
 
-from . import CommandError
-from .plugins import add_import_argument, import_plugins
+from . import CommandError, quiet_libraries
+from .arguments import DIRECTORY, FLAG, add_options, comma_separated, expecting, whole_number
 
-__all__ = ["SUMMARY", "add_arguments", "run"]
-
-SUMMARY = "run one pipeline un-offloaded, with stock and with our offloading, and compare"
+__all__ = ["add_arguments", "import_plugins", "run"]
 
 DTYPES = ("bf16", "int8")
+PIXELS = {"type": whole_number(1), "metavar": "PIXELS"}
+PLUGIN = {"dest": "imports", "metavar": "MODULE[:FUNCTION]", "action": "append", "default": []}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,45 +28,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "code; nothing is downloaded. Exit code: 0 if our images are those of the un-offloaded pipeline, 1 if not, 2 "
         "on wrong arguments."
     )
-    parser.add_argument(
-        "--device",
-        help="torch device that computes, such as cuda, cuda:1 or cpu (default: the accelerator if there is one)",
+    steps = {"type": whole_number(2), "metavar": "N"}  # the time of a step is taken between the ends of two steps
+    dtypes = expecting(
+        f"{' or '.join(DTYPES)}, or both separated by a comma",
+        comma_separated(lambda name: DTYPES[DTYPES.index(name)]),
     )
-    add_import_argument(parser)
-    parser.add_argument(
-        "--model", type=Path, metavar="DIR", help="use the diffusers checkpoint in this local directory instead"
-    )
-    parser.add_argument(
-        "--steps",
-        type=_at_least_two,
-        metavar="N",
-        help="denoising steps that are measured (default: 5; 3 with --small)",
-    )
-    parser.add_argument(
-        "--height",
-        type=_positive,
-        metavar="PIXELS",
-        help="of the image (default: 128; 32 with --small; with --model its own)",
-    )
-    parser.add_argument("--width", type=_positive, metavar="PIXELS", help="of the image (default: as --height)")
-    parser.add_argument("--prompt", default="a lighthouse in a storm", metavar="TEXT")
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of the weights and of the noise (default: 0)"
-    )
-    parser.add_argument(
-        "--dtypes",
-        type=_dtypes,
-        default=DTYPES,
-        metavar="LIST",
-        help="bf16, int8 (TorchAO, weights only) or both, separated by commas (default: bf16,int8)",
-    )
-    parser.add_argument("--small", action="store_true", help="a pipeline of a few MB: for a quick look")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("offload-plus-demo"),
-        metavar="DIR",
-        help="where files go (default: ./offload-plus-demo)",
+    add_options(
+        parser,
+        (
+            (
+                "--device",
+                {},
+                "torch device that computes, such as cuda, cuda:1 or cpu (default: the accelerator if there is one)",
+            ),
+            (
+                "--import",
+                PLUGIN,
+                "import MODULE first, and call its FUNCTION without arguments if one is named: for devices that are "
+                "registered by a package of their own, such as torch_npu. Modules in the current directory are found "
+                "too. May be repeated",
+            ),
+            ("--model", DIRECTORY, "use the diffusers checkpoint in this local directory instead"),
+            ("--steps", steps, "denoising steps that are measured (default: 5; 3 with --small)"),
+            ("--height", PIXELS, "of the image (default: 128; 32 with --small; with --model its own)"),
+            ("--width", PIXELS, "of the image (default: as --height)"),
+            ("--prompt", {"default": "a lighthouse in a storm", "metavar": "TEXT"}, "what the image is to show"),
+            ("--seed", {"type": int, "default": 0, "metavar": "N"}, "of the weights and of the noise (default: 0)"),
+            (
+                "--dtypes",
+                {"type": dtypes, "default": DTYPES, "metavar": "LIST"},
+                "bf16, int8 (TorchAO, weights only) or both, separated by commas (default: bf16,int8)",
+            ),
+            ("--small", FLAG, "a pipeline of a few MB: for a quick look"),
+            (
+                "--output",
+                {**DIRECTORY, "default": Path("offload-plus-demo")},
+                "where files go (default: ./offload-plus-demo)",
+            ),
+        ),
     )
 
 
@@ -77,60 +78,37 @@ def run(arguments: argparse.Namespace) -> int:
             f"--model {arguments.model}: no model_index.json in this directory. Name one that "
             "`DiffusionPipeline.save_pretrained` has written, or a snapshot of a checkpoint on the Hub."
         )
-    _settle_environment()
+    needed = ["matplotlib", "rich", "transformers", *(["torchao"] if "int8" in arguments.dtypes else [])]
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise CommandError(f"The demonstration needs {', '.join(missing)}: pip install {' '.join(missing)}")
+    # Threads that spin at a barrier take time from those they wait for: a busy machine got 20 times slower by that.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    quiet_libraries()
     import_plugins(arguments.imports)
 
     from ..demo.options import DemoOptions
     from ..demo.run import run_demo
 
-    options = DemoOptions.from_arguments(
-        device=arguments.device,
-        model=arguments.model,
-        small=arguments.small,
-        steps=arguments.steps,
-        height=arguments.height,
-        width=arguments.width,
-        prompt=arguments.prompt,
-        seed=arguments.seed,
-        dtypes=arguments.dtypes,
-        output=arguments.output,
-    )
-    return run_demo(options)
+    return run_demo(DemoOptions.of(arguments))
 
 
-def _settle_environment() -> None:
-    """Set what libraries read when they are imported; what the user has set stays."""
-    # Threads that spin at a barrier take time from those they wait for: a busy machine got 20 times slower by that.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Notes about optional parts that are not installed would hide the figures.
-    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
-        os.environ.setdefault(name, "error")
-    for name in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+def import_plugins(specifications: list[str]) -> None:
+    """Import each ``MODULE[:FUNCTION]``, and call the function: it registers a torch device.
 
-
-def _positive(text: str) -> int:
-    return _integer(text, least=1)
-
-
-def _at_least_two(text: str) -> int:
-    # The time of a step is taken between the ends of two steps.
-    return _integer(text, least=2)
-
-
-def _integer(text: str, least: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = least - 1
-    if value < least:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
-    return value
-
-
-def _dtypes(text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
-    unknown = [name for name in names if name not in DTYPES]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"expected {' or '.join(DTYPES)}, or both separated by a comma, got {text!r}")
-    return names
+    Raises:
+        CommandError: that does not work.
+    """
+    if specifications and os.getcwd() not in sys.path and "" not in sys.path:
+        # Last, as with `python -m`, but behind what is installed: a local file must not stand in for a library.
+        sys.path.append(os.getcwd())
+    for specification in specifications:
+        try:
+            found = pkgutil.resolve_name(specification)
+            if ":" in specification:
+                found()
+        except Exception as error:
+            raise CommandError(
+                f"--import {specification}: {type(error).__name__}: {error}. The module has to be installed or to lie "
+                "below the current directory, and a function to be one of its own that takes no arguments."
+            ) from error

@@ -6,22 +6,107 @@ import argparse
 import atexit
 import gc
 import os
+import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from ..lint.analysis.garbage import without_garbage_collection
+from ..lint.analysis.workers import available_processes
+from ..lint.core.files import write_file
+from ..lint.core.text import counted
+from ..lint.reporting.formats import formatter
+from ..lint.reporting.statistics import render_statistics
+from ..lint.reporting.text_format import render_text
+from ..lint.rules.registry import catalogue
+from ..lint.running.report import Report
+from ..lint.running.run import Request, check_paths, examine, run_lint
+from ..lint.settings.baseline import Baseline
+from ..lint.settings.file import find_settings, parse_level, read_settings
+from ..lint.settings.layers import Layer, Settings
 from . import CommandError
+from .arguments import DIRECTORY, FILE, FLAG, add_options, expecting, words
 
-if TYPE_CHECKING:
-    from ..lint.running.report import Report
-    from ..lint.running.run import Request
-
-__all__ = ["SUMMARY", "add_arguments", "run"]
-
-SUMMARY = "check modular pipelines against the conventions of diffusers"
+__all__ = ["add_arguments", "run"]
 
 CLEAN, FOUND = 0, 1
 _LEVELS = ("error", "warning", "info")
+
+
+def _level(text: str) -> tuple[str, str]:
+    key, _, level = text.rpartition("=")
+    if not key or not level:
+        raise ValueError
+    return key.strip(), level.strip()
+
+
+_LEVEL = {
+    "type": expecting("RULE=LEVEL or RULE:KIND=LEVEL", _level),
+    "action": "append",
+    "default": [],
+    "metavar": "RULE[:KIND]=LEVEL",
+}
+_COLOURS = {"choices": ("auto", "always", "never"), "default": "auto"}
+_RULES = {"type": words, "action": "extend", "metavar": "RULES"}
+_RULES_HELP = "codes, beginnings of codes, names or ALL, separated by commas. May be repeated"
+_FORMATS = {"choices": ("text", "json", "github", "sarif"), "default": "text"}
+_OPTIONS: dict[str, list[tuple[str, dict[str, Any], str]]] = {
+    "rules": [
+        ("--select", _RULES, f"run these rules and no others: {_RULES_HELP}"),
+        ("--extend-select", _RULES, f"run these rules too: {_RULES_HELP}"),
+        ("--ignore", _RULES, f"do not run these rules: {_RULES_HELP}"),
+        ("--level", _LEVEL, "report the rule as error, warning, info or off. May be repeated"),
+        ("--config", FILE, "read settings from this TOML file"),
+        ("--isolated", FLAG, "read no settings file"),
+        (
+            "--diffusers",
+            DIRECTORY,
+            "folder of the diffusers package whose framework the blocks use (default: the one that holds the linted "
+            "files, else the installed one; it is read and not imported)",
+        ),
+    ],
+    "output": [
+        ("--format", _FORMATS, "format of the findings (default: text)"),
+        ("--output", FILE, "write the output to FILE instead of to the terminal"),
+        ("--statistics", FLAG, "count findings by rule instead of listing them"),
+        ("--color", _COLOURS, "colours (default: on a terminal, unless NO_COLOR is set)"),
+        (
+            "--fail-on",
+            {"choices": _LEVELS, "default": "info", "metavar": "LEVEL"},
+            "exit with 1 only if there is a finding of this level or worse: error, warning or info (default: info)",
+        ),
+    ],
+    "which findings": [
+        (
+            "--exclude",
+            {"type": words, "action": "extend", "metavar": "PATTERNS"},
+            "leave out files and directories that match, in addition to those that the settings file excludes",
+        ),
+        (
+            "--diff",
+            {"metavar": "REF"},
+            "report only on lines that the working tree adds since it parted from this commit, such as origin/main",
+        ),
+        ("--baseline", FILE, "leave out the findings that this file lists"),
+        ("--no-noqa", FLAG, "report what comments suppress as well"),
+        (
+            "--siblings",
+            FLAG,
+            "read the whole package of each file named, so that its classes resolve, and report on the files named",
+        ),
+    ],
+    "instead of only reporting": [
+        ("--fix", FLAG, "fix what can be fixed safely (needs libcst)"),
+        ("--diff-only", FLAG, "show what --fix would change, and change nothing (needs libcst)"),
+        (
+            "--write-baseline",
+            FILE,
+            "write a baseline: list the findings in FILE, so that --baseline FILE leaves them out",
+        ),
+        ("--introspect", FLAG, "IMPORT AND RUN the linted code: instantiate its blocks and use what they declare"),
+        ("--checklist", DIRECTORY, "go through the conversion checklist for the model family in DIR"),
+    ],
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,127 +117,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "2 if the linter could not run."
     )
     parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="files and directories (default: .)")
-    _add_selection(parser.add_argument_group("rules"))
-    _add_output(parser.add_argument_group("output"))
-    _add_scope(parser.add_argument_group("which findings"))
-    _add_actions(parser.add_argument_group("instead of only reporting"))
+    for title, options in _OPTIONS.items():
+        add_options(parser.add_argument_group(title), options)
 
 
-def _add_selection(group: argparse._ArgumentGroup) -> None:
-    for option, text in (
-        ("--select", "run these rules and no others"),
-        ("--extend-select", "run these rules too"),
-        ("--ignore", "do not run these rules"),
-    ):
-        group.add_argument(
-            option,
-            type=_list,
-            action="extend",
-            metavar="RULES",
-            help=f"{text}: codes, beginnings of codes, names or ALL, separated by commas. May be repeated",
-        )
-    group.add_argument(
-        "--level",
-        type=_level,
-        action="append",
-        default=[],
-        metavar="RULE[:KIND]=LEVEL",
-        help="report the rule as error, warning, info or off. May be repeated",
-    )
-    group.add_argument("--config", type=Path, metavar="FILE", help="read settings from this TOML file")
-    group.add_argument("--isolated", action="store_true", help="read no settings file")
-    group.add_argument(
-        "--diffusers",
-        type=Path,
-        metavar="DIR",
-        help="folder of the diffusers package whose framework the blocks use (default: the one that holds the linted "
-        "files, else the installed one; it is read and not imported)",
-    )
-
-
-def _add_output(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--format",
-        choices=("text", "json", "github", "sarif"),
-        default="text",
-        help="format of the findings (default: text)",
-    )
-    group.add_argument(
-        "--output", type=Path, metavar="FILE", help="write the output to FILE instead of to the terminal"
-    )
-    group.add_argument("--statistics", action="store_true", help="count findings by rule instead of listing them")
-    group.add_argument(
-        "--color",
-        choices=("auto", "always", "never"),
-        default="auto",
-        help="colours (default: on a terminal, unless NO_COLOR is set)",
-    )
-    group.add_argument(
-        "--fail-on",
-        choices=_LEVELS,
-        default="info",
-        metavar="LEVEL",
-        help="exit with 1 only if there is a finding of this level or worse: error, warning or info (default: info)",
-    )
-
-
-def _add_scope(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--exclude",
-        type=_list,
-        action="extend",
-        metavar="PATTERNS",
-        help="leave out files and directories that match, in addition to those that the settings file excludes",
-    )
-    group.add_argument(
-        "--diff",
-        metavar="REF",
-        help="report only on lines that the working tree adds since it parted from this commit, such as origin/main",
-    )
-    group.add_argument("--baseline", type=Path, metavar="FILE", help="leave out the findings that this file lists")
-    group.add_argument("--no-noqa", action="store_true", help="report what comments suppress as well")
-    group.add_argument(
-        "--siblings",
-        action="store_true",
-        help="read the whole package of each file named, so that its classes resolve, and report on the files named",
-    )
-
-
-def _add_actions(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--fix", action="store_true", help="fix what can be fixed safely (needs libcst)")
-    group.add_argument(
-        "--diff-only", action="store_true", help="show what --fix would change, and change nothing (needs libcst)"
-    )
-    group.add_argument(
-        "--write-baseline",
-        type=Path,
-        metavar="FILE",
-        help="write a baseline: list the findings in FILE, so that --baseline FILE leaves them out",
-    )
-    group.add_argument(
-        "--introspect",
-        action="store_true",
-        help="IMPORT AND RUN the linted code: instantiate its blocks and use what they declare",
-    )
-    group.add_argument(
-        "--checklist",
-        type=Path,
-        metavar="DIR",
-        help="go through the conversion checklist for the model family in DIR",
-    )
-
-
+@without_garbage_collection()
 def run(arguments: argparse.Namespace) -> int:
     """Run the linter, and report, write or fix the findings as the arguments say."""
-    from ..lint.analysis.garbage import without_garbage_collection
-
-    # Otherwise Python looks for garbage once more when the process ends, which takes a third of the time.
+    # Looking for garbage once more when the process ends would take a third of the time.
     atexit.register(gc.freeze)
-    with without_garbage_collection():
-        return _run(arguments)
-
-
-def _run(arguments: argparse.Namespace) -> int:
     _check_combinations(arguments)
     if arguments.checklist is not None:
         from ..lint.checklist.items import render_checklist
@@ -166,13 +139,11 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.introspect:
         _say("--introspect: importing the linted files and instantiating their blocks.")
     if arguments.diff_only:
-        return _show_fixes(request, arguments)
+        return FOUND if _fix(request, arguments) else CLEAN
     if arguments.write_baseline is not None:
         return _write_baseline(request, arguments.write_baseline)
     if arguments.fix:
-        _fix(request)
-    from ..lint.running.run import run_lint
-
+        _fix(request, arguments)
     report = run_lint(request)
     _write(_rendered(report, arguments), arguments.output)
     worst = _LEVELS[: _LEVELS.index(arguments.fail_on) + 1]
@@ -185,16 +156,15 @@ def _check_combinations(arguments: argparse.Namespace) -> None:
             "--config and --isolated: expected one of them at most. The first names a settings file, the second reads "
             "none."
         )
-    if arguments.statistics and arguments.format not in ("text", "json"):
-        raise CommandError(f"--statistics: expected --format text or json with it, got {arguments.format}.")
-    # --diff-only with --fix does the same as --diff-only alone.
+    for name in ("statistics", "checklist"):
+        if getattr(arguments, name) and arguments.format not in ("text", "json"):
+            raise CommandError(f"--{name}: expected --format text or json with it, got {arguments.format}.")
+    # --fix with --diff-only is what the latter does by itself.
     chosen = "diff_only" if arguments.diff_only else "fix"
     actions = [name for name in (chosen, "write_baseline", "checklist") if getattr(arguments, name)]
     if len(actions) > 1:
         shown = " and ".join(f"--{name.replace('_', '-')}" for name in actions)
         raise CommandError(f"{shown}: expected one of them at a time.")
-    if arguments.checklist is not None and arguments.format not in ("text", "json"):
-        raise CommandError(f"--checklist: expected --format text or json with it, got {arguments.format}.")
     if arguments.checklist is not None and arguments.paths:
         raise CommandError(
             f"--checklist {arguments.checklist}: looks at this directory only; expected no further paths, got "
@@ -205,12 +175,6 @@ def _check_combinations(arguments: argparse.Namespace) -> None:
 
 
 def _request(arguments: argparse.Namespace) -> Request:
-    from ..lint.analysis.workers import available_processes
-    from ..lint.rules.registry import catalogue
-    from ..lint.running.run import Request
-    from ..lint.settings.file import find_settings, parse_level, read_settings
-    from ..lint.settings.layers import Layer, Settings
-
     paths = arguments.paths or [Path()]
     layers: list[Layer] = []
     if not arguments.isolated:
@@ -241,71 +205,53 @@ def _request(arguments: argparse.Namespace) -> Request:
 
 
 def _write_baseline(request: Request, path: Path) -> int:
-    from ..lint.core.text import counted
-    from ..lint.running.run import check_paths, examine
-    from ..lint.settings.baseline import Baseline
-
     check_paths(request)
     outcome = examine(request)
-    baseline = Baseline.of(path, outcome.findings, outcome.analysis.text)
-    baseline.write()
+    Baseline.of(path, outcome.findings, outcome.analysis.text).write()
     listed = counted(len(outcome.findings), "finding")
     _say(f"{listed} listed in {path}; lint with --baseline {path} from now on.")
     return CLEAN
 
 
-def _fix(request: Request) -> None:
+def _fix(request: Request, arguments: argparse.Namespace) -> bool:
+    """Write what can be fixed, or with --diff-only show it; says whether there is anything."""
     from ..lint.fixes.apply import fix_files
 
     outcome = fix_files(request)
-    for file in outcome.files:
-        file.write()
-    if outcome.files:
-        _say(f"Fixed {outcome}.")
+    if arguments.diff_only:
+        _write("".join(file.diff() for file in outcome.files), arguments.output)
+        _say(f"{outcome} would be fixed.")
+    else:
+        for file in outcome.files:
+            file.write()
+        if outcome.files:
+            _say(f"Fixed {outcome}.")
     for note in outcome.notes:
         _say(note)
-
-
-def _show_fixes(request: Request, arguments: argparse.Namespace) -> int:
-    from ..lint.fixes.apply import fix_files
-
-    outcome = fix_files(request)
-    _write("".join(file.diff() for file in outcome.files), arguments.output)
-    _say(f"{outcome} would be fixed.")
-    for note in outcome.notes:
-        _say(note)
-    return FOUND if outcome.files else CLEAN
+    return bool(outcome.files)
 
 
 def _rendered(report: Report, arguments: argparse.Namespace) -> str:
     if arguments.statistics:
-        from ..lint.reporting.statistics import render_statistics
-
         return render_statistics(report, arguments.format)
-    if arguments.format == "text":
-        import shutil
+    if arguments.format != "text":
+        return formatter(arguments.format)(report)
+    width = shutil.get_terminal_size().columns if _to_terminal(arguments) else None
+    return render_text(report, colour=_colour(arguments), width=width)
 
-        from ..lint.reporting.text_format import render_text
 
-        to_terminal = arguments.output is None and sys.stdout.isatty()
-        width = shutil.get_terminal_size().columns if to_terminal else None
-        return render_text(report, colour=_colour(arguments), width=width)
-    from ..lint.reporting.formats import formatter
-
-    return formatter(arguments.format)(report)
+def _to_terminal(arguments: argparse.Namespace) -> bool:
+    return arguments.output is None and sys.stdout.isatty()
 
 
 def _colour(arguments: argparse.Namespace) -> bool:
     if arguments.color != "auto":
         return bool(arguments.color == "always")
-    terminal = arguments.output is None and sys.stdout.isatty()
-    return terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return _to_terminal(arguments) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def _write(text: str, path: Path | None) -> None:
     if path is not None:
-        from ..lint.core.files import write_file
-
         write_file(path, text)
         return
     encoding = sys.stdout.encoding or "utf-8"
@@ -319,17 +265,3 @@ def _write(text: str, path: Path | None) -> None:
 
 def _say(text: str) -> None:
     sys.stderr.write(f"{text}\n")
-
-
-def _list(text: str) -> list[str]:
-    items = [item.strip() for item in text.split(",")]
-    if not all(items):
-        raise argparse.ArgumentTypeError(f"expected words separated by commas, got {text!r}")
-    return items
-
-
-def _level(text: str) -> tuple[str, str]:
-    key, equals, level = text.rpartition("=")
-    if not equals or not key or not level:
-        raise argparse.ArgumentTypeError(f"expected RULE=LEVEL or RULE:KIND=LEVEL, got {text!r}")
-    return key.strip(), level.strip()

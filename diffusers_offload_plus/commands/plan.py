@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InvalidPolicyError
-from ..offload.formatting import format_bytes, parse_bytes
+from ..offload.formatting import format_bytes, table
+from . import quiet_libraries
+from .arguments import add_options, comma_separated, size, words
 
 if TYPE_CHECKING:
-    from ..offload.api.blueprint import Blueprint
     from ..offload.api.preview import PipelinePlan
 
-__all__ = ["SUMMARY", "add_arguments", "run"]
-
-SUMMARY = "what stays on the device, what streams and what a pass takes, for several budgets of device memory"
+__all__ = ["add_arguments", "run"]
 
 EVERYTHING = 1 << 60  # bytes; room for any model
+HEAD = ("budget", "component", "level", "cached", "streamed a pass", "fixed", "groups cached", "ahead", "s a pass")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,41 +28,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "device nor the memory. Times are of transfers alone. "
         "Exit code: 0; 1 if no budget works, or --ram is too little; 2 on wrong arguments."
     )
-    parser.add_argument(
-        "directory",
-        type=Path,
-        metavar="MODEL_DIR",
-        help="a pipeline (with model_index.json), or a single model (with config.json)",
+    budgets = {"required": True, "type": comma_separated(size), "metavar": "SIZE,..."}
+    add_options(
+        parser,
+        (
+            (
+                "directory",
+                {"type": Path, "metavar": "MODEL_DIR"},
+                "a pipeline (with model_index.json), or a single model (with config.json)",
+            ),
+            ("--vram", budgets, "budgets, for example 8GiB,12GiB,24GiB"),
+            ("--ram", {"type": size, "metavar": "SIZE"}, "host memory that the weights may rest in"),
+            (
+                "--bandwidth",
+                {"metavar": "SIZE"},
+                "bytes a second from host to device, such as 25GB, or 'auto' to measure it",
+            ),
+            (
+                "--exclude",
+                {"type": words, "metavar": "NAME,..."},
+                "components to leave out: they are on the device whole",
+            ),
+            ("--onload-device", {"default": "cuda", "metavar": "DEVICE"}, "where to compute (default: cuda)"),
+        ),
     )
-    parser.add_argument(
-        "--vram", required=True, type=_sizes, metavar="SIZE,...", help="budgets, for example 8GiB,12GiB,24GiB"
-    )
-    parser.add_argument("--ram", type=_size, metavar="SIZE", help="host memory that the weights may rest in")
-    parser.add_argument(
-        "--bandwidth", metavar="SIZE", help="bytes a second from host to device, such as 25GB, or 'auto' to measure it"
-    )
-    parser.add_argument(
-        "--exclude",
-        type=_names,
-        metavar="NAME,...",
-        help="components to leave out: they are on the device whole",
-    )
-    parser.add_argument("--onload-device", default="cuda", metavar="DEVICE", help="where to compute (default: cuda)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the plans."""
-    # Notes about optional parts that are not installed would hide the figures.
-    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
-        os.environ.setdefault(name, "error")
-    logging.getLogger("torchao").setLevel(logging.ERROR)
+    quiet_libraries()
 
     from ..offload.api.blueprint import read_blueprint
+    from ..offload.api.preview import plan_group_offload
 
     blueprint = read_blueprint(arguments.directory)
-    whole = _plan(blueprint, EVERYTHING, arguments)
-    for line in _weights(blueprint, whole):
-        print(line)
+
+    def planned(budget: int) -> PipelinePlan:
+        return plan_group_offload(
+            blueprint,
+            onload_device=arguments.onload_device,
+            vram_budget=budget,
+            bandwidth=arguments.bandwidth,
+            exclude_modules=arguments.exclude,
+        )
+
+    whole = planned(EVERYTHING)
+    weights = [(c.name, c.model, format_bytes(c.total_bytes)) for c in whole.components]
+    print(*table([("component", "model", "weights"), *weights], text_columns=2), sep="\n")
+    if blueprint.assumed:
+        print(f"no safetensors files, dtype by config: {', '.join(blueprint.assumed)}")
     fits = arguments.ram is None or whole.host_bytes <= arguments.ram
     if not fits:
         print(
@@ -71,83 +84,31 @@ def run(arguments: argparse.Namespace) -> int:
             f"({format_bytes(whole.host_bytes)}) of host memory, unless `offload_to_disk_path` is given"
         )
     print()
-    plans, refused = _plans(blueprint, arguments)
-    for line in _lines(plans):
-        print(line)
-    for budget, reason in refused:
-        print(f"--vram {format_bytes(budget)} does not work: {reason}")
-    return 0 if plans and fits else 1
-
-
-def _plan(blueprint: Blueprint, budget: int, arguments: argparse.Namespace) -> PipelinePlan:
-    from ..offload.api.preview import plan_group_offload
-
-    return plan_group_offload(
-        blueprint,
-        onload_device=arguments.onload_device,
-        vram_budget=budget,
-        bandwidth=arguments.bandwidth,
-        exclude_modules=arguments.exclude,
-    )
-
-
-def _plans(blueprint: Blueprint, arguments: argparse.Namespace) -> tuple[list[PipelinePlan], list[tuple[int, str]]]:
-    """A plan for each budget that works, and for the others the reason."""
     plans, refused = [], []
     for budget in arguments.vram:
         try:
-            plans.append(_plan(blueprint, budget, arguments))
+            plans.append(planned(budget))
         except InvalidPolicyError as error:
-            refused.append((budget, str(error)))
-    return plans, refused
+            refused.append(f"--vram {format_bytes(budget)} does not work: {error}")
+    if plans:
+        speed = f"{plans[0].bandwidth / 1e9:.1f} GB/s ({plans[0].source})"
+        print(*table([HEAD, *(row for plan in plans for row in _rows(plan))], text_columns=3), sep="\n")
+        print(f"at {speed}, transfers only; budgets are shared by all components")
+    for reason in refused:
+        print(reason)
+    return 0 if plans and fits else 1
 
 
-def _weights(blueprint: Blueprint, whole: PipelinePlan) -> list[str]:
-    from ..offload.formatting import table
-
-    rows = [("component", "model", "weights")]
-    rows += [(c.name, c.model, format_bytes(c.total_bytes)) for c in whole.components]
-    lines = table(rows, text_columns=2)
-    if blueprint.assumed:
-        lines.append(f"no safetensors files, dtype by config: {', '.join(blueprint.assumed)}")
-    return lines
-
-
-def _lines(plans: list[PipelinePlan]) -> list[str]:
-    from ..offload.formatting import table
-
-    if not plans:
-        return []
-    rows = [
-        ("budget", "component", "level", "cached", "streamed a pass", "fixed", "groups cached", "ahead", "s a pass")
-    ]
-    for plan in plans:
-        for c in plan.components:
-            sizes = (c.cached_bytes, c.streamed_bytes, c.fixed_bytes)
-            rows.append(
-                (
-                    *(format_bytes(plan.vram_budget), c.name, c.cut.removesuffix("_level")),
-                    *map(format_bytes, sizes),
-                    *(f"{len(c.cached)} of {c.groups}", str(c.depth), f"{c.seconds:.4f}"),
-                )  # type: ignore[arg-type]
-            )
-    first = plans[0]
-    note = (
-        f"at {first.bandwidth / 1e9:.1f} GB/s ({first.source}), transfers only; budgets are shared by all components"
-    )
-    return [*table(rows, text_columns=3), note]
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(_size(part) for part in text.split(","))
-
-
-def _names(text: str) -> list[str]:
-    return text.split(",")
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_bytes("size", text)
-    except InvalidPolicyError:
-        raise argparse.ArgumentTypeError(f"expected a size such as 12GiB, got {text!r}") from None
+def _rows(plan: PipelinePlan) -> Iterator[tuple[str, ...]]:
+    for c in plan.components:
+        yield (
+            format_bytes(plan.vram_budget),
+            c.name,
+            c.cut.removesuffix("_level"),
+            format_bytes(c.cached_bytes),
+            format_bytes(c.streamed_bytes),
+            format_bytes(c.fixed_bytes),
+            f"{len(c.cached)} of {c.groups}",
+            str(c.depth),
+            f"{c.seconds:.4f}",
+        )

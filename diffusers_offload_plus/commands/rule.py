@@ -6,11 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..lint.reporting.pages import explain, listing, write_pages
+from ..lint.rules.registry import catalogue
 from . import CommandError
 
-__all__ = ["SUMMARY", "add_arguments", "run"]
-
-SUMMARY = "explain a rule of the linter, or list all rules"
+__all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,9 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Explain a rule, list all rules, or write the pages of all rules."""
-    from ..lint.reporting.pages import explain, listing, write_pages
-    from ..lint.rules.registry import catalogue
-
     if arguments.markdown is not None:
         if arguments.rule is not None:
             raise CommandError("--markdown: writes the pages of all rules; expected no RULE with it.")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from ..offload.formatting import format_bytes
 from . import CommandError
+from .arguments import DIRECTORY, FLAG, add_options
 
-__all__ = ["SUMMARY", "add_arguments", "run"]
-
-SUMMARY = "list, verify or clean a directory of weights kept on disk"
+__all__ = ["add_arguments", "run"]
 
 ACTIONS = {
     "list": "the models whose weights are kept, with their size and files",
@@ -28,9 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     for name, text in ACTIONS.items():
         action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        action.add_argument("directory", type=Path, metavar="DIR", help="the store")
+        add_options(action, [("directory", DIRECTORY, "the store")])
         if name == "gc":
-            action.add_argument("--dry-run", action="store_true", help="say what would go, and leave it")
+            add_options(action, [("--dry-run", FLAG, "say what would go, and leave it")])
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -51,23 +49,20 @@ def run(arguments: argparse.Namespace) -> int:
 def _list(directory: str) -> int:
     from ..offload.stores.disk.maintenance import Problem, kept_models
 
-    wrong = count = 0
-    for found in kept_models(directory):
-        count += 1
-        if isinstance(found, Problem):
-            wrong += 1
-            print(f"{found.path}: {found.text}")
+    found = list(kept_models(directory))
+    for kept in found:
+        if isinstance(kept, Problem):
+            print(kept)
             continue
-        missing = f", MISSING: {', '.join(found.missing)}" if found.missing else ""
-        wrong += bool(found.missing)
-        files = f"{len(found.objects)} file{'s' if len(found.objects) != 1 else ''}"
-        size = f"{format_bytes(found.nbytes)} in {files}"
-        print(f"{found.label} ({found.model}): {size}, kept since {found.created}{missing}")
-        for name in found.objects:
+        missing = f", MISSING: {', '.join(kept.missing)}" if kept.missing else ""
+        files = f"{len(kept.objects)} file{'s' if len(kept.objects) != 1 else ''}"
+        size = f"{format_bytes(kept.nbytes)} in {files}"
+        print(f"{kept.label} ({kept.model}): {size}, kept since {kept.created}{missing}")
+        for name in kept.objects:
             print(f"    objects/{name}")
-    if not count:
+    if not found:
         print("nothing is kept here")
-    return 1 if wrong else 0
+    return int(any(isinstance(kept, Problem) or kept.missing for kept in found))
 
 
 def _verify(directory: str) -> int:
@@ -77,14 +72,14 @@ def _verify(directory: str) -> int:
     for found in verify(directory):
         if isinstance(found, Problem):
             wrong += 1
-            print(f"{found.path}: {found.text}")
+            print(found)
         else:
             whole += 1
             print(f"{found}: whole")
     print(f"{whole} whole, {wrong} wrong")
     if wrong:
         print("Wrong files are never used: weights are compared before they are mapped. Delete them, and run `gc`.")
-    return 1 if wrong else 0
+    return int(wrong > 0)
 
 
 def _collect(directory: str, *, dry_run: bool) -> int:

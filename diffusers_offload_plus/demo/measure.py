@@ -1,32 +1,32 @@
-"""The instruments: memory over time, bytes copied between host and device, the end of each step."""
+"""The instruments: memory over time, and bytes copied between host and device."""
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import dataclasses
 import functools
 import gc
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..offload.memory.auto_limit import DeviceMemory, tells_memory
+from ..offload.memory.process import give_memory_back
 from ..offload.model.tensors import plain_tensors
 
 __all__ = [
-    "DeviceMemory",
     "HostMemory",
-    "HostSampler",
     "Inspector",
-    "StepClock",
-    "Timeline",
+    "device_memory",
     "host_memory",
     "release_memory",
+    "sampled_host_memory",
+    "synchronize",
     "tells_host_memory",
 ]
 
@@ -46,33 +46,22 @@ class HostMemory:
     file: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Timeline:
-    """Memory over time: pairs of seconds and bytes, and moments that have a name.
-
-    ``device`` is empty on the CPU and where the device does not tell.
-    """
-
-    host: tuple[tuple[float, int], ...] = ()
-    device: tuple[tuple[float, int], ...] = ()
-    marks: tuple[tuple[float, str], ...] = ()
-
-
 def host_memory() -> HostMemory:
     """What is held now."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return _host_memory_elsewhere()
-    fields = dict(line.split(":", 1) for line in status.splitlines() if line.startswith("Rss"))
-    sizes = {name: int(value.split()[0]) * 1024 for name, value in fields.items()}
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    sizes = {name: int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssShmem", "RssFile")}
     return HostMemory(anonymous=sizes["RssAnon"] + sizes["RssShmem"], file=sizes["RssFile"])
 
 
-def _host_memory_elsewhere() -> HostMemory:
-    import psutil
+def device_memory(device: torch.device) -> DeviceMemory | None:
+    """What the allocator of a device says; ``None`` on the CPU and where the device does not tell."""
+    return DeviceMemory(device) if tells_memory(device) else None
 
-    return HostMemory(anonymous=psutil.Process().memory_info().rss, file=0)
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def release_memory() -> None:
@@ -83,50 +72,10 @@ def release_memory() -> None:
         torch.accelerator.empty_cache()
     if torch.cuda.is_available():
         torch._C._host_emptyCache()
-    trim = getattr(_libc(), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    give_memory_back()
 
 
 @functools.cache
-def _libc() -> ctypes.CDLL | None:
-    try:
-        return ctypes.CDLL(None)
-    except (OSError, TypeError):
-        return None
-
-
-class DeviceMemory:
-    """What the allocator of a device says; every answer is ``None`` on the CPU and where the device does not tell."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._module: Any = None if device.type == "cpu" else torch.get_device_module(device.type)
-
-    def allocated(self) -> int | None:
-        """Bytes of tensors on the device now."""
-        return self._ask("memory_allocated")
-
-    def peak(self) -> int | None:
-        """The most bytes of tensors since :meth:`reset_peak`."""
-        return self._ask("max_memory_allocated")
-
-    def reset_peak(self) -> None:
-        """Start a new peak."""
-        reset = getattr(self._module, "reset_peak_memory_stats", None)
-        if reset is not None:
-            reset(self._device)
-
-    def synchronize(self) -> None:
-        """Wait until the device has done all it was given."""
-        if self._module is not None:
-            self._module.synchronize()
-
-    def _ask(self, name: str) -> int | None:
-        function = getattr(self._module, name, None)
-        return None if function is None else int(function(self._device))
-
-
 def tells_host_memory(device: torch.device) -> bool:
     """Whether this process's memory without the device's can be told.
 
@@ -134,59 +83,41 @@ def tells_host_memory(device: torch.device) -> bool:
     """
     if device.type == "cpu":
         return True
-    memory, size, slack = DeviceMemory(device), 64 * MIB, 16 * MIB
+    size, slack = 64 * MIB, 16 * MIB
     torch.zeros(1, device=device)
     before = host_memory().anonymous
     block = torch.zeros(size, dtype=torch.uint8, device=device)
-    memory.synchronize()
+    synchronize(device)
     inside = host_memory().anonymous - before > size - slack
     del block
     return not inside
 
 
-class HostSampler:
-    """Samples host memory on a thread of its own while the block runs.
+@contextlib.contextmanager
+def sampled_host_memory(baseline: HostMemory, interval: float = 0.02) -> Iterator[list[tuple[float, HostMemory]]]:
+    """While the block runs, a thread samples host memory: ``time.perf_counter()``, and what is held beyond
+    ``baseline``."""
+    samples: list[tuple[float, HostMemory]] = []
+    stop = threading.Event()
 
-    Attributes:
-        begin: when the block began, by ``time.perf_counter``.
-        samples: seconds since then, and what was held beyond ``baseline``.
-    """
+    def sample() -> None:
+        now = host_memory()
+        held = HostMemory(max(0, now.anonymous - baseline.anonymous), max(0, now.file - baseline.file))
+        samples.append((time.perf_counter(), held))
 
-    def __init__(self, baseline: HostMemory, interval: float = 0.02) -> None:
-        self._baseline = baseline
-        self._interval = interval
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="host memory sampler", daemon=True)
-        self.begin = 0.0
-        self.samples: list[tuple[float, HostMemory]] = []
+    def run() -> None:
+        while not stop.wait(interval):
+            sample()
 
-    def __enter__(self) -> HostSampler:
-        self.begin = time.perf_counter()
-        self._sample()
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._sample()
-
-    def peak(self) -> HostMemory:
-        """The most of each kind that was seen."""
-        return HostMemory(
-            anonymous=max(held.anonymous for _, held in self.samples), file=max(held.file for _, held in self.samples)
-        )
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._interval):
-            self._sample()
-
-    def _sample(self) -> None:
-        now, before = host_memory(), self._baseline
-        held = HostMemory(anonymous=max(0, now.anonymous - before.anonymous), file=max(0, now.file - before.file))
-        self.samples.append((time.perf_counter() - self.begin, held))
+    thread = threading.Thread(target=run, name="host memory sampler", daemon=True)
+    sample()
+    thread.start()
+    try:
+        yield samples
+    finally:
+        stop.set()
+        thread.join()
+        sample()
 
 
 class Inspector(TorchDispatchMode):
@@ -201,9 +132,9 @@ class Inspector(TorchDispatchMode):
         samples: ``time.perf_counter()``, and bytes of tensors on the device.
     """
 
-    def __init__(self, device: DeviceMemory, interval: float = 0.002) -> None:
+    def __init__(self, memory: DeviceMemory | None, interval: float = 0.002) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._device = device
+        self._memory = memory
         self._interval = interval
         self._next = 0.0
         self.to_device = 0
@@ -217,11 +148,9 @@ class Inspector(TorchDispatchMode):
         elif func is torch.ops.aten.copy_.default:
             self._count(args[1], args[0])
         now = time.perf_counter()
-        if now >= self._next:
+        if self._memory is not None and now >= self._next:
             self._next = now + self._interval
-            held = self._device.allocated()
-            if held is not None:
-                self.samples.append((now, held))
+            self.samples.append((now, self._memory.taken()))
         return result
 
     def _count(self, source: torch.Tensor, target: torch.Tensor) -> None:
@@ -234,34 +163,3 @@ class Inspector(TorchDispatchMode):
                 self.to_device += origin.nbytes
             else:
                 self.to_host += origin.nbytes
-
-
-class StepClock:
-    """Called at the end of each step: waits for the device, and notes the time and what ``also`` returns.
-
-    Attributes:
-        ends: when steps ended, by ``time.perf_counter``.
-    """
-
-    def __init__(self, wait: Callable[[], None], also: Callable[[], tuple[int, int]] | None = None) -> None:
-        self._wait = wait
-        self._also = also
-        self.ends: list[float] = []
-        self._noted: list[tuple[int, int]] = []
-
-    def __call__(self, step: int) -> None:
-        self._wait()
-        self.ends.append(time.perf_counter())
-        if self._also is not None:
-            self._noted.append(self._also())
-
-    @property
-    def seconds(self) -> tuple[float, ...]:
-        """From the end of each step to that of the next: the beginning of the first cannot be seen from outside."""
-        return tuple(later - earlier for earlier, later in zip(self.ends, self.ends[1:], strict=False))
-
-    @property
-    def differences(self) -> tuple[tuple[int, int], ...]:
-        """By how much what was noted grew from step to step."""
-        pairs = zip(self._noted, self._noted[1:], strict=False)
-        return tuple((b[0] - a[0], b[1] - a[1]) for a, b in pairs)

@@ -14,8 +14,10 @@ import diffusers
 import numpy as np
 import numpy.typing as npt
 import torch
+import transformers
 from torch import nn
 
+from ..offload.model.tensors import default_dtype, plain_tensors
 from . import DemoError
 from .options import DemoOptions
 
@@ -23,7 +25,6 @@ __all__ = [
     "FULL",
     "SMALL",
     "Image",
-    "StepCallback",
     "build_pipeline",
     "describe",
     "flux_transformer",
@@ -34,9 +35,6 @@ __all__ = [
 
 Image = npt.NDArray[np.float32]
 """Height, width, three channels."""
-
-StepCallback = Callable[[int], None]
-"""Called at the end of each denoising step with its number, from 0."""
 
 CLIP_TOKENS = 77
 T5_TOKENS = 32
@@ -50,39 +48,15 @@ class Scale:
 
     blocks: int
     single_blocks: int
-    heads: int
     axes: tuple[int, int, int]
     clip_layers: int
-    clip_width: int
     t5_layers: int
-    t5_width: int
-    t5_heads: int
+    width: int
 
 
-FULL = Scale(
-    # The published depths: 19 double and 38 single blocks, 12 and 24 encoder layers. The width of 256 was 3072.
-    blocks=19,
-    single_blocks=38,
-    heads=2,
-    axes=(16, 56, 56),
-    clip_layers=12,
-    clip_width=256,
-    t5_layers=24,
-    t5_width=256,
-    t5_heads=8,
-)
-
-SMALL = Scale(
-    blocks=2,
-    single_blocks=3,
-    heads=2,
-    axes=(8, 12, 12),
-    clip_layers=2,
-    clip_width=64,
-    t5_layers=2,
-    t5_width=64,
-    t5_heads=2,
-)
+# The published depths: 19 double and 38 single blocks, 12 and 24 encoder layers. The width of 256 was 3072.
+FULL = Scale(blocks=19, single_blocks=38, axes=(16, 56, 56), clip_layers=12, t5_layers=24, width=256)
+SMALL = Scale(blocks=2, single_blocks=3, axes=(8, 12, 12), clip_layers=2, t5_layers=2, width=64)
 
 
 def build_pipeline(options: DemoOptions, dtype: str) -> Any:
@@ -91,11 +65,10 @@ def build_pipeline(options: DemoOptions, dtype: str) -> Any:
     Built twice from equal options, its weights are equal bit for bit.
 
     Raises:
-        DemoError: a library that is needed is not installed, or the checkpoint cannot be loaded.
+        DemoError: the checkpoint cannot be loaded.
     """
-    pipeline = (
-        _loaded(options.model) if options.model is not None else _flux(SMALL if options.small else FULL, options.seed)
-    )
+    scale = SMALL if options.small else FULL
+    pipeline = _flux(scale, options.seed) if options.model is None else _loaded(options.model)
     pipeline.set_progress_bar_config(disable=True)
     if dtype == "int8":
         _quantize(pipeline)
@@ -118,8 +91,6 @@ def models_of(pipeline: Any) -> dict[str, nn.Module]:
 
 def weight_bytes(pipeline: Any) -> int:
     """Bytes of all parameters and buffers; what is shared counts once."""
-    from ..offload.model.tensors import plain_tensors
-
     storages: dict[int, int] = {}
     for model in models_of(pipeline).values():
         for tensor in (*model.parameters(), *model.buffers()):
@@ -127,11 +98,14 @@ def weight_bytes(pipeline: Any) -> int:
     return sum(storages.values())
 
 
-def run_pipeline(pipeline: Any, options: DemoOptions, steps: int, on_step: StepCallback) -> Image:
-    """From the prompt to an image. The noise comes from a generator on the CPU: the same for every device."""
+def run_pipeline(pipeline: Any, options: DemoOptions, steps: int, on_step: Callable[[], None]) -> Image:
+    """From the prompt to an image; ``on_step`` is called at the end of each denoising step.
 
-    def ended(_pipeline: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        on_step(step)
+    The noise comes from a generator on the CPU: the same for every device.
+    """
+
+    def ended(_pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        on_step()
         return tensors
 
     wanted: dict[str, Any] = {
@@ -156,39 +130,33 @@ def run_pipeline(pipeline: Any, options: DemoOptions, steps: int, on_step: StepC
     return image if image.ndim == 3 else image[0]
 
 
-def flux_transformer(scale: Scale, seed: int, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
+def flux_transformer(scale: Scale, seed: int, dtype: torch.dtype = torch.bfloat16) -> Any:
     """Flux's transformer with random weights, under which each step changes the latents visibly."""
     with _fresh(seed, dtype):
         transformer: Any = diffusers.FluxTransformer2DModel(
             num_layers=scale.blocks,
             num_single_layers=scale.single_blocks,
-            num_attention_heads=scale.heads,
+            num_attention_heads=2,
             attention_head_dim=sum(scale.axes),
             axes_dims_rope=scale.axes,
-            joint_attention_dim=scale.t5_width,
-            pooled_projection_dim=scale.clip_width,
+            joint_attention_dim=scale.width,
+            pooled_projection_dim=scale.width,
         )
         # Linear layers start out with weights that shrink what passes; the last one makes up for it.
         nn.init.normal_(transformer.proj_out.weight, std=1.5 * transformer.inner_dim**-0.5)
-    transformer.eval()
-    model: nn.Module = transformer
-    return model
+    return transformer.eval()
 
 
 def _flux(scale: Scale, seed: int) -> Any:
-    with _explained("transformers", "transformers"):
-        import transformers
     clip_tokenizer, t5_tokenizer = _clip_tokenizer(), _t5_tokenizer()
     with _fresh(seed + 1):
         clip = transformers.CLIPTextModel(
             transformers.CLIPTextConfig(
                 vocab_size=len(clip_tokenizer),
-                hidden_size=scale.clip_width,
-                intermediate_size=4 * scale.clip_width,
-                projection_dim=scale.clip_width,
+                hidden_size=scale.width,
+                intermediate_size=4 * scale.width,
                 num_hidden_layers=scale.clip_layers,
-                num_attention_heads=scale.clip_width // 32,
-                max_position_embeddings=CLIP_TOKENS,
+                num_attention_heads=scale.width // 32,
                 bos_token_id=clip_tokenizer.bos_token_id,
                 eos_token_id=clip_tokenizer.eos_token_id,
                 pad_token_id=clip_tokenizer.pad_token_id,
@@ -198,11 +166,10 @@ def _flux(scale: Scale, seed: int) -> Any:
         t5 = transformers.T5EncoderModel(
             transformers.T5Config(
                 vocab_size=len(t5_tokenizer),
-                d_model=scale.t5_width,
-                d_kv=64,
-                d_ff=4 * scale.t5_width,
+                d_model=scale.width,
+                d_ff=4 * scale.width,
                 num_layers=scale.t5_layers,
-                num_heads=scale.t5_heads,
+                num_heads=scale.width // 32,
                 feed_forward_proj="gated-gelu",
             )
         )
@@ -233,8 +200,6 @@ def _flux(scale: Scale, seed: int) -> Any:
 
 
 def _clip_tokenizer() -> Any:
-    import transformers
-
     symbols = string.ascii_lowercase + string.digits + string.punctuation
     tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: index for index, token in enumerate(tokens)}
@@ -242,8 +207,6 @@ def _clip_tokenizer() -> Any:
 
 
 def _t5_tokenizer() -> Any:
-    import transformers
-
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     pieces += [(symbol, -4.0) for symbol in string.ascii_letters + string.digits + string.punctuation]
     return transformers.T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
@@ -258,35 +221,18 @@ def _loaded(directory: Path) -> Any:
 
 
 def _quantize(pipeline: Any) -> None:
-    with _explained("torchao", "torchao"):
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     for name, model in models_of(pipeline).items():
         # The autoencoder is nearly all convolutions, and people leave it alone.
         if not name.startswith("vae"):
-            quantize_(
-                model,
-                Int8WeightOnlyConfig(set_inductor_config=False),
-                filter_fn=lambda part, _: type(part) is nn.Linear,
-            )
+            config = Int8WeightOnlyConfig(set_inductor_config=False)
+            quantize_(model, config, filter_fn=lambda part, _: type(part) is nn.Linear)
 
 
 @contextlib.contextmanager
 def _fresh(seed: int, dtype: torch.dtype = torch.bfloat16) -> Iterator[None]:
     """Modules made within start from ``seed``, in ``dtype``; the caller's random state and default dtype come back."""
-    previous = torch.get_default_dtype()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), default_dtype(dtype):
         torch.default_generator.manual_seed(seed)
-        torch.set_default_dtype(dtype)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(previous)
-
-
-@contextlib.contextmanager
-def _explained(library: str, package: str) -> Iterator[None]:
-    try:
         yield
-    except ImportError as error:
-        raise DemoError(f"The demonstration needs {library}: {error}. Install it: pip install {package}") from error

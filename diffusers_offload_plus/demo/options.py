@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from pathlib import Path
 
@@ -21,7 +22,6 @@ class DemoOptions:
         model: directory of a checkpoint; ``None`` for the pipeline built in code, in its ``small`` size or not.
         height, width: of the image; ``None`` for what the pipeline takes by default.
         dtypes: ``bf16``, ``int8``.
-        use_stream: whether both kinds of offloading copy on a stream of their own: wherever the device has streams.
     """
 
     device: torch.device
@@ -34,48 +34,36 @@ class DemoOptions:
     seed: int
     dtypes: tuple[str, ...]
     output: Path
-    use_stream: bool
 
     @classmethod
-    def from_arguments(
-        cls,
-        *,
-        device: str | None,
-        model: Path | None,
-        small: bool,
-        steps: int | None,
-        height: int | None,
-        width: int | None,
-        prompt: str,
-        seed: int,
-        dtypes: tuple[str, ...],
-        output: Path,
-    ) -> DemoOptions:
+    def of(cls, arguments: argparse.Namespace) -> DemoOptions:
         """Check the device and fill in defaults.
 
         Raises:
             InvalidPolicyError: there is no such device.
         """
-        found = policy_for(onload_device=device if device is not None else _best_device()).device
-        side = None if model is not None else 32 if small else 128
-        return cls(
-            device=found,
-            model=model,
-            small=small,
-            steps=steps if steps is not None else 3 if small else 5,
-            height=height if height is not None else side,
-            width=width if width is not None else height if height is not None else side,
-            prompt=prompt,
-            seed=seed,
-            dtypes=dtypes,
-            output=output,
-            use_stream=supports_streams(found),
-        )
+        best = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        side = None if arguments.model is not None else 32 if arguments.small else 128
+        height = arguments.height or side
+        given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(cls)}
+        filled_in = {
+            "device": policy_for(onload_device=best.type if arguments.device is None else arguments.device).device,
+            "steps": arguments.steps or (3 if arguments.small else 5),
+            "height": height,
+            "width": arguments.width or height,
+            "dtypes": tuple(dict.fromkeys(arguments.dtypes)),
+        }
+        return cls(**{**given, **filled_in})
 
     @property
     def moves(self) -> bool:
         """Whether weights have to move at all: not on the CPU."""
         return self.device.type != "cpu"
+
+    @property
+    def use_stream(self) -> bool:
+        """Whether both kinds of offloading copy on a stream of their own: wherever the device has streams."""
+        return supports_streams(self.device)
 
 
 def device_name(device: torch.device) -> str:
@@ -84,8 +72,3 @@ def device_name(device: torch.device) -> str:
         return "CPU"
     named = getattr(torch.get_device_module(device.type), "get_device_name", None)
     return str(named(device)) if named is not None else str(device)
-
-
-def _best_device() -> str:
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return "cpu" if accelerator is None else accelerator.type

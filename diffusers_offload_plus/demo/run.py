@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import datetime
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
 from collections.abc import Sequence
 from typing import Any
+
+from rich.console import Console
 
 from .. import __version__
 from . import DemoError
@@ -18,12 +21,13 @@ from .measure import tells_host_memory
 from .models import describe
 from .options import DemoOptions, device_name
 from .plot import save_image, save_timelines
-from .scenarios import WARM_UP_STEPS, Method, ScenarioResult, load_libraries, run_scenario, scenarios
-from .table import Screen, fault_lines, results_grid, size
+from .scenarios import WARM_UP_STEPS, Method, ScenarioResult, load_libraries, run_scenario
+from .table import fault_lines, progress_bar, results_lines, say, terminal
 
 __all__ = ["run_demo"]
 
 EXIT_RIGHT, EXIT_WRONG = 0, 1
+UNTOLD = ("image", "host_samples", "device_samples", "marks", "report")  # in results.json
 LIBRARIES = ("torch", "diffusers", "transformers", "torchao")
 
 
@@ -33,34 +37,30 @@ def run_demo(options: DemoOptions) -> int:
         options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DemoError(f"--output {options.output}: cannot make this directory: {error.strerror}.") from error
-    screen = Screen()
-    screen.say(*_introduction(options), "")
-    tells_host = tells_host_memory(options.device)
+    console = terminal()
+    say(console, *_introduction(options), "")
+    tells_host_memory(options.device)  # remembered: later there is memory to take again, and it would not grow
     load_libraries(options)
-    results = _run_all(options, screen, tells_host)
-    screen.say("")
-    screen.show(results_grid(results, options))
-    screen.say("", *_explanation(options, results, tells_host))
+    results = _run_all(options, console)
+    say(console, "", *results_lines(results, options))
     faults = run_faults(options)
-    screen.say(
-        "", "Two faults of the disk offloading of diffusers, reproduced on a small transformer:", *fault_lines(faults)
-    )
-    screen.say("", *_write_files(options, results, faults, screen))
+    heading = "Two faults of the disk offloading of diffusers, reproduced on a small transformer:"
+    say(console, "", heading, *fault_lines(faults))
+    say(console, "", *_write_files(options, results, faults, console.export_text()))
     return EXIT_RIGHT if _all_right(results, faults) else EXIT_WRONG
 
 
-def _run_all(options: DemoOptions, screen: Screen, tells_host: bool) -> list[ScenarioResult]:
+def _run_all(options: DemoOptions, console: Console) -> list[ScenarioResult]:
     results: list[ScenarioResult] = []
-    todo = scenarios(options)
-    with screen.progress(len(todo) * (WARM_UP_STEPS + options.steps)) as progress:
-        for dtype, method in todo:
-            progress.label(f"{dtype}, {method.value}")
+    with progress_bar(console) as bar:
+        task = bar.add_task("", total=len(options.dtypes) * len(Method) * (WARM_UP_STEPS + options.steps))
+        for dtype, method in itertools.product(options.dtypes, Method):
+            bar.update(task, description=f"{dtype}, {method}")
+            if not console.is_terminal:
+                console.file.write(f"  running: {dtype}, {method}\n")
+                console.file.flush()
             reference = next((r.image for r in results if (r.dtype, r.method) == (dtype, Method.UNOFFLOADED)), None)
-            results.append(
-                run_scenario(
-                    options, dtype, method, reference=reference, tells_host=tells_host, advance=progress.advance
-                )
-            )
+            results.append(run_scenario(options, dtype, method, reference, lambda: bar.advance(task)))
     return results
 
 
@@ -85,47 +85,22 @@ def _introduction(options: DemoOptions) -> list[str]:
     return lines
 
 
-def _explanation(options: DemoOptions, results: Sequence[ScenarioResult], tells_host: bool) -> list[str]:
-    weights = {result.dtype: result.weights for result in results if result.weights}
-    lines = [
-        "weights:        " + ", ".join(f"{size(nbytes)} in {dtype}" for dtype, nbytes in weights.items()),
-        "image:          'equal' is bit for bit, to that of the un-offloaded pipeline in the same dtype",
-        f"s/step:         median of the {options.steps - 1} steps of the measured run after its first",
-    ]
-    if options.moves:
-        lines += [
-            "device peak:    most bytes of tensors on the device, by its allocator's count",
-            "to device/step: bytes that one step copies from host to device, counted copy by copy; to host: back",
-        ]
-    if tells_host:
-        lines.append(
-            "host peak:      most anonymous memory of this process beyond what it held before, sampled each 20 ms"
-        )
-    else:
-        lines.append("host peak:      not known: the memory of this device is part of the process's own")
-    return lines
-
-
 def _write_files(
-    options: DemoOptions, results: Sequence[ScenarioResult], faults: Sequence[FaultResult], screen: Screen
+    options: DemoOptions, results: Sequence[ScenarioResult], faults: Sequence[FaultResult], shown: str
 ) -> list[str]:
     folder = options.output
     images = [path.name for path in (save_image(result, folder) for result in results) if path is not None]
-    (folder / "results.json").write_text(json.dumps(_as_json(options, results, faults), indent=2) + "\n")
+    (folder / "results.json").write_text(json.dumps(_as_json(options, results, faults), indent=2, default=vars) + "\n")
     reports = [f"{result.name}\n\n{result.report}\n" for result in results if result.report]
-    (folder / "report.txt").write_text("\n".join([*screen.transcript, "", "What offload_report says", "", *reports]))
-    lines = [
+    (folder / "report.txt").write_text("\n".join([shown, "What offload_report says", "", *reports]))
+    save_timelines(results, folder)
+    return [
         f"files in {folder}:",
         f"  {', '.join(images)}",
         "  results.json: all of the above as data",
         "  report.txt:   all of the above as text, and what offload_report says of each component",
+        "  memory.png:   memory over time",
     ]
-    try:
-        save_timelines(results, folder)
-        lines.append("  memory.png:   memory over time")
-    except ImportError:
-        lines.append("  (no memory.png: that needs matplotlib; pip install 'diffusers-offload-plus[cli]')")
-    return lines
 
 
 def _as_json(options: DemoOptions, results: Sequence[ScenarioResult], faults: Sequence[FaultResult]) -> dict[str, Any]:
@@ -135,34 +110,23 @@ def _as_json(options: DemoOptions, results: Sequence[ScenarioResult], faults: Se
         "device": {"name": str(options.device), "description": device_name(options.device), "cores": os.cpu_count()},
         "options": {
             "pipeline": describe(options),
-            "steps": options.steps,
-            "height": options.height,
-            "width": options.width,
-            "prompt": options.prompt,
-            "seed": options.seed,
-            "use_stream": options.use_stream,
+            **{name: getattr(options, name) for name in ("steps", "height", "width", "prompt", "seed", "use_stream")},
         },
         "scenarios": [_scenario_as_json(result) for result in results],
-        "faults": [dataclasses.asdict(fault) for fault in faults],
+        "faults": faults,
     }
 
 
 def _scenario_as_json(result: ScenarioResult) -> dict[str, Any]:
-    left_out = {"image", "method", "timeline", "report", "host_peak"}
-    values = {
-        field.name: getattr(result, field.name) for field in dataclasses.fields(result) if field.name not in left_out
-    }
-    host = None if result.host_peak is None else dataclasses.asdict(result.host_peak)
-    return {"method": result.method.value, **values, "median_step_seconds": result.seconds, "host_peak": host}
+    values = {name: value for name, value in vars(result).items() if name not in UNTOLD}
+    return {**values, "median_step_seconds": result.seconds}
 
 
 def _versions() -> dict[str, str]:
     versions = {"offload-plus": __version__}
     for library in LIBRARIES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions
 
 

@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import itertools
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..offload.api.enable import enable_group_offload
-from ..offload.api.report import OffloadReport, offload_report
+from ..offload.api.report import offload_report
+from ..offload.formatting import first_line
 from . import DemoError
-from .measure import DeviceMemory, HostMemory, HostSampler, Inspector, StepClock, Timeline, host_memory, release_memory
+from .measure import (
+    HostMemory,
+    Inspector,
+    device_memory,
+    host_memory,
+    release_memory,
+    sampled_host_memory,
+    synchronize,
+    tells_host_memory,
+)
 from .models import Image, build_pipeline, run_pipeline, weight_bytes
 from .options import DemoOptions
 
-__all__ = ["WARM_UP_STEPS", "Method", "ScenarioResult", "load_libraries", "run_scenario", "scenarios"]
+__all__ = ["WARM_UP_STEPS", "Method", "ScenarioResult", "load_libraries", "offload", "run_scenario"]
 
 WARM_UP_STEPS = 2
-OFFLOAD_TYPE = "leaf_level"
+
+Samples = tuple[tuple[float, int], ...]
 
 
-class Method(enum.Enum):
+class Method(enum.StrEnum):
     """How the weights are held; the values are what tables call it."""
 
     UNOFFLOADED = "un-offloaded"
@@ -45,7 +56,9 @@ class ScenarioResult:
         host_peak: the most host memory sampled from placing the weights to the end of the warm-up.
         to_device, to_host: bytes that one step copies, counted during the warm-up.
         copied_to_device: bytes that the whole warm-up copied.
-        timeline: memory while the weights are placed and during the warm-up.
+        host_samples, device_samples: seconds and bytes, while the weights are placed and during the warm-up; empty
+            where it cannot be told.
+        marks: moments in that time that have a name.
         report: what our own report says, in text.
         reported_to_device: bytes that our own report had counted by the end of the warm-up.
     """
@@ -62,14 +75,16 @@ class ScenarioResult:
     to_device: int | None = None
     to_host: int | None = None
     copied_to_device: int | None = None
-    timeline: Timeline = dataclasses.field(default_factory=Timeline)
+    host_samples: Samples = ()
+    device_samples: Samples = ()
+    marks: tuple[tuple[float, str], ...] = ()
     report: str = ""
     reported_to_device: int | None = None
 
     @property
     def name(self) -> str:
         """Fit for a file name."""
-        return f"{self.dtype}-{self.method.value}"
+        return f"{self.dtype}-{self.method}"
 
     @property
     def seconds(self) -> float | None:
@@ -77,9 +92,13 @@ class ScenarioResult:
         return statistics.median(self.step_seconds) if self.step_seconds else None
 
 
-def scenarios(options: DemoOptions) -> list[tuple[str, Method]]:
-    """What will be run, in order."""
-    return [(dtype, method) for dtype in options.dtypes for method in Method]
+def offload(method: Method, target: Any, options: DemoOptions, **more: Any) -> None:
+    """Group offload a model or a pipeline, ``STOCK`` or ``OURS``, at leaf level."""
+    settings = dict(onload_device=options.device, offload_type="leaf_level", use_stream=options.use_stream, **more)
+    if method is Method.STOCK:
+        target.enable_group_offload(**settings)
+    else:
+        enable_group_offload(target, **settings)
 
 
 def load_libraries(options: DemoOptions) -> None:
@@ -89,109 +108,78 @@ def load_libraries(options: DemoOptions) -> None:
     for dtype in options.dtypes:
         pipeline = build_pipeline(tiny, dtype)
         pipeline.to(options.device)
-        run_pipeline(pipeline, tiny, WARM_UP_STEPS, lambda step: None)
+        run_pipeline(pipeline, tiny, WARM_UP_STEPS, lambda: None)
 
 
 def run_scenario(
-    options: DemoOptions,
-    dtype: str,
-    method: Method,
-    *,
-    reference: Image | None,
-    tells_host: bool,
-    advance: Callable[[], None],
+    options: DemoOptions, dtype: str, method: Method, reference: Image | None, advance: Callable[[], None]
 ) -> ScenarioResult:
     """Build, place, warm up, run. ``advance`` is called after every step.
-
-    ``tells_host`` says whether host memory can be told from the device's.
 
     An exception becomes the result's ``error``: a scenario that fails must not hide the others.
     """
     release_memory()
     try:
-        return _run(options, dtype, method, reference, tells_host, advance)
+        return _run(options, dtype, method, reference, advance)
     except DemoError:
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines() or [""]
-        return ScenarioResult(dtype=dtype, method=method, error=f"{type(error).__name__}: {reason[0]}")
+        return ScenarioResult(dtype=dtype, method=method, error=f"{type(error).__name__}: {first_line(error)}")
     finally:
         release_memory()
 
 
 def _run(
-    options: DemoOptions,
-    dtype: str,
-    method: Method,
-    reference: Image | None,
-    tells_host: bool,
-    advance: Callable[[], None],
+    options: DemoOptions, dtype: str, method: Method, reference: Image | None, advance: Callable[[], None]
 ) -> ScenarioResult:
-    device = DeviceMemory(options.device)
-    baseline, device_baseline = host_memory(), device.allocated() or 0
+    memory = device_memory(options.device)
+    baseline, device_baseline = host_memory(), memory.taken() if memory else 0
     pipeline = build_pipeline(options, dtype)
     weights = weight_bytes(pipeline)
     release_memory()
-    device.reset_peak()
-    inspector = Inspector(device)
-    inspected = StepClock(device.synchronize, lambda: (inspector.to_device, inspector.to_host))
-    with HostSampler(baseline) as host:
-        _place(pipeline, options, method)
-        placed = time.perf_counter()
+    if memory:
+        memory.restart()
+    inspector = Inspector(memory)
+    ends: list[tuple[float, int, int]] = []
+
+    def ended() -> None:
+        synchronize(options.device)
+        ends.append((time.perf_counter(), inspector.to_device, inspector.to_host))
+        advance()
+
+    with sampled_host_memory(baseline) as host:
+        if method is Method.UNOFFLOADED:
+            pipeline.to(options.device)
+        else:
+            offload(method, pipeline, options)
+        marks = [(time.perf_counter(), "placed")]
         with inspector:
-            run_pipeline(pipeline, options, WARM_UP_STEPS, _both(inspected, advance))
-    reported = _reported(offload_report(pipeline)) if method is Method.OURS else None
+            run_pipeline(pipeline, options, WARM_UP_STEPS, ended)
+    (_, *before), (_, *after) = ends[-2:]
+    marks += [(moment, "step") for moment, _, _ in ends]
+    ours = method is Method.OURS
+    reported = sum(c.transferred_bytes for c in offload_report(pipeline).components) if ours else None
     # The instruments are off by now.
-    clock = StepClock(device.synchronize)
-    image = run_pipeline(pipeline, options, options.steps, _both(clock, advance))
-    device.synchronize()
-    device_peak = device.peak()
-    report = offload_report(pipeline) if method is Method.OURS else None
-    to_device, to_host = inspected.differences[-1]
-    timeline = Timeline(
-        host=tuple((second, held.anonymous) for second, held in host.samples),
-        device=tuple((moment - host.begin, held - device_baseline) for moment, held in inspector.samples),
-        marks=((placed - host.begin, "placed"), *((moment - host.begin, "step") for moment in inspected.ends)),
-    )
+    ends.clear()
+    image = run_pipeline(pipeline, options, options.steps, ended)
+    synchronize(options.device)
+    begin, tells_host = host[0][0], tells_host_memory(options.device)
+    most = HostMemory(max(held.anonymous for _, held in host), max(held.file for _, held in host))
     return ScenarioResult(
         dtype=dtype,
         method=method,
         weights=weights,
         image=image,
         same_image=None if reference is None else bool(np.array_equal(image, reference)),
-        step_seconds=clock.seconds,
-        device_peak=None if device_peak is None else device_peak - device_baseline,
-        host_peak=host.peak() if tells_host else None,
-        to_device=to_device,
-        to_host=to_host,
+        step_seconds=tuple(later[0] - earlier[0] for earlier, later in itertools.pairwise(ends)),
+        device_peak=memory.peak() - device_baseline if memory else None,
+        host_peak=most if tells_host else None,
+        to_device=after[0] - before[0],
+        to_host=after[1] - before[1],
         copied_to_device=inspector.to_device,
-        timeline=timeline,
-        report="" if report is None else str(report),
+        host_samples=tuple((moment - begin, held.anonymous) for moment, held in host if tells_host),
+        device_samples=tuple((moment - begin, held - device_baseline) for moment, held in inspector.samples),
+        marks=tuple((moment - begin, name) for moment, name in marks),
+        report=str(offload_report(pipeline)) if ours else "",
         reported_to_device=reported,
     )
-
-
-def _place(pipeline: Any, options: DemoOptions, method: Method) -> None:
-    if method is Method.UNOFFLOADED:
-        pipeline.to(options.device)
-    elif method is Method.STOCK:
-        pipeline.enable_group_offload(
-            onload_device=options.device,
-            offload_device=torch.device("cpu"),
-            offload_type=OFFLOAD_TYPE,
-            use_stream=options.use_stream,
-        )
-    else:
-        enable_group_offload(pipeline, options.device, offload_type=OFFLOAD_TYPE, use_stream=options.use_stream)
-
-
-def _both(clock: StepClock, advance: Callable[[], None]) -> Callable[[int], None]:
-    def ended(step: int) -> None:
-        clock(step)
-        advance()
-
-    return ended
-
-
-def _reported(report: OffloadReport) -> int:
-    return sum(component.transferred_bytes for component in report.components)

@@ -1,132 +1,78 @@
-"""What the demonstration shows: text, a progress bar, one table. Plain text where rich is absent."""
+"""What the demonstration shows: its terminal, and the figures as tables and lines of text."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import importlib.util
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import TextIO
+from collections.abc import Callable, Sequence
 
+from rich.console import Console
+from rich.progress import Progress
+from rich.text import Text
+
+from ..offload.formatting import format_bytes, table
 from .faults import FaultResult
+from .measure import tells_host_memory
 from .options import DemoOptions
 from .scenarios import Method, ScenarioResult
 
-__all__ = ["Grid", "Screen", "fault_lines", "results_grid", "size"]
+__all__ = ["fault_lines", "progress_bar", "results_lines", "say", "terminal"]
 
 NOT_KNOWN = "n/a"
 
 
-@dataclasses.dataclass(frozen=True)
-class Grid:
-    """A table: a head, rows, and the set of columns that hold numbers."""
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    numbers: frozenset[str]
-
-    def lines(self) -> list[str]:
-        """The table in plain text."""
-        widths = [max(len(row[column]) for row in (self.head, *self.rows)) for column in range(len(self.head))]
-        lines = [self._line(row, widths) for row in (self.head, tuple("-" * width for width in widths), *self.rows)]
-        return [line.rstrip() for line in lines]
-
-    def _line(self, row: Sequence[str], widths: Sequence[int]) -> str:
-        cells = zip(self.head, row, widths, strict=True)
-        return "  ".join(
-            cell.rjust(width) if name in self.numbers else cell.ljust(width) for name, cell, width in cells
-        )
+def terminal() -> Console:
+    """Standard output; what is said there is recorded."""
+    return Console(record=True, soft_wrap=True, markup=False, highlight=False, emoji=False)
 
 
-class Screen:
-    """Writes to ``stream``, with rich if it is installed and the stream is a terminal, and keeps what it wrote.
-
-    Attributes:
-        transcript: all lines, without the progress bars.
-    """
-
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = sys.stdout if stream is None else stream
-        self._rich = self._stream.isatty() and importlib.util.find_spec("rich") is not None
-        self.transcript: list[str] = []
-
-    def say(self, *lines: str) -> None:
-        """Write lines of text."""
-        for line in lines:
-            self.transcript.append(line)
-            self._stream.write(f"{line}\n")
-        self._stream.flush()
-
-    def show(self, grid: Grid) -> None:
-        """Write a table."""
-        if not self._rich:
-            self.say(*grid.lines())
-            return
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        self.transcript.extend(grid.lines())
-        table = Table()
-        for name in grid.head:
-            table.add_column(name, justify="right" if name in grid.numbers else "left")
-        for row in grid.rows:
-            table.add_row(*(Text(cell, style=_style(cell)) for cell in row))
-        Console(file=self._stream).print(table)
-
-    @contextlib.contextmanager
-    def progress(self, total: int) -> Iterator[Progress]:
-        """Within the block, show how many of ``total`` steps are done."""
-        if not self._rich:
-            yield Progress(self._plain_label, lambda: None)
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as Bars
-
-        columns = (
-            TextColumn("{task.description:<22}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps"),
-            TimeElapsedColumn(),
-        )
-        with Bars(*columns, console=Console(file=self._stream), transient=True) as bars:
-            task = bars.add_task("", total=total)
-            yield Progress(lambda text: bars.update(task, description=text), lambda: bars.advance(task))
-
-    def _plain_label(self, text: str) -> None:
-        self._stream.write(f"  running: {text}\n")
-        self._stream.flush()
+def say(console: Console, *lines: str) -> None:
+    """Write lines of text, verdicts on images in colour."""
+    for line in lines:
+        text = Text(line)
+        text.highlight_regex(r"  equal  ", "green")
+        text.highlight_regex(r"DIFFERENT|raised \w+", "red")
+        console.print(text)
 
 
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """``label`` says what runs now; ``advance`` says that a step is done."""
-
-    label: Callable[[str], None]
-    advance: Callable[[], None]
+def progress_bar(console: Console) -> Progress:
+    """How many steps are done, where ``console`` is a terminal; gone when all are, and not recorded."""
+    return Progress(console=Console(file=console.file), transient=True, disable=not console.is_terminal)
 
 
-def results_grid(results: Sequence[ScenarioResult], options: DemoOptions) -> Grid:
-    """The measurements. On the CPU, where nothing moves, there are no columns for the device."""
-    columns: dict[str, Callable[[ScenarioResult], str]] = {
-        "weights": lambda result: result.dtype,
-        "offloading": lambda result: result.method.value,
-        "image": _image,
-        "s/step": lambda result: NOT_KNOWN if result.seconds is None else f"{result.seconds:.3f}",
+def results_lines(results: Sequence[ScenarioResult], options: DemoOptions) -> list[str]:
+    """The measurements and what they mean. On the CPU, where nothing moves, there are no columns for the device."""
+    weights = {
+        result.dtype: f"{format_bytes(result.weights)} in {result.dtype}" for result in results if result.weights
     }
-    if options.moves:
-        columns |= {
-            "device peak": lambda result: size(result.device_peak),
-            "to device/step": lambda result: size(result.to_device),
-            "to host/step": lambda result: size(result.to_host),
-        }
-    columns["host peak"] = lambda result: size(None if result.host_peak is None else result.host_peak.anonymous)
-    numbers = frozenset(columns) - {"weights", "offloading", "image"}
-    rows = tuple(tuple(cell(result) for cell in columns.values()) for result in results)
-    return Grid(tuple(columns), rows, numbers)
+    host_peak = "not known: the memory of this device is part of the process's own"
+    if tells_host_memory(options.device):
+        host_peak = "most anonymous memory of this process beyond what it held before, sampled each 20 ms"
+    columns: list[tuple[str, Callable[[ScenarioResult], str], str]] = [
+        ("weights", lambda result: result.dtype, ", ".join(weights.values())),
+        ("offloading", lambda result: result.method, ""),
+        ("image", _image, "'equal' is bit for bit, to that of the un-offloaded pipeline in the same dtype"),
+        (
+            "s/step",
+            lambda result: NOT_KNOWN if result.seconds is None else f"{result.seconds:.3f}",
+            f"median of the {options.steps - 1} steps of the measured run after its first",
+        ),
+        (
+            "device peak",
+            lambda result: _size(result.device_peak),
+            "most bytes of tensors on the device, by its allocator's count",
+        ),
+        (
+            "to device/step",
+            lambda result: _size(result.to_device),
+            "bytes that one step copies from host to device, counted copy by copy; to host: back",
+        ),
+        ("to host/step", lambda result: _size(result.to_host), ""),
+        ("host peak", lambda result: _size(result.host_peak.anonymous if result.host_peak else None), host_peak),
+    ]
+    if not options.moves:
+        columns = [column for column in columns if "device" not in column[0] and "to host" not in column[0]]
+    rows = [[name for name, _, _ in columns], *([cell(result) for _, cell, _ in columns] for result in results)]
+    notes = [f"{name + ':':<16}{note}" for name, _, note in columns if note]
+    return [*table(rows, text_columns=3), "", *notes]
 
 
 def fault_lines(faults: Sequence[FaultResult]) -> list[str]:
@@ -138,15 +84,8 @@ def fault_lines(faults: Sequence[FaultResult]) -> list[str]:
     return lines
 
 
-def size(nbytes: int | None) -> str:
-    """Bytes for people to read."""
-    if nbytes is None:
-        return NOT_KNOWN
-    value, units = float(nbytes), ["B", "KiB", "MiB", "GiB"]
-    while abs(value) >= 1024 and len(units) > 1:
-        value /= 1024
-        units.pop(0)
-    return f"{nbytes} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
+def _size(nbytes: int | None) -> str:
+    return NOT_KNOWN if nbytes is None else format_bytes(nbytes)
 
 
 def _image(result: ScenarioResult) -> str:
@@ -155,9 +94,3 @@ def _image(result: ScenarioResult) -> str:
     if result.method is Method.UNOFFLOADED:
         return "reference"
     return {True: "equal", False: "DIFFERENT", None: "nothing to compare with"}[result.same_image]
-
-
-def _style(cell: str) -> str:
-    if cell == "equal":
-        return "green"
-    return "red" if cell == "DIFFERENT" or cell.startswith("raised") else ""

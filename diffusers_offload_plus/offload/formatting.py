@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import InvalidPolicyError
 
-__all__ = ["format_bytes", "parse_bytes", "round_up", "table"]
+__all__ = ["first_line", "format_bytes", "parse_bytes", "round_up", "table"]
 
 _UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", 1):
@@ -40,6 +40,11 @@ def format_bytes(nbytes: int) -> str:
         value /= 1024
         units.pop(0)
     return f"{nbytes} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of the error's message."""
+    return next(iter(str(error).strip().splitlines()), "")
 
 
 def round_up(nbytes: int) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import InvalidPolicyError
-from .formatting import parse_bytes
+from .formatting import first_line, parse_bytes
 
 __all__ = [
     "AUTO",
@@ -278,7 +278,7 @@ def _device(name: str, value: Any) -> torch.device:
     try:
         return torch.device(value)
     except (RuntimeError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InvalidPolicyError(
             f"`{name}` must name a torch device such as 'cuda' or 'cuda:1', got {value!r}: {reason}"
         ) from None

@@ -20,7 +20,8 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from ...errors import InvalidPolicyError
-from ..model.tensors import cast_tensor
+from ..formatting import first_line
+from ..model.tensors import cast_tensor, default_dtype
 from .load import kept_in_float32, stored_dtype
 
 __all__ = ["Blueprint", "read_blueprint"]
@@ -92,10 +93,9 @@ def _class_of_config(folder: Path) -> Any:
 
 def _class(library: str, name: str, path: Path) -> Any:
     # Some pipelines of diffusers come with models of their own, listed under the pipeline's name.
-    places = (library,) if library in ("diffusers", "transformers") else (f"diffusers.pipelines.{library}",)
-    for place in places:
-        with contextlib.suppress(ImportError, AttributeError):
-            return getattr(importlib.import_module(place), name)
+    place = library if library in ("diffusers", "transformers") else f"diffusers.pipelines.{library}"
+    with contextlib.suppress(ImportError, AttributeError):
+        return getattr(importlib.import_module(place), name)
     raise InvalidPolicyError(
         f"{path} names the class '{name}' of '{library}', which the installed libraries do not have. Load the model "
         "and use `plan_group_offload`."
@@ -116,21 +116,20 @@ def _build(name: str, folder: Path, cls: Any, dtype: torch.dtype | None) -> nn.M
     try:
         model = _empty(cls, folder, config, dtype)
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise InvalidPolicyError(
-            f"'{name}' ({cls.__name__}) cannot be built from {path}: {type(error).__name__}: {reason}"
-        ) from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise InvalidPolicyError(f"'{name}' ({cls.__name__}) cannot be built from {path}: {reason}") from error
     _cast(model, dtype)
     return model
 
 
 def _empty(cls: Any, folder: Path, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
+    # As both libraries load: buffers that no file holds are made in the dtype of the model.
     try:
-        with _default_dtype(dtype), torch.device("meta"):
+        with default_dtype(dtype), torch.device("meta"):
             return _from_config(cls, folder, config)
     except (NotImplementedError, RuntimeError):
         # It computes with values while it is built; those of parameters are hardly ever among them.
-        with _default_dtype(dtype), init_empty_weights(include_buffers=False):
+        with default_dtype(dtype), init_empty_weights(include_buffers=False):
             return _from_config(cls, folder, config)
 
 
@@ -142,18 +141,6 @@ def _from_config(cls: Any, folder: Path, config: dict[str, Any]) -> nn.Module:
     else:
         model = cls.from_config(config)
     return model.eval()  # type: ignore[no-any-return]
-
-
-@contextlib.contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    # As both libraries load: buffers that no file holds are made in the dtype of the model.
-    before = torch.get_default_dtype()
-    if dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:

@@ -98,18 +98,8 @@ class OffloadReport:
 
     def __str__(self) -> str:
         head = (
-            "component",
-            "model",
-            "level",
-            "tier",
-            "groups",
-            "streamed",
-            "on device",
-            "bound",
-            "peak",
-            "copies",
-            "moved",
-            "written",
+            *("component", "model", "level", "tier", "groups", "streamed"),
+            *("on device", "bound", "peak", "copies", "moved", "written"),
         )
         lines = table([head, *(_row(component) for component in self.components)], text_columns=4)
         if any(component.disk_bytes for component in self.components):
@@ -211,15 +201,9 @@ def _row(c: ComponentReport) -> tuple[str, ...]:
 def _disk_lines(components: tuple[ComponentReport, ...], memory: ProcessMemory) -> list[str]:
     rows = [("component", "in memory", "on disk", "of which written", "found", "private", "read", "waited")]
     for c in components:
-        sizes = (
-            c.host_bytes,
-            c.disk_bytes,
-            c.disk_written_bytes,
-            c.disk_found_bytes,
-            c.private_bytes,
-            c.disk_read_bytes,
-        )
-        rows.append((c.name, *map(format_bytes, sizes), f"{c.read_wait_seconds:.2f} s"))  # type: ignore[arg-type]
+        ours = (c.disk_written_bytes, c.disk_found_bytes, c.private_bytes, c.disk_read_bytes)
+        sizes = map(format_bytes, (c.host_bytes, c.disk_bytes, *ours))
+        rows.append((c.name, *sizes, f"{c.read_wait_seconds:.2f} s"))  # type: ignore[arg-type]
     parts = {"anonymous": memory.anonymous, "file-backed": memory.file_backed, "peak of cgroup": memory.cgroup_peak}
     known = ", ".join(f"{name} {format_bytes(value)}" for name, value in parts.items() if value is not None)
     return [*table(rows, text_columns=1), f"memory of the process: {known or 'not known'}"]

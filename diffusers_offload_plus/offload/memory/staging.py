@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..formatting import first_line
 from ..modes import engine_mode
 
 __all__ = ["Staging", "pageable", "pinned", "registered"]
@@ -77,7 +78,7 @@ def pinned(nbytes: int, device: torch.device) -> torch.Tensor:
     try:
         return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         logger.warning("%d bytes of host memory cannot be pinned (%s): copies from there are slower.", nbytes, reason)
         return pageable(nbytes)
 

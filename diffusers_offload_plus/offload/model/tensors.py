@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 __all__ = [
     "cast_tensor",
+    "default_dtype",
     "has_memory",
     "inner_names",
     "is_packable",
@@ -98,6 +99,18 @@ def renew(tensor: torch.Tensor) -> None:
             fresh = torch.nn.Parameter(fresh, requires_grad=tensor.requires_grad)
         with contextlib.suppress(RuntimeError):
             torch.utils.swap_tensors(tensor, fresh)
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Within the block new tensors are of ``dtype``, if that is a dtype that can be the default."""
+    before = torch.get_default_dtype()
+    if dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def has_memory(tensor: torch.Tensor) -> bool:

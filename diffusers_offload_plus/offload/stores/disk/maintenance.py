@@ -45,6 +45,9 @@ class Problem:
     path: str
     text: str
 
+    def __str__(self) -> str:
+        return f"{self.path}: {self.text}"
+
 
 def kept_models(directory: str) -> Iterator[KeptModel | Problem]:
     """The models that the manifests of a store name, in the order of the manifests' names."""
