@@ -151,7 +151,7 @@ def index(**values: Any) -> dict[str, str]:
         (None, [], "is no directory"),
         ({}, [], "neither a model_index.json nor a config.json"),
         ({"config.json": "{"}, [], "cannot be read as JSON"),
-        ({"config.json": "[]"}, [], "must hold one JSON object"),
+        ({"config.json": "[]"}, [], "must contain one JSON object"),
         (config(), [], "names no class"),
         (config(_class_name="NoSuchModel"), [], "names the class 'NoSuchModel' of 'diffusers'"),
         (config(architectures=["NoSuchModel"]), [], "names the class 'NoSuchModel' of 'transformers'"),
