@@ -1,7 +1,7 @@
 """The commands of ``offload-plus``, one module each.
 
-A command module is light to import and offers what :class:`Command` lists. What is heavy (torch, diffusers) it imports
-inside ``run``. To add a command, write ``commands/<name>.py`` and put ``<name>`` into :data:`COMMANDS`.
+A command module has the members that :class:`Command` lists. Importing it is fast: it imports heavy libraries (torch,
+diffusers) inside ``run``. To add a command, write ``commands/<name>.py`` and put ``<name>`` into :data:`COMMANDS`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ COMMANDS: tuple[str, ...] = ("demo", "plan", "store", "lint", "rule")
 
 
 class CommandError(OffloadPlusError):
-    """A command cannot do what its arguments ask for."""
+    """The arguments of a command ask for something that it cannot do."""
 
 
 class Command(Protocol):
-    """What a module in this package has to define."""
+    """The members of a command module."""
 
     SUMMARY: str
     """One line for the list of commands."""
@@ -33,7 +33,7 @@ class Command(Protocol):
         """Declare the command's own arguments."""
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """Do it; returns the exit code."""
+        """Run the command and return its exit code."""
 
 
 def load_commands() -> Iterator[tuple[str, Command]]:

@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"--model {arguments.model}: no model_index.json in this directory. Name one that "
             "`DiffusionPipeline.save_pretrained` has written, or a snapshot of a checkpoint on the Hub."
         )
-    _settle_environment()
+    _set_environment_defaults()
     import_plugins(arguments.imports)
 
     from ..demo.options import DemoOptions
@@ -98,11 +98,11 @@ def run(arguments: argparse.Namespace) -> int:
     return run_demo(options)
 
 
-def _settle_environment() -> None:
-    """Set what libraries read when they are imported; what the user has set stays."""
-    # Threads that spin at a barrier take time from those they wait for: a busy machine got 20 times slower by that.
+def _set_environment_defaults() -> None:
+    """Set environment variables that libraries read at import, unless the user has set them."""
+    # Threads that spin at a barrier slow down the threads they wait for: on a busy machine by a factor of 20.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Notes about optional parts that are not installed would hide the figures.
+    # Messages about optional libraries that are not installed would hide the figures.
     for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     for name in ("torchao", "torch.utils._pytree"):

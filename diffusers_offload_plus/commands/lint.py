@@ -114,7 +114,7 @@ def _add_scope(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_actions(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--fix", action="store_true", help="mend what can be mended safely (needs libcst)")
+    group.add_argument("--fix", action="store_true", help="fix what can be fixed safely (needs libcst)")
     group.add_argument(
         "--diff-only", action="store_true", help="show what --fix would change, and change nothing (needs libcst)"
     )
@@ -135,10 +135,10 @@ def _add_actions(group: argparse._ArgumentGroup) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Lint, and do with the findings what the arguments say."""
+    """Lint, then report or fix the findings as the arguments say."""
     from ..lint.analysis.garbage import without_garbage_collection
 
-    # Looking for garbage once more when the process ends would take a third of the time.
+    # A last garbage collection at exit would take a third of the run time.
     atexit.register(gc.freeze)
     with without_garbage_collection():
         return _run(arguments)
@@ -178,7 +178,7 @@ def _check_combinations(arguments: argparse.Namespace) -> None:
         )
     if arguments.statistics and arguments.format not in ("text", "json"):
         raise CommandError(f"--statistics: expected --format text or json with it, got {arguments.format}.")
-    # --fix with --diff-only is what the latter does by itself.
+    # --diff-only shows what --fix would change, so together they do what --diff-only does alone.
     chosen = "diff_only" if arguments.diff_only else "fix"
     actions = [name for name in (chosen, "write_baseline", "checklist") if getattr(arguments, name)]
     if len(actions) > 1:
@@ -301,7 +301,7 @@ def _write(text: str, path: Path | None) -> None:
         return
     encoding = sys.stdout.encoding or "utf-8"
     try:
-        # What the terminal cannot show is spelled out instead of ending the run.
+        # Characters that the terminal cannot show are escaped instead of raising.
         sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
     except BrokenPipeError:  # `offload-plus lint | head` is no error

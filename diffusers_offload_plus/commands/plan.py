@@ -1,4 +1,4 @@
-"""``offload-plus plan``: what budgets of device memory would do to a checkpoint, from its config and headers alone."""
+"""``offload-plus plan``: what budgets cache and stream of a checkpoint, from its configs and file headers alone."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SUMMARY", "add_arguments", "run"]
 
-SUMMARY = "what stays on the device, what streams and what a pass takes, for several budgets of device memory"
+SUMMARY = "what is cached on the device, what streams and what a pass takes, for several budgets of device memory"
 
-EVERYTHING = 1 << 60  # bytes; room for any model
+EVERYTHING = 1 << 60  # bytes; more than any model has
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vram", required=True, type=_sizes, metavar="SIZE,...", help="budgets, for example 8GiB,12GiB,24GiB"
     )
-    parser.add_argument("--ram", type=_size, metavar="SIZE", help="host memory that the weights may rest in")
+    parser.add_argument("--ram", type=_size, metavar="SIZE", help="host memory that the weights may take")
     parser.add_argument(
         "--bandwidth", metavar="SIZE", help="bytes a second from host to device, such as 25GB, or 'auto' to measure it"
     )
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the plans."""
-    # Notes about optional parts that are not installed would hide the figures.
+    # Messages about optional libraries that are not installed would hide the figures.
     for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     logging.getLogger("torchao").setLevel(logging.ERROR)
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     fits = arguments.ram is None or whole.host_bytes <= arguments.ram
     if not fits:
         print(
-            f"--ram {format_bytes(arguments.ram)} is too little: the weights rest in {whole.host_bytes} bytes "
+            f"--ram {format_bytes(arguments.ram)} is too little: the weights take {whole.host_bytes} bytes "
             f"({format_bytes(whole.host_bytes)}) of host memory, unless `offload_to_disk_path` is given"
         )
     print()
@@ -92,7 +92,7 @@ def _plan(blueprint: Blueprint, budget: int, arguments: argparse.Namespace) -> P
 
 
 def _plans(blueprint: Blueprint, arguments: argparse.Namespace) -> tuple[list[PipelinePlan], list[tuple[int, str]]]:
-    """A plan for each budget that works, and for the others the reason."""
+    """The plans for budgets that work, and the other budgets with the reason."""
     plans, refused = [], []
     for budget in arguments.vram:
         try:

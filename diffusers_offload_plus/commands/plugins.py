@@ -30,10 +30,10 @@ def import_plugins(specifications: list[str]) -> None:
     """Import each ``MODULE[:FUNCTION]``, and call the function.
 
     Raises:
-        CommandError: the module or the function is not there.
+        CommandError: the module or the function does not exist, or the function raised.
     """
     if specifications and os.getcwd() not in sys.path and "" not in sys.path:
-        # Last, as with `python -m`, but behind what is installed: a local file must not stand in for a library.
+        # At the end, unlike `python -m`: a local file must not be imported instead of an installed library.
         sys.path.append(os.getcwd())
     for specification in specifications:
         name, _, function = specification.partition(":")

@@ -1,4 +1,4 @@
-"""``offload-plus rule``: what a rule of the linter is about."""
+"""``offload-plus rule``: explain a rule of the linter, list all rules, or write their pages."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ SUMMARY = "explain a rule of the linter, or list all rules"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description = (
-        "Explains a rule: what it flags, why, an example, what to write instead, and what it leaves alone on purpose. "
-        "Without a rule, lists them all."
+        "Explains a rule: what it flags, why, an example, what to write instead, and what it does not flag on "
+        "purpose. Without a rule, lists them all."
     )
     parser.add_argument("rule", nargs="?", metavar="RULE", help="code or name, such as MOD003 or guidance-scale-input")
     parser.add_argument(
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Explain, list or write pages."""
+    """Explain a rule, list all rules or write their pages."""
     from ..lint.reporting.pages import explain, listing, write_pages
     from ..lint.rules.registry import catalogue
 

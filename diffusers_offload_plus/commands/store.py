@@ -1,4 +1,4 @@
-"""``offload-plus store``: what a disk store keeps, whether it is whole, and what can go."""
+"""``offload-plus store``: list, verify and clean a disk store."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from . import CommandError
 
 __all__ = ["SUMMARY", "add_arguments", "run"]
 
-SUMMARY = "list, verify or clean a directory of weights kept on disk"
+SUMMARY = "list, verify or clean a directory of weights stored on disk"
 
 ACTIONS = {
-    "list": "the models whose weights are kept, with their size and files",
+    "list": "the stored models, with their sizes and files",
     "verify": "read every file and compare it with its checksums (exit code 1 if one is wrong)",
-    "gc": "remove what no kept model needs and no process uses, orphans of killed processes included",
+    "gc": "remove files that no stored model needs and no process uses, those of killed processes included",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description = (
-        "Looks after a directory that `enable_group_offload(..., offload_to_disk_path=DIR, keep=True)` has written. "
+        "Lists, verifies or cleans a directory that `enable_group_offload(..., offload_to_disk_path=DIR, keep=True)` "
+        "has written. "
         "Exit code: 0; 1 if something is wrong with the store; 2 on wrong arguments."
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -30,11 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         action.add_argument("directory", type=Path, metavar="DIR", help="the store")
         if name == "gc":
-            action.add_argument("--dry-run", action="store_true", help="say what would go, and leave it")
+            action.add_argument("--dry-run", action="store_true", help="only say what would be removed")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do what was asked for."""
+    """Run the action."""
     directory = arguments.directory.expanduser().resolve()
     if not directory.is_dir():
         raise CommandError(
@@ -62,11 +63,11 @@ def _list(directory: str) -> int:
         wrong += bool(found.missing)
         files = f"{len(found.objects)} file{'s' if len(found.objects) != 1 else ''}"
         size = f"{format_bytes(found.nbytes)} in {files}"
-        print(f"{found.label} ({found.model}): {size}, kept since {found.created}{missing}")
+        print(f"{found.label} ({found.model}): {size}, stored on {found.created}{missing}")
         for name in found.objects:
             print(f"    objects/{name}")
     if not count:
-        print("nothing is kept here")
+        print("nothing is stored here")
     return 1 if wrong else 0
 
 

@@ -1,4 +1,4 @@
-"""The instruments: memory over time, bytes copied between host and device, the end of each step."""
+"""Measurements: memory over time, bytes copied between host and device, the end of each step."""
 
 from __future__ import annotations
 
@@ -35,11 +35,12 @@ MIB = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class HostMemory:
-    """Bytes of host memory that this process holds.
+    """Host memory of this process, in bytes.
 
-    ``anonymous`` is what has to fit into memory: allocations, and what is shared with a device, as pinned memory
-    may be.
-    ``file`` are pages of mapped files (libraries, checkpoints), which the system can drop and read again.
+    Attributes:
+        anonymous: memory that has to fit in RAM: allocations, and memory shared with a device, as pinned memory may
+            be.
+        file: pages of mapped files (libraries, checkpoints), which the system can drop and read again.
     """
 
     anonymous: int
@@ -48,9 +49,11 @@ class HostMemory:
 
 @dataclasses.dataclass(frozen=True)
 class Timeline:
-    """Memory over time: pairs of seconds and bytes, and moments that have a name.
+    """Memory over time.
 
-    ``device`` is empty on the CPU and where the device does not tell.
+    Attributes:
+        host: pairs of seconds and bytes; ``device``: likewise, empty on the CPU and for devices that do not tell.
+        marks: pairs of seconds and the name of what happened then.
     """
 
     host: tuple[tuple[float, int], ...] = ()
@@ -59,7 +62,7 @@ class Timeline:
 
 
 def host_memory() -> HostMemory:
-    """What is held now."""
+    """The host memory of this process now."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
@@ -76,7 +79,7 @@ def _host_memory_elsewhere() -> HostMemory:
 
 
 def release_memory() -> None:
-    """Give back what nobody uses, so that the next measurement does not start with leftovers of the last."""
+    """Return unused memory to the system, so that the next measurement does not start with memory of the last."""
     gc.collect()
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
@@ -97,7 +100,7 @@ def _libc() -> ctypes.CDLL | None:
 
 
 class DeviceMemory:
-    """What the allocator of a device says; every answer is ``None`` on the CPU and where the device does not tell."""
+    """The figures of a device's allocator. All are ``None`` on the CPU, and for devices that do not tell."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -108,17 +111,17 @@ class DeviceMemory:
         return self._ask("memory_allocated")
 
     def peak(self) -> int | None:
-        """The most bytes of tensors since :meth:`reset_peak`."""
+        """Most bytes of tensors on the device since :meth:`reset_peak`."""
         return self._ask("max_memory_allocated")
 
     def reset_peak(self) -> None:
-        """Start a new peak."""
+        """Measure the peak from now on."""
         reset = getattr(self._module, "reset_peak_memory_stats", None)
         if reset is not None:
             reset(self._device)
 
     def synchronize(self) -> None:
-        """Wait until the device has done all it was given."""
+        """Wait until the device has done all work issued so far."""
         if self._module is not None:
             self._module.synchronize()
 
@@ -128,9 +131,9 @@ class DeviceMemory:
 
 
 def tells_host_memory(device: torch.device) -> bool:
-    """Whether this process's memory without the device's can be told.
+    """Whether the host memory of this process can be measured without that of ``device``.
 
-    On some devices it cannot: their memory lies in that of the process, and they do not say how much of it they keep.
+    It cannot where the device's memory is part of the process's own, as on the simulated device.
     """
     if device.type == "cpu":
         return True
@@ -149,7 +152,7 @@ class HostSampler:
 
     Attributes:
         begin: when the block began, by ``time.perf_counter``.
-        samples: seconds since then, and what was held beyond ``baseline``.
+        samples: pairs of seconds since then and memory beyond ``baseline``.
     """
 
     def __init__(self, baseline: HostMemory, interval: float = 0.02) -> None:
@@ -174,9 +177,10 @@ class HostSampler:
         self._sample()
 
     def peak(self) -> HostMemory:
-        """The most of each kind that was seen."""
+        """The most memory of each kind in any sample."""
         return HostMemory(
-            anonymous=max(held.anonymous for _, held in self.samples), file=max(held.file for _, held in self.samples)
+            anonymous=max(memory.anonymous for _, memory in self.samples),
+            file=max(memory.file for _, memory in self.samples),
         )
 
     def _run(self) -> None:
@@ -185,20 +189,20 @@ class HostSampler:
 
     def _sample(self) -> None:
         now, before = host_memory(), self._baseline
-        held = HostMemory(anonymous=max(0, now.anonymous - before.anonymous), file=max(0, now.file - before.file))
-        self.samples.append((time.perf_counter() - self.begin, held))
+        beyond = HostMemory(anonymous=max(0, now.anonymous - before.anonymous), file=max(0, now.file - before.file))
+        self.samples.append((time.perf_counter() - self.begin, beyond))
 
 
 class Inspector(TorchDispatchMode):
-    """Sees every operation that is dispatched while the block runs, whoever asks for it.
+    """Counts copies between host and device while the block runs, and samples the device's memory.
 
-    Copies between host and device are counted. After operations the device's memory is noted, at most every few
-    milliseconds: on the thread that computes, and at moments when weights are in use.
+    It sees every operation that is dispatched on the computing thread, whichever code calls it. Memory is sampled
+    after an operation, at most every few milliseconds, so that samples are of moments when weights are in use.
 
     Attributes:
         to_device: bytes copied from host to device.
         to_host: bytes copied from device to host.
-        samples: ``time.perf_counter()``, and bytes of tensors on the device.
+        samples: pairs of ``time.perf_counter()`` and bytes of tensors on the device.
     """
 
     def __init__(self, device: DeviceMemory, interval: float = 0.002) -> None:
@@ -219,9 +223,9 @@ class Inspector(TorchDispatchMode):
         now = time.perf_counter()
         if now >= self._next:
             self._next = now + self._interval
-            held = self._device.allocated()
-            if held is not None:
-                self.samples.append((now, held))
+            allocated = self._device.allocated()
+            if allocated is not None:
+                self.samples.append((now, allocated))
         return result
 
     def _count(self, source: torch.Tensor, target: torch.Tensor) -> None:
@@ -237,7 +241,7 @@ class Inspector(TorchDispatchMode):
 
 
 class StepClock:
-    """Called at the end of each step: waits for the device, and notes the time and what ``also`` returns.
+    """A callback for the end of each step: waits for the device, and records the time and what ``also`` returns.
 
     Attributes:
         ends: when steps ended, by ``time.perf_counter``.
@@ -257,11 +261,11 @@ class StepClock:
 
     @property
     def seconds(self) -> tuple[float, ...]:
-        """From the end of each step to that of the next: the beginning of the first cannot be seen from outside."""
+        """Seconds from the end of each step to the end of the next. The first step's beginning is not known."""
         return tuple(later - earlier for earlier, later in zip(self.ends, self.ends[1:], strict=False))
 
     @property
     def differences(self) -> tuple[tuple[int, int], ...]:
-        """By how much what was noted grew from step to step."""
+        """By how much the recorded values of ``also`` grew from step to step."""
         pairs = zip(self._noted, self._noted[1:], strict=False)
         return tuple((b[0] - a[0], b[1] - a[1]) for a, b in pairs)

@@ -40,13 +40,13 @@ StepCallback = Callable[[int], None]
 
 CLIP_TOKENS = 77
 T5_TOKENS = 32
-# Narrower than all else: without AVX-512, bfloat16 convolutions run at a fraction of the speed of anything else.
+# Narrower than the other models: without AVX-512, bfloat16 convolutions are much slower than other operations.
 VAE_CHANNELS = (16, 16, 32, 32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scale:
-    """The widths and depths of a reduced Flux. Everything that is not named here is as in the published model."""
+    """The widths and depths of a reduced Flux. All other settings are those of the published model."""
 
     blocks: int
     single_blocks: int
@@ -60,7 +60,7 @@ class Scale:
 
 
 FULL = Scale(
-    # The published depths: 19 double and 38 single blocks, 12 and 24 encoder layers. The width of 256 was 3072.
+    # The published depths: 19 double and 38 single blocks, 12 and 24 encoder layers. The published width is 3072.
     blocks=19,
     single_blocks=38,
     heads=2,
@@ -86,12 +86,12 @@ SMALL = Scale(
 
 
 def build_pipeline(options: DemoOptions, dtype: str) -> Any:
-    """The pipeline in host memory, in ``bf16``, or with the weights of its linear layers in ``int8``.
+    """The pipeline in host memory: in ``bf16``, or with the weights of its linear layers in ``int8``.
 
-    Built twice from equal options, its weights are equal bit for bit.
+    Equal options give equal weights, bit for bit.
 
     Raises:
-        DemoError: a library that is needed is not installed, or the checkpoint cannot be loaded.
+        DemoError: a library is not installed, or the checkpoint cannot be loaded.
     """
     pipeline = (
         _loaded(options.model) if options.model is not None else _flux(SMALL if options.small else FULL, options.seed)
@@ -117,7 +117,7 @@ def models_of(pipeline: Any) -> dict[str, nn.Module]:
 
 
 def weight_bytes(pipeline: Any) -> int:
-    """Bytes of all parameters and buffers; what is shared counts once."""
+    """Bytes of all parameters and buffers. Shared bytes count once."""
     from ..offload.model.tensors import plain_tensors
 
     storages: dict[int, int] = {}
@@ -128,7 +128,7 @@ def weight_bytes(pipeline: Any) -> int:
 
 
 def run_pipeline(pipeline: Any, options: DemoOptions, steps: int, on_step: StepCallback) -> Image:
-    """From the prompt to an image. The noise comes from a generator on the CPU: the same for every device."""
+    """Run the pipeline from the prompt to an image. The noise is made on the CPU, so it is equal for all devices."""
 
     def ended(_pipeline: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         on_step(step)
@@ -152,12 +152,12 @@ def run_pipeline(pipeline: Any, options: DemoOptions, steps: int, on_step: StepC
     output = pipeline(**{name: value for name, value in wanted.items() if name in known and value is not None})
     made = output.images if hasattr(output, "images") else output.frames
     image = np.asarray(made[0], dtype=np.float32)
-    # Of a video, the first frame.
+    # A video has one axis more: its first frame is the image.
     return image if image.ndim == 3 else image[0]
 
 
 def flux_transformer(scale: Scale, seed: int, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
-    """Flux's transformer with random weights, under which each step changes the latents visibly."""
+    """Flux's transformer with random weights that make each step change the latents visibly."""
     with _fresh(seed, dtype):
         transformer: Any = diffusers.FluxTransformer2DModel(
             num_layers=scale.blocks,
@@ -168,7 +168,7 @@ def flux_transformer(scale: Scale, seed: int, dtype: torch.dtype = torch.bfloat1
             joint_attention_dim=scale.t5_width,
             pooled_projection_dim=scale.clip_width,
         )
-        # Linear layers start out with weights that shrink what passes; the last one makes up for it.
+        # Initial weights of linear layers shrink the activations. Larger weights in the last layer make up for it.
         nn.init.normal_(transformer.proj_out.weight, std=1.5 * transformer.inner_dim**-0.5)
     transformer.eval()
     model: nn.Module = transformer
@@ -219,7 +219,7 @@ def _flux(scale: Scale, seed: int) -> Any:
             use_quant_conv=False,
             use_post_quant_conv=False,
         )
-        # A random decoder paints in faint greys; more contrast shows more of what it was given.
+        # A random decoder makes faint grey images. More contrast shows more of the latents.
         nn.init.normal_(vae.decoder.conv_out.weight, std=0.5 * (9 * VAE_CHANNELS[0]) ** -0.5)
     return diffusers.FluxPipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15),
@@ -262,7 +262,7 @@ def _quantize(pipeline: Any) -> None:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     for name, model in models_of(pipeline).items():
-        # The autoencoder is nearly all convolutions, and people leave it alone.
+        # The autoencoder is nearly all convolutions, and is usually not quantized.
         if not name.startswith("vae"):
             quantize_(
                 model,
@@ -273,7 +273,10 @@ def _quantize(pipeline: Any) -> None:
 
 @contextlib.contextmanager
 def _fresh(seed: int, dtype: torch.dtype = torch.bfloat16) -> Iterator[None]:
-    """Modules made within start from ``seed``, in ``dtype``; the caller's random state and default dtype come back."""
+    """A context in which new modules are initialised from ``seed``, in ``dtype``.
+
+    The caller's random state and default dtype are restored.
+    """
     previous = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

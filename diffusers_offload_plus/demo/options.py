@@ -1,4 +1,4 @@
-"""What the demonstration was asked to do."""
+"""The settings of the demonstration."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ __all__ = ["DemoOptions", "device_name"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DemoOptions:
-    """The arguments, checked, with defaults filled in.
+    """The arguments of the demonstration, checked, with defaults filled in.
 
     Attributes:
-        model: directory of a checkpoint; ``None`` for the pipeline built in code, in its ``small`` size or not.
-        height, width: of the image; ``None`` for what the pipeline takes by default.
-        dtypes: ``bf16``, ``int8``.
-        use_stream: whether both kinds of offloading copy on a stream of their own: wherever the device has streams.
+        model: directory of a checkpoint; ``None`` for the pipeline that is built in code.
+        small: build that pipeline in its small size.
+        height, width: pixels of the image; ``None`` for the pipeline's defaults.
+        dtypes: ``bf16``, ``int8``, or both.
+        use_stream: both kinds of offloading copy on a side stream. True if the device has streams.
     """
 
     device: torch.device
@@ -74,12 +75,12 @@ class DemoOptions:
 
     @property
     def moves(self) -> bool:
-        """Whether weights have to move at all: not on the CPU."""
+        """Whether weights have to move: they do not where the CPU computes."""
         return self.device.type != "cpu"
 
 
 def device_name(device: torch.device) -> str:
-    """The name its maker gave the device, or what torch calls it."""
+    """The product name of the device, or torch's name for it."""
     if device.type == "cpu":
         return "CPU"
     named = getattr(torch.get_device_module(device.type), "get_device_name", None)

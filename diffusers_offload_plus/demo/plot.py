@@ -1,4 +1,4 @@
-"""The files with pictures: the images that were made, and the memory over time."""
+"""The picture files of the demonstration: the images, and a plot of memory over time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEVICE_COLOUR, HOST_COLOUR, MARK_COLOUR = "#1f5fa8", "#c8641e", "#9a9a9a"
 
 
 def save_image(result: ScenarioResult, directory: Path) -> Path | None:
-    """Write the image of a scenario, if it made one."""
+    """Write the image of a scenario. Returns its path; None if the scenario made no image."""
     if result.image is None:
         return None
     import PIL.Image
@@ -32,7 +32,7 @@ def save_image(result: ScenarioResult, directory: Path) -> Path | None:
 
 
 def save_timelines(results: Sequence[ScenarioResult], directory: Path) -> Path:
-    """Write ``memory.png``: a row for each dtype, a column for each way to hold the weights.
+    """Write ``memory.png``: a row for each dtype, a column for each method of offloading.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -51,7 +51,7 @@ def save_timelines(results: Sequence[ScenarioResult], directory: Path) -> Path:
     for row, dtype in zip(panels, dtypes, strict=True):
         row[0].set_ylabel("MiB")
         of_dtype = [result for result in results if result.dtype == dtype]
-        # Both kinds of offloading on one scale, on which un-offloaded weights would leave no room for them.
+        # Both kinds of offloading have one scale. On the scale of un-offloaded weights their lines would be flat.
         offloaded = _top([result for result in of_dtype if result.method is not Method.UNOFFLOADED])
         for axes, method in zip(row, methods, strict=True):
             axes.set_ylim(0, _top(of_dtype) if method is Method.UNOFFLOADED else offloaded)
@@ -76,18 +76,18 @@ def _draw(axes: Axes, result: ScenarioResult) -> None:
         return
     timeline = result.timeline
     if timeline.device:
-        moments, held = zip(*timeline.device, strict=True)
+        moments, sizes = zip(*timeline.device, strict=True)
         axes.plot(
             moments,
-            [value / MIB for value in held],
+            [value / MIB for value in sizes],
             color=DEVICE_COLOUR,
             linewidth=1.0,
             label="device memory: tensors",
         )
     if result.host_peak is not None:
-        moments, held = zip(*timeline.host, strict=True)
+        moments, sizes = zip(*timeline.host, strict=True)
         axes.plot(
-            moments, [value / MIB for value in held], color=HOST_COLOUR, linewidth=1.4, label="host memory: anonymous"
+            moments, [value / MIB for value in sizes], color=HOST_COLOUR, linewidth=1.4, label="host memory: anonymous"
         )
     for moment, name in timeline.marks:
         style = "-" if name == "placed" else ":"
@@ -101,6 +101,6 @@ def _moments(result: ScenarioResult) -> list[float]:
 
 
 def _top(results: Sequence[ScenarioResult]) -> float:
-    held = [nbytes for result in results for _, nbytes in result.timeline.device]
-    held += [nbytes for result in results if result.host_peak is not None for _, nbytes in result.timeline.host]
-    return max(0.1, 1.1 * max(held, default=0) / MIB)
+    sizes = [nbytes for result in results for _, nbytes in result.timeline.device]
+    sizes += [nbytes for result in results if result.host_peak is not None for _, nbytes in result.timeline.host]
+    return max(0.1, 1.1 * max(sizes, default=0) / MIB)

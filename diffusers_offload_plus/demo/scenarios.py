@@ -1,4 +1,7 @@
-"""One pipeline, three ways to hold its weights: each is built anew from the same seed, warmed up, run and measured."""
+"""One pipeline under three methods: un-offloaded, offloaded by diffusers, offloaded by this package.
+
+For each the pipeline is built anew from the same seed, warmed up, run and measured.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ OFFLOAD_TYPE = "leaf_level"
 
 
 class Method(enum.Enum):
-    """How the weights are held; the values are what tables call it."""
+    """How the weights are offloaded. The values are the names in tables."""
 
     UNOFFLOADED = "un-offloaded"
     STOCK = "diffusers"
@@ -35,19 +38,21 @@ class Method(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScenarioResult:
-    """What was seen. Sizes are bytes, beyond what was held before the pipeline was built; ``None``: cannot be told.
+    """The measurements of one scenario.
+
+    Sizes are bytes beyond those in use before the pipeline was built. ``None``: not known.
 
     Attributes:
-        error: what it raised, if it did; all else is then empty.
+        error: the error, if the scenario raised one; all else is then empty.
         same_image: whether the image is bit for bit that of the un-offloaded pipeline in the same dtype.
         step_seconds: times of the steps of the measured run, without the first.
         device_peak: most bytes of tensors on the device, from placing the weights to the end of the measured run.
-        host_peak: the most host memory sampled from placing the weights to the end of the warm-up.
+        host_peak: most host memory, sampled from placing the weights to the end of the warm-up.
         to_device, to_host: bytes that one step copies, counted during the warm-up.
         copied_to_device: bytes that the whole warm-up copied.
         timeline: memory while the weights are placed and during the warm-up.
-        report: what our own report says, in text.
-        reported_to_device: bytes that our own report had counted by the end of the warm-up.
+        report: the text of ``offload_report``.
+        reported_to_device: bytes copied by the end of the warm-up, as ``offload_report`` counts them.
     """
 
     dtype: str
@@ -68,22 +73,22 @@ class ScenarioResult:
 
     @property
     def name(self) -> str:
-        """Fit for a file name."""
+        """The name of the scenario, for file names."""
         return f"{self.dtype}-{self.method.value}"
 
     @property
     def seconds(self) -> float | None:
-        """The median time of a step."""
+        """The median duration of a step; None without steps."""
         return statistics.median(self.step_seconds) if self.step_seconds else None
 
 
 def scenarios(options: DemoOptions) -> list[tuple[str, Method]]:
-    """What will be run, in order."""
+    """All scenarios, in order."""
     return [(dtype, method) for dtype in options.dtypes for method in Method]
 
 
 def load_libraries(options: DemoOptions) -> None:
-    """Run a tiny pipeline, so that what libraries keep from their first use on is not measured."""
+    """Run a tiny pipeline, so that memory which libraries allocate at their first use is not measured."""
     side = 32
     tiny = dataclasses.replace(options, model=None, small=True, height=side, width=side)
     for dtype in options.dtypes:
@@ -101,11 +106,14 @@ def run_scenario(
     tells_host: bool,
     advance: Callable[[], None],
 ) -> ScenarioResult:
-    """Build, place, warm up, run. ``advance`` is called after every step.
+    """Build the pipeline, place its weights, warm up, run.
 
-    ``tells_host`` says whether host memory can be told from the device's.
+    An exception becomes the result's ``error``, so that the other scenarios still run.
 
-    An exception becomes the result's ``error``: a scenario that fails must not hide the others.
+    Args:
+        reference: image of the un-offloaded pipeline in the same dtype.
+        tells_host: host memory can be measured without that of the device.
+        advance: called after every step.
     """
     release_memory()
     try:
@@ -141,7 +149,7 @@ def _run(
         with inspector:
             run_pipeline(pipeline, options, WARM_UP_STEPS, _both(inspected, advance))
     reported = _reported(offload_report(pipeline)) if method is Method.OURS else None
-    # The instruments are off by now.
+    # From here on nothing is inspected, so that times are those of the pipeline alone.
     clock = StepClock(device.synchronize)
     image = run_pipeline(pipeline, options, options.steps, _both(clock, advance))
     device.synchronize()
@@ -149,8 +157,8 @@ def _run(
     report = offload_report(pipeline) if method is Method.OURS else None
     to_device, to_host = inspected.differences[-1]
     timeline = Timeline(
-        host=tuple((second, held.anonymous) for second, held in host.samples),
-        device=tuple((moment - host.begin, held - device_baseline) for moment, held in inspector.samples),
+        host=tuple((second, memory.anonymous) for second, memory in host.samples),
+        device=tuple((moment - host.begin, nbytes - device_baseline) for moment, nbytes in inspector.samples),
         marks=((placed - host.begin, "placed"), *((moment - host.begin, "step") for moment in inspected.ends)),
     )
     return ScenarioResult(

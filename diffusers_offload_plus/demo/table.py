@@ -1,4 +1,4 @@
-"""What the demonstration shows: text, a progress bar, one table. Plain text where rich is absent."""
+"""The demonstration's output: text, a progress bar, one table. It is plain text if rich is not installed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOT_KNOWN = "n/a"
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """A table: a head, rows, and the set of columns that hold numbers."""
+    """A table: a head, rows, and the columns of numbers, which are flush right."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -40,10 +40,10 @@ class Grid:
 
 
 class Screen:
-    """Writes to ``stream``, with rich if it is installed and the stream is a terminal, and keeps what it wrote.
+    """Writes to ``stream``, with rich if it is installed and the stream is a terminal.
 
     Attributes:
-        transcript: all lines, without the progress bars.
+        transcript: all lines written so far, without the progress bars.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -103,14 +103,19 @@ class Screen:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """``label`` says what runs now; ``advance`` says that a step is done."""
+    """The progress of the scenarios.
+
+    Attributes:
+        label: called with the name of what runs now.
+        advance: called after each step.
+    """
 
     label: Callable[[str], None]
     advance: Callable[[], None]
 
 
 def results_grid(results: Sequence[ScenarioResult], options: DemoOptions) -> Grid:
-    """The measurements. On the CPU, where nothing moves, there are no columns for the device."""
+    """The table of measurements. On the CPU, where nothing moves, it has no columns for the device."""
     columns: dict[str, Callable[[ScenarioResult], str]] = {
         "weights": lambda result: result.dtype,
         "offloading": lambda result: result.method.value,
@@ -139,7 +144,7 @@ def fault_lines(faults: Sequence[FaultResult]) -> list[str]:
 
 
 def size(nbytes: int | None) -> str:
-    """Bytes for people to read."""
+    """``nbytes`` as text, in the largest unit that gives at least 1."""
     if nbytes is None:
         return NOT_KNOWN
     value, units = float(nbytes), ["B", "KiB", "MiB", "GiB"]

@@ -117,7 +117,7 @@ def test_too_little_host_memory(saved: Callable[[str], Path], capsys: pytest.Cap
     assert main(["plan", str(saved("flux")), "--vram", "1GiB", "--ram", "100KiB"]) == 1
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("--ram")]
     assert "--ram 100.0 KiB is too little" in line
-    needed = line.split("rest in ")[1].split()[0]
+    needed = line.split("the weights take ")[1].split()[0]
     assert main(["plan", str(saved("flux")), "--vram", "1GiB", "--ram", needed]) == 0
     assert main(["plan", str(saved("flux")), "--vram", "1GiB", "--ram", str(int(needed) - 1)]) == 1
 
