@@ -50,7 +50,7 @@ lint: $(STAMP) ## ruff check, ruff format --check, mypy
 	@rc=0; for check in 'ruff check .' 'ruff format --check .' mypy; do \
 	  echo "$(BIN)/$$check"; $(BIN)/$$check || rc=1; done; exit $$rc
 
-format: $(STAMP) ## let ruff mend and format the sources
+format: $(STAMP) ## let ruff fix and format the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

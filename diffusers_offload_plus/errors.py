@@ -1,4 +1,4 @@
-"""Every error the package raises on purpose.
+"""The errors that the package raises on purpose.
 
 Each class derives from :class:`OffloadPlusError` and from the builtin that fits best, so that code which already
 catches ``ValueError`` or ``RuntimeError`` keeps working. A message names the parameter or module, what was expected,
@@ -22,7 +22,7 @@ __all__ = [
 
 
 class OffloadPlusError(Exception):
-    """Base of all errors raised by diffusers_offload_plus."""
+    """Base class of all errors raised by diffusers_offload_plus."""
 
 
 class InvalidPolicyError(OffloadPlusError, ValueError):
@@ -30,7 +30,7 @@ class InvalidPolicyError(OffloadPlusError, ValueError):
 
 
 class UnsupportedModelError(OffloadPlusError, ValueError):
-    """The model cannot be group offloaded as it is; nothing has been changed."""
+    """The model does not support group offloading as it is; nothing has been changed."""
 
 
 class HookConflictError(OffloadPlusError, ValueError):
@@ -38,11 +38,11 @@ class HookConflictError(OffloadPlusError, ValueError):
 
 
 class NotOffloadedError(OffloadPlusError, ValueError):
-    """The call needs an offloaded model and was given one that is not."""
+    """The call needs an offloaded model, and the given one is not offloaded by this package."""
 
 
 class BudgetExceededError(OffloadPlusError, RuntimeError):
-    """What runs needs more device memory for weights than ``vram_budget`` allows; no weight is lost."""
+    """A pass needs more device memory for weights than ``vram_budget`` allows; no weight is lost."""
 
 
 class CompileOrderError(OffloadPlusError, RuntimeError):
@@ -50,11 +50,11 @@ class CompileOrderError(OffloadPlusError, RuntimeError):
 
 
 class DiskTierError(OffloadPlusError, OSError):
-    """A file of the disk tier cannot be written or read; ``errno`` and ``filename`` are those of the system."""
+    """A file of the disk tier cannot be written or read; ``errno`` and ``filename`` come from the system's error."""
 
 
 class FileChangedError(DiskTierError):
-    """A file that offloaded weights are mapped from was changed in place or truncated by somebody."""
+    """Another program changed or truncated a file that offloaded weights are mapped from."""
 
 
 class ContractError(OffloadPlusError, ImportError):

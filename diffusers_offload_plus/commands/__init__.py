@@ -25,7 +25,7 @@ COMMANDS = {
 
 
 class CommandError(OffloadPlusError):
-    """A command cannot do what its arguments ask for."""
+    """The arguments of a command ask for something that it cannot do."""
 
 
 def quiet_libraries() -> None:

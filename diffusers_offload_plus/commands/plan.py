@@ -1,4 +1,4 @@
-"""``offload-plus plan``: what budgets of device memory would do to a checkpoint, from its config and headers alone."""
+"""``offload-plus plan``: what budgets cache and stream of a checkpoint, from its configs and file headers alone."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     fits = arguments.ram is None or whole.host_bytes <= arguments.ram
     if not fits:
         print(
-            f"--ram {format_bytes(arguments.ram)} is too little: the weights rest in {whole.host_bytes} bytes "
+            f"--ram {format_bytes(arguments.ram)} is too little: the weights take {whole.host_bytes} bytes "
             f"({format_bytes(whole.host_bytes)}) of host memory, unless `offload_to_disk_path` is given"
         )
     print()

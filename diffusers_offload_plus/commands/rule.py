@@ -16,8 +16,8 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``offload-plus rule``."""
     parser.description = (
-        "Explains a rule: what it flags, why, an example, what to write instead, and what it leaves alone on purpose. "
-        "Without a rule, lists them all."
+        "Explains a rule: what it flags, why, an example, what to write instead, and what it does not flag on "
+        "purpose. Without a rule, lists them all."
     )
     parser.add_argument("rule", nargs="?", metavar="RULE", help="code or name, such as MOD003 or guidance-scale-input")
     parser.add_argument(

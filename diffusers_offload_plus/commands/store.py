@@ -1,4 +1,4 @@
-"""``offload-plus store``: what a disk store keeps, whether it is whole, and what can go."""
+"""``offload-plus store``: list, verify and clean a disk store."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from .arguments import DIRECTORY, FLAG, add_options
 __all__ = ["add_arguments", "run"]
 
 ACTIONS = {
-    "list": "the models whose weights are kept, with their size and files",
+    "list": "the stored models, with their sizes and files",
     "verify": "read every file and compare it with its checksums (exit code 1 if one is wrong)",
-    "gc": "remove what no kept model needs and no process uses, orphans of killed processes included",
+    "gc": "remove files that no stored model needs and no process uses, those of killed processes included",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description = (
-        "Looks after a directory that `enable_group_offload(..., offload_to_disk_path=DIR, keep=True)` has written. "
+        "Lists, verifies or cleans a directory that `enable_group_offload(..., offload_to_disk_path=DIR, keep=True)` "
+        "has written. "
         "Exit code: 0; 1 if something is wrong with the store; 2 on wrong arguments."
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do what was asked for."""
+    """Run the action."""
     directory = arguments.directory.expanduser().resolve()
     if not directory.is_dir():
         raise CommandError(

@@ -1,7 +1,7 @@
 """The demonstration behind ``offload-plus demo``.
 
-``options`` is what was asked for, ``models`` builds the pipelines, ``measure`` has the instruments, ``scenarios`` and
-``faults`` run and measure, ``table`` and ``plot`` show, ``run`` puts them together.
+``options`` has its settings, ``models`` builds the pipelines, ``measure`` measures memory, copies and time,
+``scenarios`` and ``faults`` run them, ``table`` and ``plot`` show results, ``run`` puts all of this together.
 """
 
 from __future__ import annotations
@@ -12,4 +12,4 @@ __all__ = ["DemoError"]
 
 
 class DemoError(OffloadPlusError):
-    """The demonstration cannot be run as asked."""
+    """The demonstration cannot run with these settings."""

@@ -1,7 +1,7 @@
-"""Two faults of stock disk offloading, reproduced, beside what this package does in their place.
+"""Two faults of stock disk offloading, reproduced, and what this package does in the same cases.
 
-Stock hooks name files after modules only, and leave a placeholder without values where a weight was: the first fault
-follows from the one, the second from the other.
+Stock hooks name files after modules only, so that two models overwrite each other's files: the first fault. They put a
+placeholder without values in place of a weight, so that saving writes wrong values: the second fault.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ Offload = Callable[[nn.Module], None]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What one implementation did.
+    """The outcome of one fault with one implementation.
 
     Attributes:
         who: ``diffusers`` or ``offload-plus``.
-        tier: where the weights were to rest: ``disk`` or ``memory``.
-        error: a measure of what is wrong: 0 is right. ``None`` if there is no result, since it raised.
+        tier: where the weights were to be stored: ``disk`` or ``memory``.
+        error: how wrong the result is; 0 is right. ``None`` if it raised.
         text: the same in words.
     """
 
@@ -52,7 +52,7 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FaultResult:
-    """What the user does, and what came of it."""
+    """One fault: what the user does, and the outcome with each implementation."""
 
     name: str
     action: str
@@ -61,9 +61,9 @@ class FaultResult:
 
 
 def run_faults(options: DemoOptions) -> list[FaultResult]:
-    """Reproduce the faults on small transformers; needs a few MB on disk for the time of the call.
+    """Reproduce the faults on small transformers. Takes a few MB of disk during the call.
 
-    Where stock disk offloading cannot run at all, since safetensors does not know the device, they run on the CPU.
+    On a device that safetensors does not know, stock disk offloading cannot run. Then the CPU is used.
     """
     if not _reads_to(options.device):
         options = dataclasses.replace(options, device=torch.device("cpu"))

@@ -35,11 +35,12 @@ MIB = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class HostMemory:
-    """Bytes of host memory that this process holds.
+    """Host memory of this process, in bytes.
 
-    ``anonymous`` is what has to fit into memory: allocations, and what is shared with a device, as pinned memory
-    may be.
-    ``file`` are pages of mapped files (libraries, checkpoints), which the system can drop and read again.
+    Attributes:
+        anonymous: memory that has to fit in RAM: allocations, and memory shared with a device, as pinned memory may
+            be.
+        file: pages of mapped files (libraries, checkpoints), which the system can drop and read again.
     """
 
     anonymous: int
@@ -65,7 +66,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def release_memory() -> None:
-    """Give back what nobody uses, so that the next measurement does not start with leftovers of the last."""
+    """Return unused memory to the system, so that the next measurement does not start with memory of the last."""
     gc.collect()
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
@@ -77,9 +78,9 @@ def release_memory() -> None:
 
 @functools.cache
 def tells_host_memory(device: torch.device) -> bool:
-    """Whether this process's memory without the device's can be told.
+    """Whether the host memory of this process can be measured without that of ``device``.
 
-    On some devices it cannot: their memory lies in that of the process, and they do not say how much of it they keep.
+    It cannot where the device's memory is part of the process's own, as on the simulated device.
     """
     if device.type == "cpu":
         return True
@@ -121,15 +122,15 @@ def sampled_host_memory(baseline: HostMemory, interval: float = 0.02) -> Iterato
 
 
 class Inspector(TorchDispatchMode):
-    """Sees every operation that is dispatched while the block runs, whoever asks for it.
+    """Counts copies between host and device while the block runs, and samples the device's memory.
 
-    Copies between host and device are counted. After operations the device's memory is noted, at most every few
-    milliseconds: on the thread that computes, and at moments when weights are in use.
+    It sees every operation that is dispatched on the computing thread, whichever code calls it. Memory is sampled
+    after an operation, at most every few milliseconds, so that samples are of moments when weights are in use.
 
     Attributes:
         to_device: bytes copied from host to device.
         to_host: bytes copied from device to host.
-        samples: ``time.perf_counter()``, and bytes of tensors on the device.
+        samples: pairs of ``time.perf_counter()`` and bytes of tensors on the device.
     """
 
     def __init__(self, memory: DeviceMemory | None, interval: float = 0.002) -> None:

@@ -38,13 +38,13 @@ Image = npt.NDArray[np.float32]
 
 CLIP_TOKENS = 77
 T5_TOKENS = 32
-# Narrower than all else: without AVX-512, bfloat16 convolutions run at a fraction of the speed of anything else.
+# Narrower than the other models: without AVX-512, bfloat16 convolutions are much slower than other operations.
 VAE_CHANNELS = (16, 16, 32, 32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scale:
-    """The widths and depths of a reduced Flux. Everything that is not named here is as in the published model."""
+    """The widths and depths of a reduced Flux. All other settings are those of the published model."""
 
     blocks: int
     single_blocks: int
@@ -60,9 +60,9 @@ SMALL = Scale(blocks=2, single_blocks=3, axes=(8, 12, 12), clip_layers=2, t5_lay
 
 
 def build_pipeline(options: DemoOptions, dtype: str) -> Any:
-    """The pipeline in host memory, in ``bf16``, or with the weights of its linear layers in ``int8``.
+    """The pipeline in host memory: in ``bf16``, or with the weights of its linear layers in ``int8``.
 
-    Built twice from equal options, its weights are equal bit for bit.
+    Equal options give equal weights, bit for bit.
 
     Raises:
         DemoError: the checkpoint cannot be loaded.
@@ -126,7 +126,7 @@ def run_pipeline(pipeline: Any, options: DemoOptions, steps: int, on_step: Calla
     output = pipeline(**{name: value for name, value in wanted.items() if name in known and value is not None})
     made = output.images if hasattr(output, "images") else output.frames
     image = np.asarray(made[0], dtype=np.float32)
-    # Of a video, the first frame.
+    # A video has one axis more: its first frame is the image.
     return image if image.ndim == 3 else image[0]
 
 
@@ -142,7 +142,7 @@ def flux_transformer(scale: Scale, seed: int, dtype: torch.dtype = torch.bfloat1
             joint_attention_dim=scale.width,
             pooled_projection_dim=scale.width,
         )
-        # Linear layers start out with weights that shrink what passes; the last one makes up for it.
+        # Initial weights of linear layers shrink the activations. Larger weights in the last layer make up for it.
         nn.init.normal_(transformer.proj_out.weight, std=1.5 * transformer.inner_dim**-0.5)
     return transformer.eval()
 
@@ -186,7 +186,7 @@ def _flux(scale: Scale, seed: int) -> Any:
             use_quant_conv=False,
             use_post_quant_conv=False,
         )
-        # A random decoder paints in faint greys; more contrast shows more of what it was given.
+        # A random decoder makes faint grey images. More contrast shows more of the latents.
         nn.init.normal_(vae.decoder.conv_out.weight, std=0.5 * (9 * VAE_CHANNELS[0]) ** -0.5)
     return diffusers.FluxPipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15),
@@ -224,7 +224,7 @@ def _quantize(pipeline: Any) -> None:
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     for name, model in models_of(pipeline).items():
-        # The autoencoder is nearly all convolutions, and people leave it alone.
+        # The autoencoder is nearly all convolutions, and is usually not quantized.
         if not name.startswith("vae"):
             config = Int8WeightOnlyConfig(set_inductor_config=False)
             quantize_(model, config, filter_fn=lambda part, _: type(part) is nn.Linear)

@@ -1,4 +1,4 @@
-"""What the demonstration was asked to do."""
+"""The settings of the demonstration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["DemoOptions", "device_name"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DemoOptions:
-    """The arguments, checked, with defaults filled in.
+    """The arguments of the demonstration, checked, with defaults filled in.
 
     Attributes:
         model: directory of a checkpoint; ``None`` for the pipeline built in code, in its ``small`` size or not.
@@ -57,7 +57,7 @@ class DemoOptions:
 
     @property
     def moves(self) -> bool:
-        """Whether weights have to move at all: not on the CPU."""
+        """Whether weights have to move: they do not where the CPU computes."""
         return self.device.type != "cpu"
 
     @property
@@ -67,7 +67,7 @@ class DemoOptions:
 
 
 def device_name(device: torch.device) -> str:
-    """The name its maker gave the device, or what torch calls it."""
+    """The product name of the device, or torch's name for it."""
     if device.type == "cpu":
         return "CPU"
     named = getattr(torch.get_device_module(device.type), "get_device_name", None)

@@ -1,4 +1,4 @@
-"""The files with pictures: the images that were made, and the memory over time."""
+"""The picture files of the demonstration: the images, and a plot of memory over time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MARKS = {"placed": ("weights placed", "-"), "step": ("end of a step", ":")}
 
 
 def save_image(result: ScenarioResult, directory: Path) -> Path | None:
-    """Write the image of a scenario, if it made one."""
+    """Write the image of a scenario. Returns its path; None if the scenario made no image."""
     if result.image is None:
         return None
     path = directory / f"{result.name}.png"

@@ -32,7 +32,11 @@ LIBRARIES = ("torch", "diffusers", "transformers", "torchao")
 
 
 def run_demo(options: DemoOptions) -> int:
-    """Run, measure, show, write files. Returns 0 if all that this package did was right, else 1."""
+    """Run and measure all scenarios, show the results, write the files.
+
+    Returns:
+        The exit code: 0 if all results of this package are right, else 1.
+    """
     try:
         options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -73,14 +77,14 @@ def _introduction(options: DemoOptions) -> list[str]:
         f"host:     {platform.machine()}, {os.cpu_count()} cores",
         f"versions: {', '.join(f'{name} {version}' for name, version in _versions().items())}",
         "",
-        f"Each row builds the pipeline anew from the same seed, runs {WARM_UP_STEPS} steps under instruments, then",
-        f"the measured run. Both kinds of offloading: leaf level, {streams}.",
+        f"Each row builds the pipeline anew from the same seed. {WARM_UP_STEPS} steps measure memory and copies,",
+        f"then a run without that measures time. Both kinds of offloading: leaf level, {streams}.",
     ]
     if not options.moves:
         lines += [
             "",
             "The onload device is the CPU: weights are used in place and nothing moves.",
-            "What times show is the overhead of hooks alone.",
+            "Times show only the overhead of hooks.",
         ]
     return lines
 
@@ -131,7 +135,7 @@ def _versions() -> dict[str, str]:
 
 
 def _all_right(results: Sequence[ScenarioResult], faults: Sequence[FaultResult]) -> bool:
-    # Where the un-offloaded pipeline does not fit, there is nothing to be equal to.
+    # If the un-offloaded pipeline does not fit on the device, there is no image to compare with.
     images = all(
         result.error is None and result.same_image is not False for result in results if result.method is Method.OURS
     )

@@ -1,4 +1,7 @@
-"""One pipeline, three ways to hold its weights: each is built anew from the same seed, warmed up, run and measured."""
+"""One pipeline under three methods: un-offloaded, offloaded by diffusers, offloaded by this package.
+
+For each the pipeline is built anew from the same seed, warmed up, run and measured.
+"""
 
 from __future__ import annotations
 
@@ -46,14 +49,16 @@ class Method(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScenarioResult:
-    """What was seen. Sizes are bytes, beyond what was held before the pipeline was built; ``None``: cannot be told.
+    """The measurements of one scenario.
+
+    Sizes are bytes beyond those in use before the pipeline was built. ``None``: not known.
 
     Attributes:
-        error: what it raised, if it did; all else is then empty.
+        error: the error, if the scenario raised one; all else is then empty.
         same_image: whether the image is bit for bit that of the un-offloaded pipeline in the same dtype.
         step_seconds: times of the steps of the measured run, without the first.
         device_peak: most bytes of tensors on the device, from placing the weights to the end of the measured run.
-        host_peak: the most host memory sampled from placing the weights to the end of the warm-up.
+        host_peak: most host memory, sampled from placing the weights to the end of the warm-up.
         to_device, to_host: bytes that one step copies, counted during the warm-up.
         copied_to_device: bytes that the whole warm-up copied.
         host_samples, device_samples: seconds and bytes, while the weights are placed and during the warm-up; empty
@@ -88,7 +93,7 @@ class ScenarioResult:
 
     @property
     def seconds(self) -> float | None:
-        """The median time of a step."""
+        """The median duration of a step; None without steps."""
         return statistics.median(self.step_seconds) if self.step_seconds else None
 
 
@@ -102,7 +107,7 @@ def offload(method: Method, target: Any, options: DemoOptions, **more: Any) -> N
 
 
 def load_libraries(options: DemoOptions) -> None:
-    """Run a tiny pipeline, so that what libraries keep from their first use on is not measured."""
+    """Run a tiny pipeline, so that memory which libraries allocate at their first use is not measured."""
     side = 32
     tiny = dataclasses.replace(options, model=None, small=True, height=side, width=side)
     for dtype in options.dtypes:
@@ -114,7 +119,7 @@ def load_libraries(options: DemoOptions) -> None:
 def run_scenario(
     options: DemoOptions, dtype: str, method: Method, reference: Image | None, advance: Callable[[], None]
 ) -> ScenarioResult:
-    """Build, place, warm up, run. ``advance`` is called after every step.
+    """Build the pipeline, place its weights, warm up, run.
 
     An exception becomes the result's ``error``: a scenario that fails must not hide the others.
     """

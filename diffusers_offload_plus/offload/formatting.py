@@ -19,8 +19,11 @@ for _power, _letter in enumerate("KMGT", 1):
 def parse_bytes(argument: str, value: Any) -> int:
     """``value`` in bytes: a whole number, or text such as ``"16GiB"`` or ``"1.5 GB"``.
 
+    Args:
+        argument: name of the argument that ``value`` was given for.
+
     Raises:
-        InvalidPolicyError: it is neither, or negative; ``argument`` is named.
+        InvalidPolicyError: ``value`` is neither, or is negative. The message names ``argument``.
     """
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
@@ -48,7 +51,7 @@ def first_line(error: Exception) -> str:
 
 
 def round_up(nbytes: int) -> int:
-    """``nbytes`` rounded up, by at most a tenth, to a size that :func:`format_bytes` says in full."""
+    """``nbytes`` rounded up, by at most a tenth, to a size that :func:`format_bytes` prints exactly."""
     unit = 1
     while nbytes >= 1024 * unit and unit < 1024**4:
         unit *= 1024
@@ -57,8 +60,13 @@ def round_up(nbytes: int) -> int:
 
 
 def table(rows: Sequence[Sequence[str]], *, text_columns: int, remarks: bool = False) -> list[str]:
-    """Lines of a table: the first of ``rows`` is its head, the first ``text_columns`` columns are set flush left, and
-    with ``remarks`` the last one, too."""
+    """The lines of a text table.
+
+    Args:
+        rows: cells of each row; the first row is the head.
+        text_columns: number of columns at the left that are flush left. Other columns are flush right.
+        remarks: the last column is flush left too.
+    """
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     last = len(widths) - 1
     lines = [

@@ -1,4 +1,4 @@
-"""What state the engine works in, whatever the caller's is."""
+"""Torch modes that the engine works in, whatever modes the caller has set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ _NOTHING = contextlib.nullcontext()
 
 
 def engine_mode() -> contextlib.AbstractContextManager[None]:
-    """Weights are no inference tensors, and their movement is no part of any graph."""
+    """A context without gradients and without inference mode.
+
+    Tensors that are made in inference mode stay inference tensors for good, and autograd must not record that weights
+    are moved.
+    """
     if not torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
         return _NOTHING
     return _engine_mode()
@@ -27,7 +31,7 @@ def _engine_mode() -> Iterator[None]:
 
 
 def profiled(verb: str, group: str) -> contextlib.AbstractContextManager[object]:
-    """Shows a step of the engine to profilers; costs nothing while none is running."""
+    """A context that shows one step of the engine to a running profiler. Without one it costs nothing."""
     if not torch.autograd._profiler_enabled():
         return _NOTHING
     return torch.profiler.record_function(f"offload_plus::{verb} {group}")

@@ -1,4 +1,4 @@
-"""What the caller asked for: values, validated once, then immutable. ``api/checks`` knows what the machine can do."""
+"""The caller's settings, validated once and then immutable. ``api/checks`` checks what the machine can do."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ __all__ = [
 
 
 class OffloadType(enum.StrEnum):
-    """How a model is cut into groups; the values are those of diffusers."""
+    """How a model is cut into groups, with the values that diffusers uses."""
 
     BLOCK_LEVEL = "block_level"
     LEAF_LEVEL = "leaf_level"
 
 
 class Auto(enum.Enum):
-    """A figure that is measured."""
+    """The value of a setting that is measured instead of given."""
 
     AUTO = "auto"
 
 
 AUTO = Auto.AUTO
-LEAST_BUDGET = 1024
+LEAST_BUDGET = 1024  # bytes of host memory for staging buffers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiskTier:
-    """The part of a policy that concerns disk.
+    """The disk settings of a policy.
 
     Attributes:
-        directory: path of the store; absolute once the environment was checked.
-        checkpoint: where the weights may lie already; None: where the model says it was loaded from.
-        host_budget: bytes of host memory for weights and staging; None: as little as possible.
-        keep: what is written stays for later processes.
-        protect: checkpoint files are copied, so that others may write them.
+        directory: path of the store; absolute once ``api/checks`` has resolved it.
+        checkpoint: file or directory that may contain the weights already; None: where the model was loaded from.
+        host_budget: bytes of host memory for weights and staging buffers; None: as few as possible.
+        keep: files that are written are left for later processes.
+        protect: checkpoint files are copied first, so that other programs may write the originals.
     """
 
     directory: str
@@ -70,11 +70,11 @@ class OffloadPolicy:
     Fields are named after diffusers' arguments.
 
     Attributes:
-        onload_device: the device that computes, as it was given; ``device``: the same with its index.
-        vram_budget: device bytes of weights at most, shared by all models of one call; None: no limit; ``AUTO``: what
-            passes leave.
-        host_budget: host bytes of weights and staging at most, where no disk tier takes the rest.
-        share_host_copy: weights in host memory are shared with other processes that have equal ones.
+        onload_device: the device that computes, as it was given; ``device``: the same device with its index.
+        vram_budget: most device bytes of weights, for all models of one call together; None: no limit; ``AUTO``: what
+            activations leave, measured.
+        host_budget: most host bytes of weights and staging buffers, where no disk tier takes the rest.
+        share_host_copy: weights in host memory are shared with other processes that have equal weights.
     """
 
     onload_device: torch.device
@@ -105,7 +105,7 @@ class OffloadPolicy:
 
     @property
     def tier(self) -> str:
-        """Where weights that are not on disk are stored, as reports call it."""
+        """The tier of weights that are not on disk, as reports name it."""
         if not self.share_host_copy:
             return "pinned host" if self.pins_host_memory else "host"
         return "pinned shared host" if self.pins_host_memory and self.device.type == "cuda" else "shared host"
@@ -134,11 +134,11 @@ class OffloadPolicy:
     ) -> OffloadPolicy:
         """Validate the values of the arguments of ``enable_group_offload`` and return the policy they describe.
 
-        What depends on the machine is left as it was given: the device's index, paths, and whether to share where
-        that is not said.
+        What depends on the machine stays as it was given: the device's index, paths, and a ``share_host_copy`` of
+        None.
 
         Raises:
-            InvalidPolicyError: an argument cannot be used; the message names it, what was expected and what to do.
+            InvalidPolicyError: an argument has a wrong value. The message names it, what was expected and what to do.
         """
         device = computing_device(onload_device)
         host = _device("offload_device", offload_device)
@@ -221,7 +221,7 @@ def _disk_tier(
     if budget is not None and budget < LEAST_BUDGET:
         raise InvalidPolicyError(
             f"`host_budget` must be at least {LEAST_BUDGET} bytes for staging buffers, got {host_budget!r}. "
-            "Leave it out to hold in memory as little as is sensible."
+            "Leave it out to use as little host memory as is sensible."
         )
     if checkpoint is not None and not isinstance(checkpoint, (str, os.PathLike)):
         raise no_checkpoint(checkpoint)
@@ -239,9 +239,9 @@ def _disk_tier(
 
 
 def no_checkpoint(value: object) -> InvalidPolicyError:
-    """The error for a ``checkpoint`` that is none."""
+    """The error for a ``checkpoint`` that is no safetensors file and no directory of such files."""
     return InvalidPolicyError(
-        f"`checkpoint` must be a local safetensors file, or a directory that holds some, got {value!r}. "
+        f"`checkpoint` must be a local safetensors file, or a directory that contains some, got {value!r}. "
         "Give the snapshot that the weights were loaded from, or leave it out."
     )
 
@@ -261,12 +261,12 @@ def _shares(wanted: object, *, on_disk: bool) -> bool:
 
 
 def supports_streams(device: torch.device) -> bool:
-    """Whether copies to ``device`` can run beside its computation."""
+    """Whether copies to ``device`` can overlap with its computation."""
     return device.type not in ("cpu", "mps") and hasattr(torch.get_device_module(device.type), "Stream")
 
 
 def resolve_device(device: torch.device) -> torch.device:
-    """``device`` with an index: the current one where none is given. The CPU has none."""
+    """``device`` with an index: that of the current device where none is given. The CPU has no index."""
     if device.type == "cpu" or device.index is not None:
         return device
     module = torch.get_device_module(device.type)
@@ -288,7 +288,7 @@ def computing_device(value: Any) -> torch.device:
     """The argument ``onload_device`` as a torch device, whether this machine has it or not.
 
     Raises:
-        InvalidPolicyError: it names no device that computes.
+        InvalidPolicyError: ``value`` names no device that computes.
     """
     device = _device("onload_device", value)
     if device.type == "meta":
@@ -301,7 +301,7 @@ def _blocks(value: int | None) -> int:
         return 1
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InvalidPolicyError(
-            f"`num_blocks_per_group` must be an integer of at least 1, got {value!r}. Leave it out to have it chosen."
+            f"`num_blocks_per_group` must be an integer of at least 1, got {value!r}. Leave it out for 1."
         )
     return value
 

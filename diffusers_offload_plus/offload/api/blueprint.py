@@ -1,7 +1,7 @@
 """The models of a local checkpoint without their weights: classes and shapes from configs, dtypes from file headers.
 
-They are on the meta device, so that of a checkpoint of any size only a few kilobytes are read. The dtype of a model is
-the one that most of its stored bytes have, in which ``load_offloaded`` would load it.
+The models are on the meta device, so only a few kilobytes are read from a checkpoint of any size. The dtype of a model
+is the one that most of its bytes in the checkpoint have. ``load_offloaded`` would load it in that dtype.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ __all__ = ["Blueprint", "read_blueprint"]
 
 @dataclasses.dataclass(frozen=True)
 class Blueprint:
-    """A checkpoint's models by name, without values; to be planned for like a pipeline.
+    """The models of a checkpoint, without values. ``plan_group_offload`` takes it like a pipeline.
 
     Attributes:
-        assumed: names of those that have no safetensors files, so that their dtype is what the config says, or else
-            float32.
+        components: the models by name.
+        assumed: names of models without safetensors files. Their dtype is that of the config, or else float32.
     """
 
     components: dict[str, nn.Module]
@@ -44,7 +44,7 @@ def read_blueprint(directory: str | os.PathLike[str]) -> Blueprint:
     """Build the models of the pipeline, or the one model, whose checkpoint is in ``directory``.
 
     Raises:
-        InvalidPolicyError: it is no such directory, or a class in it is not known or cannot be built so.
+        InvalidPolicyError: the directory is no checkpoint, or a class that it names is not known or cannot be built.
     """
     folder = Path(directory).expanduser()
     if not folder.is_dir():
@@ -109,7 +109,7 @@ def _build(name: str, folder: Path, cls: Any, dtype: torch.dtype | None) -> nn.M
     config = _read(path)
     if config.get("quantization_config"):
         raise InvalidPolicyError(
-            f"'{name}' is quantized, by {path}, so its sizes are known when it is loaded. Load it and use "
+            f"'{name}' is quantized, by {path}, so its sizes are known only once it is loaded. Load it and use "
             "`plan_group_offload`."
         )
     dtype = dtype or _dtype_in(config)
@@ -144,10 +144,10 @@ def _from_config(cls: Any, folder: Path, config: dict[str, Any]) -> nn.Module:
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:
-    kept, stored = kept_in_float32(model, dtype), model.state_dict().keys()
+    in_float32, stored = kept_in_float32(model, dtype), model.state_dict().keys()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if name in stored:
-            cast_tensor(tensor, torch.float32 if kept.intersection(name.split(".")) else dtype)
+            cast_tensor(tensor, torch.float32 if in_float32.intersection(name.split(".")) else dtype)
 
 
 def _dtype_in(config: dict[str, Any]) -> torch.dtype:
@@ -161,5 +161,5 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InvalidPolicyError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(found, dict):
-        raise InvalidPolicyError(f"{path} is no configuration: it must hold one JSON object.")
+        raise InvalidPolicyError(f"{path} is no configuration: it must contain one JSON object.")
     return found

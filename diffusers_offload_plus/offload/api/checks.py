@@ -1,4 +1,4 @@
-"""What makes a model or this machine unfit for group offloading, found before anything is changed."""
+"""Checks of the arguments, of the machine and of the model, made before anything is changed."""
 
 from __future__ import annotations
 
@@ -32,14 +32,15 @@ def policy_for(
     must_exist: bool = True,
     **arguments: Any,
 ) -> OffloadPolicy:
-    """Validate the arguments of ``enable_group_offload``, check that this machine can do what they ask for, and return
-    the policy they describe, with paths, the device's index and ``share_host_copy`` decided.
+    """The policy that the arguments of ``enable_group_offload`` describe, checked against this machine.
+
+    Paths, the device's index and ``share_host_copy`` are decided.
 
     Args:
-        must_exist: the onload device has to be there; False for a plan, which may be for another machine.
+        must_exist: whether this machine has to have the onload device; a plan may be for another machine.
 
     Raises:
-        InvalidPolicyError: an argument cannot be used; the message names it, what was expected and what to do.
+        InvalidPolicyError: an argument cannot be used here. The message names it, what was expected and what to do.
     """
     device = existing_device(onload_device) if must_exist else computing_device(onload_device)
     policy = OffloadPolicy.from_arguments(onload_device=device, share_host_copy=share_host_copy, **arguments)
@@ -89,7 +90,7 @@ def existing_device(value: Any) -> torch.device:
 
 
 def _resolved(disk: DiskTier) -> DiskTier:
-    """``disk`` with absolute paths: of a directory that can be written, and of a checkpoint that is there."""
+    """``disk`` with absolute paths. The directory can be written and the checkpoint exists."""
     if not sys.platform.startswith("linux"):
         raise InvalidPolicyError(
             f"`offload_to_disk_path` needs Linux, and this is {sys.platform}. Leave it out: weights are then stored "
@@ -105,7 +106,7 @@ def _resolved(disk: DiskTier) -> DiskTier:
 
 
 def _has_local_peers() -> bool:
-    # What torchrun and accelerate say about this machine; a launcher that says nothing may have put all ranks here.
+    # torchrun and accelerate set LOCAL_WORLD_SIZE. A launcher that does not may have put all ranks on this machine.
     if not (dist.is_available() and dist.is_initialized()):
         return False
     world = dist.get_world_size()
@@ -116,22 +117,21 @@ def _has_local_peers() -> bool:
 def check_model(
     root: nn.Module, policy: OffloadPolicy, label: str, *, allow_stock: bool = False, values: bool = True
 ) -> None:
-    """Raise if ``root`` cannot be offloaded under ``policy``; changes nothing.
+    """Raise if ``root`` cannot be offloaded under ``policy``. Changes nothing.
 
     Args:
-        allow_stock: stock group-offloading hooks are about to be replaced, so they are no reason to refuse.
-        values: tensors on the meta device are a reason.
+        allow_stock: accept stock group-offloading hooks, which the caller is about to replace.
+        values: refuse tensors on the meta device.
 
     Raises:
-        UnsupportedModelError: the model's class, or a tensor of it, rules offloading out.
+        UnsupportedModelError: the model's class, or one of its tensors, does not support offloading.
         HookConflictError: another offloading scheme is active on it.
         CompileOrderError: the whole model was compiled.
     """
     if getattr(root, "_supports_group_offloading", True) is False:
         raise UnsupportedModelError(
-            f"{type(root).__name__} ('{label}') declares `_supports_group_offloading = False`: diffusers knows "
-            f"that its weights are used where "
-            "no hook sees it. Leave it out with `exclude_modules`, or offload it as a whole with accelerate."
+            f"{type(root).__name__} ('{label}') declares `_supports_group_offloading = False`: its weights are used "
+            "where no hook sees it. Leave it out with `exclude_modules`, or offload it as a whole with accelerate."
         )
     _refuse_accelerate(root, label)
     _refuse_nesting(root, label)
@@ -143,9 +143,8 @@ def check_model(
         )
     if root._compiled_call_impl is not None:
         raise CompileOrderError(
-            f"'{label}' was compiled as a whole with `.compile()`: one graph needs all weights at once, so "
-            f"nothing could be offloaded. "
-            "Use `compile_repeated_blocks()` instead."
+            f"'{label}' was compiled as a whole with `.compile()`: one graph needs all weights at once, so nothing "
+            "could be offloaded. Use `compile_repeated_blocks()` instead."
         )
     if not isinstance(root, torch.jit.ScriptModule):
         take_inventory(root, policy, label, values=values)
@@ -161,9 +160,9 @@ def _refuse_accelerate(root: nn.Module, label: str) -> None:
         hooks = hook.hooks if isinstance(hook, SequentialHook) else (hook,)
         if any(isinstance(one, (AlignDevicesHook, CpuOffload)) for one in hooks):
             raise HookConflictError(
-                f"'{label}' is already offloaded by accelerate ({type(hook).__name__} on '{name or label}'). "
-                f"Remove that first, "
-                "with `pipe.remove_all_hooks()` or `accelerate.hooks.remove_hook_from_module(model, recurse=True)`."
+                f"'{label}' is already offloaded by accelerate ({type(hook).__name__} on '{name or label}'). Remove "
+                "that first, with `pipe.remove_all_hooks()` or "
+                "`accelerate.hooks.remove_hook_from_module(model, recurse=True)`."
             )
 
 
@@ -173,9 +172,8 @@ def _refuse_nesting(root: nn.Module, label: str) -> None:
         hook = None if registry is None else registry.get_hook(HOOK_NAME)
         if isinstance(hook, GroupOffloadPlusHook) and hook.attachment.root is not root:
             raise HookConflictError(
-                f"'{label}' and '{hook.attachment.label}' contain one another, and the latter is offloaded "
-                f"already (at '{name or label}'). "
-                f"Call `disable_group_offload` on '{hook.attachment.label}' first."
+                f"One of '{label}' and '{hook.attachment.label}' contains the other, and the latter is offloaded "
+                f"already (at '{name or label}'). Call `disable_group_offload` on '{hook.attachment.label}' first."
             )
     attachment = attachment_of(root)
     assert attachment is None or attachment.root is root

@@ -13,10 +13,11 @@ __all__ = ["components_of", "split_excluded"]
 
 
 def components_of(target: Any) -> dict[str, nn.Module]:
-    """The models of ``target`` by name. A component that stands for several names is listed once.
+    """The models of ``target`` by name. A component with several names is listed once, under the first of them.
 
     Raises:
-        InvalidPolicyError: ``target`` holds no model, or is nothing that does.
+        InvalidPolicyError: ``target`` is no pipeline, components manager or module.
+        NotOffloadedError: ``target`` has no model.
     """
     if isinstance(target, nn.Module):
         return {type(target).__name__: target}
@@ -31,17 +32,17 @@ def components_of(target: Any) -> dict[str, nn.Module]:
         if isinstance(component, nn.Module):
             found.setdefault(id(component), (name, component))
     if not found:
-        raise NotOffloadedError(f"{type(target).__name__} holds no models yet: load its components first.")
+        raise NotOffloadedError(f"{type(target).__name__} has no models yet: load its components first.")
     return dict(found.values())
 
 
 def split_excluded(
     target: Any, components: dict[str, nn.Module], exclude_modules: str | Iterable[str] | None
 ) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
-    """Components to offload, and those to place on the onload device whole.
+    """Split ``components`` into those to offload and those to put on the onload device whole.
 
     Raises:
-        InvalidPolicyError: a name that ``target`` has no component for, or the names of all that have weights.
+        InvalidPolicyError: ``target`` has no component of a given name, or all that have weights are excluded.
     """
     if exclude_modules is None:
         return components, {}
@@ -50,20 +51,20 @@ def split_excluded(
     if not isinstance(known, dict):
         raise InvalidPolicyError(
             f"`exclude_modules` names components of a pipeline, and {type(target).__name__} is a single model. "
-            f"Leave it out."
+            "Leave it out."
         )
     for name in names:
         if name not in known:
             raise InvalidPolicyError(
-                f"`exclude_modules` names '{name}', which {type(target).__name__} has no component called. "
+                f"`exclude_modules` names '{name}', but {type(target).__name__} has no component of that name. "
                 f"Its components are: {', '.join(sorted(known))}."
             )
     excluded_ids = {id(known[name]) for name in names}
-    kept = {name: module for name, module in components.items() if id(module) not in excluded_ids}
+    offloaded = {name: module for name, module in components.items() if id(module) not in excluded_ids}
     excluded = {name: module for name, module in components.items() if id(module) in excluded_ids}
-    if not kept:
+    if not offloaded:
         raise InvalidPolicyError(
             f"`exclude_modules` names every component of {type(target).__name__} that has weights "
             f"({', '.join(excluded)}), so nothing is left to offload. Name fewer, or move it whole with `.to(...)`."
         )
-    return kept, excluded
+    return offloaded, excluded

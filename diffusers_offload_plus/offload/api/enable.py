@@ -50,49 +50,49 @@ def enable_group_offload(
     vram_budget: int | str | None = None,
     share_host_copy: bool | None = None,
 ) -> None:
-    """Keep the weights of ``target`` in host memory, or on disk, and bring them to the device group by group as they
-    are used.
+    """Store the weights of ``target`` in host memory or on disk, and onload them group by group as they are used.
 
     Takes the arguments of diffusers' own methods of that name, in their order. Called again with other settings it
-    re-plans; with the same settings it does nothing.
+    plans anew; with the same settings it does nothing.
 
     Args:
         target: a ``DiffusionPipeline``, ``ModularPipeline``, ``ComponentsManager``, or any ``torch.nn.Module``.
         onload_device: where the model computes. On ``"cpu"`` nothing needs to move.
-        offload_device: where weights rest; the CPU.
+        offload_device: where weights are stored; must be the CPU.
         offload_type: ``"block_level"`` (each block of the model's module lists) or ``"leaf_level"`` (each layer).
-        num_blocks_per_group: blocks that move together at block level; chosen if left out.
+        num_blocks_per_group: blocks that move together at block level; 1 if left out.
         non_blocking: without streams, copies do not make the calling thread wait.
-        use_stream: copy on a stream of their own, the next group while the present one computes. Pins host memory.
+        use_stream: copy on a side stream, the next group while the present one computes. Pins host memory.
         record_stream: with ``use_stream``, let copies start without waiting for computation; takes more device memory.
         low_cpu_mem_usage: with ``use_stream``, pin two buffers instead of all weights.
-        offload_to_disk_path: a directory; weights then rest on disk, as views of mapped files. Any number of models
-            and processes may share it. What is written to it belongs to this process and is gone with it.
+        offload_to_disk_path: a directory; weights are then stored on disk, as views of mapped files. Any number of
+            models and processes may share it. Files that are written there belong to this process and end with it.
         block_modules: names of submodules whose own children are cut into blocks; a model's
             ``_group_offload_block_modules`` if left out.
         exclude_kwargs: keyword arguments of forward that are never moved; a model's ``_skip_keys`` if left out.
         exclude_modules: components of a pipeline that are put on ``onload_device`` whole instead.
-        host_budget: bytes (or ``"16GiB"``) of host memory that weights and staging may take. With a disk path what
-            does not fit rests on disk, and without a budget everything does. Without a disk path it is refused.
-        checkpoint: with a disk path, the local snapshot or safetensors file that weights were loaded from; those
+        host_budget: bytes (or ``"16GiB"``) of host memory for weights and staging buffers. With a disk path, weights
+            that do not fit are stored on disk; without a budget all are. Without a disk path, weights that do not fit
+            are refused.
+        checkpoint: with a disk path, the local snapshot or safetensors file that weights were loaded from; weights
             that are bit-equal there are not written again. A model's own ``_name_or_path`` if left out.
-        keep: with a disk path, leave what is written there for later processes, which find it by its content.
-        protect: ``"copy"`` if others may write the checkpoint's files meanwhile: they are copied (without taking space
-            where the file system can do that).
+        keep: with a disk path, leave the files that are written for later processes, which find them by content.
+        protect: ``"copy"`` if other programs may write the checkpoint's files meanwhile: they are copied (without
+            taking space where the file system can do that).
         vram_budget: bytes (or ``"10GiB"``) of weights on the device at most, at any moment, over all components. What
-            fits stays there between passes; the rest streams, on a stream of its own and as far ahead as there is
-            room, in blocks, or in layers where blocks are too large. ``use_stream`` and ``offload_type`` need not be
-            given. ``"auto"``: the memory that is free less what passes need beside weights, which is measured in the
-            first pass of each component, and again when inputs are larger.
-        share_host_copy: whether processes of this machine that offload equal weights have one copy of them in host
-            memory together. If left out, they do where ``torch.distributed`` is initialised with several ranks on
-            this machine, and weights do not rest on disk. See docs/ranks.md.
+            fits is cached there between passes. The rest streams on a side stream, as far ahead as memory allows, in
+            layers, or in blocks where blocks are small. ``use_stream`` and ``offload_type`` need not be given.
+            ``"auto"``: the free memory less what activations take, which is measured in the first pass of each
+            component, and again when inputs are larger.
+        share_host_copy: whether processes of this machine that offload equal weights share one copy of them in host
+            memory. If left out, they do where ``torch.distributed`` is initialised with several ranks on this machine
+            and weights are not stored on disk. See docs/ranks.md.
 
     Raises:
         InvalidPolicyError: an argument cannot be used, or a budget cannot be kept.
         UnsupportedModelError: a component cannot be offloaded.
         HookConflictError: a component is offloaded by other means.
-        DiskTierError: there is no room on disk, or it cannot be written.
+        DiskTierError: the disk is full, or it cannot be written.
 
     In each case nothing has been changed.
     """
@@ -115,15 +115,15 @@ def enable_group_offload(
         vram_budget=vram_budget,
         share_host_copy=share_host_copy,
     )
-    kept, excluded = split_excluded(target, components_of(target), exclude_modules)
-    if len(kept) > 1:
-        _require_known_blocks(policy, kept)
-    policies = {name: _for_model(policy, module, kept) for name, module in kept.items()}
-    for name, module in kept.items():
+    components, excluded = split_excluded(target, components_of(target), exclude_modules)
+    if len(components) > 1:
+        _require_known_blocks(policy, components)
+    policies = {name: _for_model(policy, module, components) for name, module in components.items()}
+    for name, module in components.items():
         check_model(module, policies[name], name)
-    policies, limit = fit_budgets(kept, policies)
-    budget = _budget_of(kept, policies, limit)
-    prepared = [_prepare(module, policies[name], name, budget) for name, module in kept.items()]
+    policies, limit = fit_budgets(components, policies)
+    budget = _budget_of(components, policies, limit)
+    prepared = [_prepare(module, policies[name], name, budget) for name, module in components.items()]
     for module in excluded.values():
         disable_group_offload(module, missing_ok=True)
         module.to(policy.onload_device)
@@ -134,11 +134,11 @@ def enable_group_offload(
 
 
 def disable_group_offload(target: Any, *, missing_ok: bool = False) -> None:
-    """Remove our hooks from ``target``; its weights are left, bit for bit, in ordinary host memory.
+    """Remove our hooks from ``target`` and leave its weights, bit for bit, in ordinary host memory.
 
     Args:
         target: what :func:`enable_group_offload` was given, or one of its components.
-        missing_ok: do not mind if nothing of ``target`` is offloaded.
+        missing_ok: do nothing if nothing of ``target`` is offloaded, instead of raising.
 
     Raises:
         NotOffloadedError: nothing of ``target`` is offloaded by this package.
@@ -151,7 +151,7 @@ def disable_group_offload(target: Any, *, missing_ok: bool = False) -> None:
     for attachment in found.values():
         if isinstance(target, nn.Module) and attachment.root is not target:
             raise NotOffloadedError(
-                f"{type(target).__name__} is part of '{attachment.label}', which is offloaded as one. "
+                f"{type(target).__name__} is part of '{attachment.label}', which is offloaded as a whole. "
                 f"Call `disable_group_offload` on '{attachment.label}' itself."
             )
         attachment.detach()
@@ -161,10 +161,9 @@ def upgrade(target: Any) -> None:
     """Replace diffusers' own group-offloading hooks on ``target`` by ours, with the same settings.
 
     Raises:
-        NotOffloadedError: no stock hook is there.
-        HookConflictError: a component is offloaded to disk by stock hooks. Its weights are in files that stock
-            diffusers
-            may have mixed up between components; they cannot be trusted.
+        NotOffloadedError: ``target`` has no stock hook.
+        HookConflictError: a component is offloaded to disk by stock hooks. Stock diffusers may have mixed up its files
+            with those of another component, so they cannot be trusted.
     """
     prepared: list[Attachment] = []
     for name, module in components_of(target).items():
@@ -174,11 +173,10 @@ def upgrade(target: Any) -> None:
         for _, _, hook in found:
             if hook.config.offload_to_disk_path is not None:
                 raise HookConflictError(
-                    f"'{name}' is offloaded to '{hook.config.offload_to_disk_path}' by stock hooks. What those "
-                    f"files hold is not certain "
-                    "(two components in one directory overwrite each other), and the weights are nowhere else. "
-                    "Load the pipeline "
-                    "again with `from_pretrained` and call `diffusers_offload_plus.enable_group_offload`."
+                    f"'{name}' is offloaded to '{hook.config.offload_to_disk_path}' by stock hooks. Those files may "
+                    "have wrong values (two components in one directory overwrite each other), and the weights are "
+                    "nowhere else. Load the pipeline again with `from_pretrained` and call "
+                    "`diffusers_offload_plus.enable_group_offload`."
                 )
         settings = stock_settings(found[0][2].config, module)
         policy = policy_for(**settings)
@@ -196,7 +194,10 @@ def upgrade(target: Any) -> None:
 def _budget_of(
     components: dict[str, nn.Module], policies: dict[str, OffloadPolicy], limit: int | None
 ) -> DeviceBudget | None:
-    """What the components share: the present budget where some stay as they are, else a new one; None without."""
+    """The device budget of the components: the present one if a component stays as it is, else a new one.
+
+    None if there is no limit.
+    """
     if limit is None:
         return None
     for name, module in components.items():
@@ -209,7 +210,10 @@ def _budget_of(
 
 
 def _prepare(module: nn.Module, policy: OffloadPolicy, label: str, budget: DeviceBudget | None) -> Attachment:
-    """The attachment that is to be: the present one if its settings are the same. Nothing is changed."""
+    """The attachment for ``module``: the present one if its settings are the same, else a new one.
+
+    No hook and no value is changed.
+    """
     present = attachment_of(module)
     if present is not None:
         if present.policy == policy:
@@ -232,12 +236,13 @@ def _attach(attachment: Attachment) -> None:
     attachment.attach()
 
 
-def _for_model(policy: OffloadPolicy, module: nn.Module, kept: dict[str, nn.Module]) -> OffloadPolicy:
-    # In a pipeline a name in `block_modules` concerns the components that have it, and a budget is of all of them.
-    if len(kept) == 1:
+def _for_model(policy: OffloadPolicy, module: nn.Module, components: dict[str, nn.Module]) -> OffloadPolicy:
+    # In a pipeline a name in `block_modules` concerns the components that have such a module, and each component has
+    # a share of the host budget.
+    if len(components) == 1:
         return policy
     if policy.disk is not None and policy.disk.host_budget is not None:
-        share = _nbytes(module) / max(1, sum(map(_nbytes, kept.values())))
+        share = _nbytes(module) / max(1, sum(map(_nbytes, components.values())))
         disk = dataclasses.replace(policy.disk, host_budget=int(share * policy.disk.host_budget))
         policy = dataclasses.replace(policy, disk=disk)
     if policy.block_modules is None:
@@ -262,8 +267,8 @@ def _require_known_blocks(policy: OffloadPolicy, components: dict[str, nn.Module
 
 
 def _remove_stock_hooks(module: nn.Module) -> None:
-    # Stock hooks may leave a group on the device after an exception; our inventory takes the values from wherever
-    # they are.
+    # Stock hooks may leave a group on the device after an exception. That is no problem: our inventory takes values
+    # from any device.
     for part in list(module.modules()):
         registry = registry_of(part)
         if registry is not None:

@@ -1,4 +1,4 @@
-"""``extend``: give one pipeline or model our ``enable_group_offload`` as its own method."""
+"""``extend``: make one pipeline's or model's own ``enable_group_offload`` method go through this package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class _Extended:
-    """Methods an extended object gains. Its class is a subclass, made for it, of the class it had.
+    """The methods that an extended object gains. Its class becomes a new subclass of this one and of its old class.
 
     Copying and pickling give an object of the original class, not offloaded.
     """

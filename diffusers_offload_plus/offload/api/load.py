@@ -1,8 +1,8 @@
-"""Straight to disk: a model, or a pipeline, that may be larger than memory.
+"""``load_offloaded``: load a model or a pipeline, which may be larger than memory, straight to the disk tier.
 
 The library's own ``from_pretrained`` builds the model without values and maps its weights from the checkpoint, as long
-as it need not convert them. So weights are loaded in the dtype they are stored in, given their home, and cast after
-that, one group at a time.
+as it need not convert them. So weights are loaded in the dtype of the checkpoint, stored on disk, and cast after that,
+one group at a time.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ def load_offloaded(
     loading: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> T:
-    """Load a model or a pipeline from a local checkpoint and offload it to disk, without ever holding it in memory.
+    """Load a model or a pipeline from a local checkpoint and offload it to disk. It is never in memory as a whole.
 
     Args:
         cls: a model class of diffusers or transformers, or a pipeline class.
         path: directory of a local checkpoint with safetensors files.
-        onload_device: where it is to compute.
-        offload_to_disk_path: where goes what the checkpoint does not hold as it is needed.
-        torch_dtype: dtype to compute in; None for the one that the checkpoint is stored in. Another one means that
-            the cast weights are written to ``offload_to_disk_path``.
+        onload_device: where the model computes.
+        offload_to_disk_path: directory for weights that the checkpoint does not contain bit for bit.
+        torch_dtype: dtype to compute in; None for that of the checkpoint. With any other dtype the cast weights are
+            written to ``offload_to_disk_path``.
         loading: more arguments for ``cls.from_pretrained``, such as ``{"subfolder": "transformer"}``.
         settings: more arguments of :func:`enable_group_offload`.
 
@@ -96,12 +96,12 @@ def _checked(cls: Any, path: Any, loading: dict[str, Any]) -> str:
     if hasattr(cls, "load_components"):
         raise InvalidPolicyError(
             f"`cls` must be a model or pipeline class, got {cls.__name__}, a modular pipeline, which loads its "
-            "components one by one. Load each with `load_offloaded`, and hand them to `pipe.update_components(...)`."
+            "components one by one. Load each with `load_offloaded`, and pass them to `pipe.update_components(...)`."
         )
     for name in ("device_map", "torch_dtype", "dtype", "quantization_config"):
         if name in loading:
             raise InvalidPolicyError(
-                f"`loading` must not name '{name}': where weights go, and as what, is decided here."
+                f"`loading` must not name '{name}': `load_offloaded` decides on the device and the dtype of weights."
             )
     folder = os.path.join(os.path.expanduser(os.fspath(path)), loading.get("subfolder") or "")
     if not os.path.isdir(folder):
@@ -127,7 +127,7 @@ def _load(cls: Any, path: Any, folder: str, loading: dict[str, Any]) -> Any:
 
 
 def stored_dtype(folder: str) -> torch.dtype | None:
-    """The dtype that most floating-point bytes of a checkpoint have; None if it has no safetensors files."""
+    """The dtype of most floating-point bytes of a checkpoint; None if it has no safetensors files."""
     nbytes: Counter[torch.dtype] = Counter()
     try:
         files = safetensors_files(folder, "")
@@ -146,12 +146,12 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> None:
     if attachment is None:
         module.to(dtype)
         return
-    kept, stored = kept_in_float32(module, dtype), module.state_dict().keys()
+    in_float32, stored = kept_in_float32(module, dtype), module.state_dict().keys()
 
     def dtype_of(name: str) -> torch.dtype | None:
         if name not in stored:
             return None
-        return torch.float32 if any(part in kept for part in name.split(".")) else dtype
+        return torch.float32 if any(part in in_float32 for part in name.split(".")) else dtype
 
     engine = attachment.engine
     engine.to_host()
@@ -170,7 +170,7 @@ def _is_of_transformers(cls: type) -> bool:
 
 
 def kept_in_float32(module: nn.Module, dtype: torch.dtype) -> set[str]:
-    """Parts of names that each library's ``from_pretrained`` leaves in float32 although ``dtype`` is asked for."""
+    """Parts of the names of weights that ``from_pretrained`` leaves in float32 although ``dtype`` is asked for."""
     lenient, strict = (
         set(getattr(module, name, None) or ()) for name in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
     )

@@ -1,4 +1,4 @@
-"""``onloaded``: the whole of a module on the device, for code that touches weights without calling forward."""
+"""``onloaded``: a whole module on the device, for code that uses weights without calling forward."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["onloaded"]
 
 @contextlib.contextmanager
 def onloaded(module: nn.Module) -> Iterator[nn.Module]:
-    """Keep all weights below ``module`` on the onload device inside the ``with`` block.
+    """Bring all weights below ``module`` to the onload device for the time of the ``with`` block.
 
-    Whatever is written to them there is kept: every byte is compared before the device copies are dropped. Other
+    No write to them is lost: every byte is compared with the host copy before the device copy is dropped. Other
     threads that use the model wait until the block ends.
 
     Args:
@@ -32,7 +32,7 @@ def onloaded(module: nn.Module) -> Iterator[nn.Module]:
     if engine is None:
         raise NotOffloadedError(
             f"{type(module).__name__} is not offloaded by diffusers_offload_plus. Call `enable_group_offload` "
-            f"first, or use it as it is."
+            "first, or use it as it is."
         )
     with engine.keep_onloaded(module):
         yield module
@@ -44,7 +44,7 @@ def _engine_of(module: nn.Module) -> OffloadEngine | None:
         attachment.restore()
         return attachment.engine
     for part in module.modules():
-        for held in (part._parameters, part._buffers):
-            if isinstance(held, OffloadedDict) and isinstance(held.engine, OffloadEngine):
-                return held.engine
+        for tensors in (part._parameters, part._buffers):
+            if isinstance(tensors, OffloadedDict) and isinstance(tensors.engine, OffloadEngine):
+                return tensors.engine
     return None

@@ -1,8 +1,8 @@
-"""What a budget of device memory would do to a model, without doing it.
+"""``plan_group_offload``: what a budget of device memory would cache and stream, without changing the model.
 
-A plan goes through the same choice as enabling does, and needs neither the device nor the values of the weights. Sizes
-are those of packed groups; tensors that are views of one another count once for each, so of models with such tensors
-a little less than planned may move.
+A plan is made by the code that enabling uses, and needs neither the device nor the values of the weights. Sizes are
+those of packed groups. Each of several views of the same memory counts, so a model with such views may move a little
+less than planned.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ from .components import components_of, split_excluded
 __all__ = ["ComponentPlan", "PipelinePlan", "plan_group_offload"]
 
 ASSUMED_BANDWIDTH = Bandwidth(bytes_per_second=20e9, seconds_per_copy=10e-6)
-NEXT = 1 << 30  # bytes; what they would buy is part of a plan
+NEXT = 1 << 30  # bytes of a larger budget; a plan says how many seconds they would save
 PROBE = 64 << 20  # bytes of the copy that is timed
 PROBES = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ComponentPlan:
-    """One component under the budget, while it works. Sizes are bytes.
+    """The plan of one component, as if it had the budget to itself. Sizes are bytes.
 
     Attributes:
-        model: name of its class.
-        cut: ``block_level`` or ``leaf_level``: what its groups are.
-        total_bytes: all weights; ``fixed_bytes``: those that never leave the device, whoever works.
-        cached_bytes: those that are cached on the device between passes; ``cached``: names of their groups.
-        streamed_bytes: those that travel in each pass.
+        model: name of the model's class.
+        cut: ``block_level`` or ``leaf_level``: what the groups are.
+        total_bytes: all weights; ``fixed_bytes``: weights that never leave the device, whichever component runs.
+        cached_bytes: weights that are cached on the device between passes; ``cached``: names of their groups.
+        streamed_bytes: weights that are copied to the device in each pass.
         groups: number of groups, cached and streamed.
-        stream_bytes: device bytes that streamed groups pass through.
-        depth: groups copied ahead of the one that computes.
-        tier: where weights rest.
-        seconds: a steady pass, by the model of the step.
-        bound: most bytes of its weights on the device at once.
-        next_gain: seconds a pass that another GiB of budget would save.
+        stream_bytes: device memory that streamed groups pass through.
+        depth: most groups copied ahead of the one that computes.
+        tier: where weights are stored.
+        seconds: duration of a steady pass, as the step model predicts it.
+        bound: most bytes of weights on the device at once.
+        next_gain: seconds of each pass that another GiB of budget would save.
     """
 
     name: str
@@ -73,14 +73,14 @@ class ComponentPlan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PipelinePlan:
-    """All components under one budget; ``print`` shows it as a table.
+    """The plans of all components under one budget; ``print`` shows them as a table.
 
     Attributes:
-        onload_device: where they would compute.
-        vram_budget: bytes of weights on the device at most.
-        bandwidth: bytes a second from host to device that ``seconds`` are computed with; ``source`` says whether that
-            is ``assumed``, ``given`` or ``measured``.
-        untimed: components whose ``seconds`` are transfers alone, for want of a compute time.
+        onload_device: where the models would compute.
+        vram_budget: most bytes of weights on the device.
+        bandwidth: bytes a second from host to device that ``seconds`` are computed with; ``source``: whether it is
+            ``assumed``, ``given`` or ``measured``.
+        untimed: components without a compute time: their ``seconds`` are those of transfers alone.
     """
 
     components: tuple[ComponentPlan, ...]
@@ -98,7 +98,7 @@ class PipelinePlan:
 
     @property
     def host_bytes(self) -> int:
-        """Bytes of host memory that the weights rest in."""
+        """Bytes of host memory that all weights are stored in."""
         return sum(component.total_bytes for component in self.components)
 
     def __str__(self) -> str:
@@ -111,7 +111,7 @@ class PipelinePlan:
 
     @property
     def summary(self) -> str:
-        """What was planned for, and what the times hold, in one line."""
+        """The budget, the bandwidth, and what the times include, in one line."""
         timed = "computing and transfers"
         if self.untimed:
             timed = "transfers only"
@@ -136,23 +136,23 @@ def plan_group_offload(
 ) -> PipelinePlan:
     """What ``enable_group_offload`` with these budgets would cache and stream, and how long a pass would take.
 
-    Nothing is changed, the device need not be there, and models may be on the meta device.
+    Changes nothing. This machine need not have the device, and models may be on the meta device.
 
     Args:
         target: a pipeline, a components manager, or any ``torch.nn.Module``.
-        onload_device: where it would compute.
-        vram_budget: bytes (or ``"10GiB"``) of weights on the device at most; ``"auto"``: what is free there now, of
-            which enabling leaves to passes what it sees them need.
-        host_budget: bytes of host memory that the weights may rest in.
-        bandwidth: from host to device, bytes a second or ``"25GB"``; ``"auto"`` times a copy to the device; None
-            assumes a figure.
-        compute_seconds: for each component the seconds of a pass with all weights on the device. What is not named
-            is timed by its transfers alone.
+        onload_device: where the models would compute.
+        vram_budget: bytes (or ``"10GiB"``) of weights on the device at most. ``"auto"``: the memory that is free there
+            now; enabling gives weights less, by what it measures that activations take.
+        host_budget: bytes of host memory for the weights.
+        bandwidth: from host to device, in bytes a second or as ``"25GB"``; ``"auto"`` times a copy to the device; None
+            assumes 20 GB/s.
+        compute_seconds: for each component the seconds of a pass with all weights on the device. Times of components
+            that are not named are those of transfers alone.
         offload_type: ``"block_level"`` or ``"leaf_level"``.
-        exclude_modules: components of a pipeline that are to be on the device whole, beside the budget.
+        exclude_modules: components of a pipeline that would be on the device whole, and do not count in the budget.
 
     Raises:
-        InvalidPolicyError: an argument cannot be used, or a budget is too small.
+        InvalidPolicyError: an argument has a wrong value, or a budget is too small.
         UnsupportedModelError, HookConflictError, CompileOrderError: a component cannot be offloaded.
     """
     limit = _limit(vram_budget, onload_device)
@@ -188,13 +188,13 @@ def _limit(vram_budget: int | str, onload_device: str | torch.device) -> int:
     if vram_budget != "auto":
         return parse_bytes("vram_budget", vram_budget)
     device = existing_device(onload_device)
-    policy_for(onload_device=device, vram_budget="auto")  # it has to tell
+    policy_for(onload_device=device, vram_budget="auto")  # refuses a device that does not tell its free memory
     return DeviceMemory(device).capacity()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Pass:
-    """A pass of one component in a cut that fits."""
+    """One steady pass of one component, in the cut that was chosen."""
 
     summary: SizeSummary
     choice: CacheChoice
@@ -202,7 +202,7 @@ class _Pass:
     seconds: float
 
     def described(self, name: str, model: str, later: float) -> ComponentPlan:
-        """As a part of a plan; with more memory a pass takes ``later`` seconds."""
+        """The component's plan. ``later`` is the seconds of a pass with more memory."""
         summary, policy = self.summary, self.summary.policy
         cached, stream_bytes = self.choice
         cached_bytes = sum(summary.sizes[index] for index in cached)
@@ -255,7 +255,7 @@ def _computing(given: Mapping[str, float] | None, components: Mapping[str, Any])
     for name, seconds in (given or {}).items():
         if name not in components:
             raise InvalidPolicyError(
-                f"`compute_seconds` names '{name}', which is no component that is planned for. "
+                f"`compute_seconds` names '{name}', which is no component of the plan. "
                 f"There are: {', '.join(components)}."
             )
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
@@ -288,12 +288,12 @@ def _speed(bytes_per_second: float) -> Bandwidth:
 
 
 def _measured(device: torch.device) -> float:
-    """Bytes a second of the fastest of a few copies from pinned memory."""
+    """Bytes a second from host to ``device``, of the fastest of a few copies from pinned memory."""
     try:
         existing_device(device)
     except InvalidPolicyError as error:
         raise InvalidPolicyError(
-            f"`bandwidth='auto'` times a copy to the device, which has to be there: {error} "
+            f"`bandwidth='auto'` times a copy to the device, so this machine has to have it: {error} "
             "Or give a figure, such as '25GB'."
         ) from None
     module = torch.get_device_module(device.type)

@@ -1,4 +1,4 @@
-"""What the engine did: tiers, bytes and transfers of each component, and every decision made about a tensor."""
+"""``offload_report``: tiers, bytes and transfers of each component, and each decision about a single tensor."""
 
 from __future__ import annotations
 
@@ -19,37 +19,38 @@ from .stalls import Stall, stalls_of
 
 __all__ = ["ComponentReport", "OffloadReport", "offload_report"]
 
-SHOWN = 8  # stalls in print
+SHOWN = 8  # stalls in a printed report
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ComponentReport:
-    """Figures of one component since it was enabled. Sizes are bytes.
+    """The figures of one component since it was enabled. Sizes are bytes.
 
     Attributes:
-        tier: where weights rest: ``pinned host``, ``host``, ``disk``, several of them, or ``in place`` on a CPU onload
-            device without disk tier.
-        host_bytes: bytes of groups that rest in host memory, and of staging buffers; ``disk_bytes``: on disk.
-        shared_bytes: bytes of those in host memory that all processes of this machine with equal weights share.
-        private_bytes: bytes of those on disk or shared that have been written since, and so are in memory of this
-            process alone.
+        tier: where weights are stored: ``host``, ``pinned host``, ``shared host``, ``pinned shared host``, ``disk``,
+            several of them joined by ``+``, or ``in place`` on a CPU onload device without disk tier.
+        host_bytes: groups stored in host memory, and staging buffers; ``disk_bytes``: groups stored on disk.
+        shared_bytes: groups in host memory that this process shares with others that have equal weights.
+        private_bytes: pages of weights on disk or shared that have been written since they were stored, so that they
+            are in memory of this process alone.
         groups: number of groups that stream.
-        streamed_bytes: bytes a pass moves that uses each group once.
-        resident_bytes: bytes that never leave the device: buffers, the root's own parameters.
-        cached_bytes: bytes that are cached on the device between passes, as far as a budget allows.
-        budget_bytes: what ``vram_budget`` allowed in the last pass of any component; None without one.
-        activation_bytes: what passes were seen to take on the device beside weights, for ``"auto"``; else None.
-        device_bound: most bytes of weights planned on the device at once; ``peak_device_bytes``: the most there were.
-        transfers: host-to-device copies made, of ``transferred_bytes``.
-        written_back_bytes: bytes copied device to host because they had been written.
-        repacked: groups packed anew because others had re-pointed their parameters.
-        disk_written_bytes: bytes written to the store; ``disk_found_bytes``: lay on disk already, proved bit-equal.
-        disk_read_bytes: bytes asked for from disk; the system may have had them in its cache.
-        read_wait_seconds: how long the calling thread waited for disk.
-        staging_wait_seconds: how long was waited for a staging buffer.
-        stalls: groups that made computing wait, those that cost most first; see docs/stalls.md.
-        measured_passes: how many passes they were measured in.
-        decisions: tensors treated differently from the plain rule, and why.
+        streamed_bytes: bytes that a pass copies to the device if it uses each group once.
+        resident_bytes: weights that never leave the device: buffers, the root's own parameters.
+        cached_bytes: weights that are cached on the device between passes, as far as a budget allows.
+        budget_bytes: the limit in the last pass of any component that shares the budget; None without ``vram_budget``.
+        activation_bytes: most device memory that a measured pass took besides weights; None without ``"auto"``.
+        device_bound: most bytes of weights on the device at once, as planned; ``peak_device_bytes``: as it happened.
+        transfers: number of copies from host to device; ``transferred_bytes``: bytes that they copied.
+        written_back_bytes: bytes copied from device to host because they had been written on the device.
+        repacked: number of times that a group was stored anew because other code had given its weights new memory.
+        disk_written_bytes: bytes written to the store; ``disk_found_bytes``: bytes that were on disk already, compared
+            and bit-equal.
+        disk_read_bytes: bytes requested from disk; the system may have had them in its page cache.
+        read_wait_seconds: seconds that the calling thread waited for disk.
+        staging_wait_seconds: seconds of waiting for a staging buffer.
+        stalls: groups that made computing wait, the longest wait first; see docs/stalls.md.
+        measured_passes: number of passes in which stalls were measured.
+        decisions: tensors that are treated in a special way, and why.
     """
 
     name: str
@@ -106,14 +107,14 @@ class OffloadReport:
             lines.extend(["", *_disk_lines(self.components, self.memory), ""])
         for c in self.components:
             if c.shared_bytes:
-                own = f", {format_bytes(c.private_bytes)} of it written since and its own" if c.private_bytes else ""
+                own = f"; {format_bytes(c.private_bytes)} written since and private" if c.private_bytes else ""
                 lines.append(f"{c.name}: {format_bytes(c.shared_bytes)} in host memory, shared with other ranks{own}")
         if any(component.stalls for component in self.components):
             lines.extend(["", *_stall_lines(self.components), ""])
         for component in self.components:
             if component.activation_bytes is not None:
-                beside = format_bytes(component.activation_bytes)
-                lines.append(f"{component.name}: passes were seen to take {beside} of the device beside weights")
+                activations = format_bytes(component.activation_bytes)
+                lines.append(f"{component.name}: passes took up to {activations} of device memory besides weights")
             lines.extend(f"{component.name}: {d.name}: {d.reason}" for d in component.decisions)
         return "\n".join(lines)
 
@@ -122,7 +123,7 @@ def offload_report(target: Any) -> OffloadReport:
     """Report on ``target``: a pipeline, a components manager, or a model.
 
     Raises:
-        NotOffloadedError: nothing of it is offloaded by this package.
+        NotOffloadedError: nothing of ``target`` is offloaded by this package.
     """
     found = {
         name: attachment
@@ -140,17 +141,17 @@ def _component(name: str, attachment: Attachment, engines: list[OffloadEngine]) 
     engine, policy = attachment.engine, attachment.policy
     plan, disk, shared = engine.plan, engine.tiers.disk, engine.tiers.shared
     stalls = stalls_of(engine, engines)
-    private = [Decision(name="weights", reason=reason) for reason in (() if shared is None else shared.decisions)]
+    stored = [Decision(name="weights", reason=reason) for reason in (() if shared is None else shared.decisions)]
     if engine.copy_engine.unpinned:
-        private.append(
+        stored.append(
             Decision(
                 name="weights",
                 reason=f"{engine.copy_engine.unpinned} bytes could not be pinned{lockable()}; copies from pageable "
                 "memory are slower. Raise the limit, or free host memory and enable again",
             )
         )
-    served = (
-        Decision(name=tensor, reason=f"read by {reader} without its owner being called: lent while that runs")
+    lookups = (
+        Decision(name=tensor, reason=f"read by {reader} without a call of its owner: onloaded while that runs")
         for tensor, reader in engine.lookups.items()
     )
     return ComponentReport(
@@ -184,7 +185,7 @@ def _component(name: str, attachment: Attachment, engines: list[OffloadEngine]) 
         staging_wait_seconds=engine.copy_engine.staging_wait_seconds,
         stalls=stalls.found,
         measured_passes=stalls.passes,
-        decisions=(*plan.decisions, *private, *served),
+        decisions=(*plan.decisions, *stored, *lookups),
     )
 
 
@@ -217,8 +218,8 @@ def _stall_lines(components: tuple[ComponentReport, ...]) -> list[str]:
         times = (f"{s.seconds * 1e3:.2f} ms", f"{s.worst * 1e3:.2f} ms", str(s.passes))
         rows.append((name, s.group, s.bottleneck, format_bytes(s.nbytes), *times, s.remedy))
     lines = ["groups that made computing wait:", *table(rows, text_columns=3, remarks=True)]
-    rest = found[SHOWN:]
-    if rest:
-        seconds = sum(stall.seconds for _, stall in rest)
-        lines.append(f"and {len(rest)} more, {seconds * 1e3:.2f} ms a pass together")
+    more = found[SHOWN:]
+    if more:
+        seconds = sum(stall.seconds for _, stall in more)
+        lines.append(f"and {len(more)} more, {seconds * 1e3:.2f} ms a pass together")
     return lines

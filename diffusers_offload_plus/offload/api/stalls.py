@@ -1,4 +1,4 @@
-"""Stalls: the groups that made computing wait, for how long, for want of what, and what would remove it."""
+"""Stalls: the groups that made computing wait, how long, at which bottleneck, and what would remove the wait."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..transfer.timing import Bottleneck
 
 __all__ = ["Stall", "Stalls", "stalls_of"]
 
-STEPS = 16  # sizes that are tried for a remedy
+STEPS = 16  # number of sizes that are tried for a remedy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,11 +24,12 @@ class Stall:
     """A group that made computing wait.
 
     Attributes:
-        group: its name.
-        bottleneck: where it was late: ``"host to device"``, or ``"disk"`` if its bytes had not been read when they
-            were needed.
-        nbytes: bytes it moves.
-        seconds: how long computing waited for it in a pass, mean of ``passes`` measured ones; ``worst``: in the worst.
+        group: name of the group.
+        bottleneck: what made the group late: ``"host to device"`` copies, or ``"disk"`` if its bytes had not been read
+            when they were needed.
+        nbytes: bytes of the group.
+        seconds: seconds that a pass waited for the group, mean of ``passes`` measured passes; ``worst``: in the worst
+            of them.
         remedy: what would remove the wait.
     """
 
@@ -43,11 +44,12 @@ class Stall:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stalls:
-    """The stalls of one component, most time lost first.
+    """The stalls of one component.
 
     Attributes:
-        passes: measured passes; the first few in which the order of use was known, then every sixteenth. Before there
-            are any, the first pass counts, in which it is learned.
+        passes: number of measured passes: the first few in which the order of use was known, then every sixteenth.
+            Until there is one, the first pass counts, which learns the order.
+        found: the stalls, most time lost first.
     """
 
     passes: int
@@ -55,10 +57,10 @@ class Stalls:
 
 
 def stalls_of(engine: OffloadEngine, sharing: Iterable[OffloadEngine]) -> Stalls:
-    """What ``engine`` has measured so far.
+    """The stalls that ``engine`` has measured so far.
 
     Args:
-        sharing: the engines that may share its budgets, itself too.
+        sharing: all engines of the report, ``engine`` too; some share its budget.
     """
     learned, tally = engine.copy_engine.stall_timer.read()
     remedies = _Remedies(engine, list(sharing), learned)
@@ -81,7 +83,10 @@ def stalls_of(engine: OffloadEngine, sharing: Iterable[OffloadEngine]) -> Stalls
 
 
 class _Remedies:
-    """What would remove a wait, in one sentence. Its sizes are rounded up, and work: what would choose is asked."""
+    """Finds what would remove a wait, and says it in one sentence.
+
+    Sizes in it are rounded up and suffice: they were tried with the code that would act on them.
+    """
 
     def __init__(self, engine: OffloadEngine, sharing: list[OffloadEngine], learned: bool) -> None:
         self._engine = engine
@@ -99,12 +104,12 @@ class _Remedies:
         if group.spec.residency is not Residency.STREAMED:
             return "none needed: it never leaves the device once it is there"
         if not policy.use_stream and supports_streams(self._engine.device) and not self._is_first(group):
-            return "`use_stream=True` brings it while the group before it computes"
+            return "`use_stream=True` copies it while the group before it computes"
         if self._engine.budget.auto is not None:
-            return "the device has no memory for it beside what passes need: smaller inputs leave more"
+            return "activations leave no device memory for it: smaller inputs leave more"
         remedy = self._of_displacement() if group.cached else self._of_memory(group)
         if policy.low_cpu_mem_usage:
-            remedy += "; `low_cpu_mem_usage=False` spares it the copy to a pinned buffer"
+            remedy += "; `low_cpu_mem_usage=False` spares the copy to a pinned buffer"
         return remedy
 
     def _is_first(self, group: ParamGroup) -> bool:
@@ -117,7 +122,7 @@ class _Remedies:
         present = disk.host_budget or 0
         more = _enough(lambda more: tiers.would_hold(group.spec, present + more), tiers.whole_bytes - present)
         share = "" if self._alone else " for this component, which has a share of it,"
-        return f"a faster disk; {_larger('host_budget', more, present)}{share} holds it in memory"
+        return f"a faster disk; {_larger('host_budget', more, present)}{share} stores it in host memory"
 
     def _of_memory(self, group: ParamGroup) -> str:
         engine, place = self._engine, self._engine.streamed.index(group)
@@ -128,13 +133,13 @@ class _Remedies:
 
         def caches(more: int) -> bool:
             nbytes = bytes_for_groups(present + more, fixed)
-            # A budget that blocks do not suit cuts the model into layers, which are other groups.
+            # Where blocks are too large for the budget the model is cut into layers, which are other groups.
             suits = floor <= nbytes and (leaves or streams_well(total, floor, nbytes))
             return suits and place in engine.cache_choice(nbytes).cached
 
         change = _larger("vram_budget", _enough(caches, least_limit(fixed + total) - present), present)
         if leaves and present:
-            # With more memory whole blocks may suit, unless layers are asked for.
+            # With more memory the model may be cut into blocks, unless the caller asks for layers.
             return f"{change} with `offload_type='leaf_level'` caches it on the device"
         return f"{change} caches it on the device"
 
@@ -142,17 +147,17 @@ class _Remedies:
         budget = self._engine.budget
         assert budget.limit is not None
         if len(self._sharing) == 1:
-            return "looking at its weights between passes brings it to the host; without that it stays on the device"
+            return "code that reads its weights between passes brings it to the host; without that it stays cached"
         whole = sum(engine.fixed_bytes + sum(g.nbytes for g in engine.streamed) for engine in self._sharing)
         more = least_limit(whole) - budget.limit
         if more <= 0:
             return "none needed: all components fit at once"
         change = _larger("vram_budget", round_up(more), budget.limit)
-        return f"{change} holds it beside the other components, which displaced it"
+        return f"{change} caches it besides the other components, which displaced it"
 
 
 def _enough(suffices: Callable[[int], bool], whole: int) -> int:
-    """Bytes that are easy to say and suffice: of some sizes up to ``whole``, which does, the smallest that does."""
+    """The smallest of some round sizes that ``suffices``; ``whole`` does."""
     sizes = (round_up(max(1, whole * step // STEPS)) for step in range(1, STEPS))
     return next((nbytes for nbytes in sizes if suffices(nbytes)), round_up(whole))
 

@@ -1,4 +1,4 @@
-"""All hooks of one offloaded model taken together."""
+"""The hooks of one offloaded model together: registered, checked, put back and removed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class Attachment:
     """One offloaded model: its engine and the hooks on its modules.
 
     Attributes:
-        stale: hooks were removed or displaced by others, and are to be put back before the next use.
+        stale: other code removed or displaced hooks; they are put back before the next use.
+        config: the stock configuration that diffusers reads from a hook.
     """
 
     def __init__(self, root: nn.Module, policy: OffloadPolicy, label: str, budget: DeviceBudget | None = None) -> None:
@@ -40,11 +41,11 @@ class Attachment:
         self._hooks_below: dict[int, _Hooks] = {}
 
     def prepare(self) -> None:
-        """Find out that the model can be offloaded, and make room on disk, without changing anything."""
+        """Check that the model can be offloaded, and find or write its bytes on disk. Changes nothing in the model."""
         self.engine.prepare()
 
     def attach(self) -> None:
-        """Take the inventory, move the weights into their slabs and register the hooks. All or nothing."""
+        """Store the weights on their tier and register the hooks. If that fails, nothing is changed."""
         try:
             self._refresh()
         except BaseException:
@@ -52,10 +53,10 @@ class Attachment:
             raise
 
     def detach(self, *, leave: bool = True) -> None:
-        """Remove every hook of ours and leave the weights, bit for bit, in plain host memory.
+        """Remove all our hooks and leave the weights, bit for bit, in plain host memory.
 
         Args:
-            leave: if not, the weights stay where they rest, for another attachment to take over.
+            leave: False: the weights stay where they are stored, for another attachment to take over.
         """
         for module in [*self._hooked.values(), *self.root.modules()]:
             self._unhook(module)
@@ -67,12 +68,12 @@ class Attachment:
             self._invalidate()
 
     def restore(self) -> None:
-        """Put hooks back that others removed. No effect unless stale."""
+        """Put back hooks that other code removed. No effect unless stale."""
         if self.stale:
             self._refresh()
 
     def hook_on(self, module: nn.Module) -> GroupOffloadPlusHook | None:
-        """Our hook on ``module``, if it is this attachment's."""
+        """The hook of this attachment on ``module``, or None."""
         registry = registry_of(module)
         hook = None if registry is None else registry.get_hook(HOOK_NAME)
         return hook if isinstance(hook, GroupOffloadPlusHook) and hook.attachment is self else None
@@ -96,8 +97,8 @@ class Attachment:
         self._invalidate()
 
     def _to_hook(self) -> Iterator[nn.Module]:
-        # Where nothing is triggered a hook only frames the pass. diffusers' re-application looks at the root and at
-        # list children.
+        # The triggers of units onload. Hooks on other modules only open a frame; they are on the modules where
+        # diffusers would otherwise apply a stock hook: the root and the children of its lists.
         compiled = {id(m) for m in self.root.modules() if is_compiled(m)}
         found: dict[int, nn.Module] = {id(self.root): self.root}
         for child in self.root.children():
@@ -136,22 +137,22 @@ class Attachment:
             _tidy(module, registry)
 
     def _unhook_displaced(self, module: nn.Module) -> None:
-        # Removing the hook sets ``forward`` to what lay beneath it when it was registered; what displaced it stays
-        # instead.
+        # Removing the hook sets ``forward`` to what was beneath it when it was registered. The forward that displaced
+        # it is newer and has to stay.
         hook = self.hook_on(module)
         if hook is not None and not hook.reclaim():
-            kept = module.__dict__.get("forward")
+            displacing = module.__dict__.get("forward")
             self._unhook(module)
-            if kept is None:
+            if displacing is None:
                 module.__dict__.pop("forward", None)
             else:
-                module.forward = kept
+                module.forward = displacing
 
-    def _intact(self, entry: nn.Module) -> bool:
-        hooks = self._hooks_below.get(id(entry))
+    def _intact(self, called: nn.Module) -> bool:
+        hooks = self._hooks_below.get(id(called))
         if hooks is None:
-            hooked = (m for m in (self.root, *entry.modules()) if id(m) in self._hooked)
-            hooks = self._hooks_below[id(entry)] = _Hooks(map(self.hook_on, hooked))
+            hooked = (m for m in (self.root, *called.modules()) if id(m) in self._hooked)
+            hooks = self._hooks_below[id(called)] = _Hooks(map(self.hook_on, hooked))
         return hooks.fire()
 
     def _invalidate(self) -> None:
@@ -161,8 +162,10 @@ class Attachment:
 
 
 class _Hooks:
-    """Some hooks, and how calling their modules reached each when last asked. In each pass all are compared with that,
-    by functions that loop in C."""
+    """Some hooks, and how a call of each module reached its hook when last checked.
+
+    Each pass compares all hooks with that, so it is done by functions that loop in C.
+    """
 
     def __init__(self, hooks: Iterable[GroupOffloadPlusHook | None]) -> None:
         found = list(hooks)
@@ -173,7 +176,7 @@ class _Hooks:
         self._known: list[Any] = []
 
     def fire(self) -> bool:
-        """Whether calling their modules still reaches all of them."""
+        """Whether calls of the modules still reach all hooks."""
         reached = self._reached()
         if len(reached) == len(self._known) and all(map(is_, reached, self._known)):
             return True
@@ -186,17 +189,17 @@ class _Hooks:
         return [
             *map(_forward, map(_function, self._hooks)),
             *map(_compiled, self._hooks),
-            *map(dict.get, map(_held, self._registries), repeat(HOOK_NAME)),
+            *map(dict.get, map(_hooks_of, self._registries), repeat(HOOK_NAME)),
             *map(dict.get, self._modules, repeat("_diffusers_hook")),
             *map(dict.get, self._modules, repeat("forward")),
         ]
 
 
-_function, _forward, _compiled, _held = map(attrgetter, ("fn_ref", "forward", "compiled", "hooks"))
+_function, _forward, _compiled, _hooks_of = map(attrgetter, ("fn_ref", "forward", "compiled", "hooks"))
 
 
 def attachment_of(module: nn.Module) -> Attachment | None:
-    """The attachment of the first module at or below ``module`` that carries a hook of ours."""
+    """The attachment of the first module, at or below ``module``, that has a hook of ours. None if none has."""
     for part in module.modules():
         registry = registry_of(part)
         hook = None if registry is None else registry.get_hook(HOOK_NAME)
@@ -206,7 +209,7 @@ def attachment_of(module: nn.Module) -> Attachment | None:
 
 
 def _tidy(module: nn.Module, registry: HookRegistry) -> None:
-    # Leave the instance as it was found: no empty registry, and no ``forward`` where the class's own will do.
+    # The instance is left as it was before: no empty registry, and no ``forward`` that equals the class's own.
     if registry.hooks:
         return
     module.__dict__.pop("_diffusers_hook", None)

@@ -1,7 +1,7 @@
-"""Copies of an offloaded module: ``copy.copy``, ``copy.deepcopy``, pickling and ``torch.save`` give a plain one.
+"""Copies of an offloaded module: ``copy.copy``, ``copy.deepcopy``, pickling and ``torch.save`` make a plain module.
 
-A hooked forward is bound to its module, so a copy that took it along would run the original's weights. The copy is
-of the original class, without hooks, with all weights in host memory.
+A hooked forward is bound to its module, so a copy that had it would run with the original's weights. The copy is of
+the original class, without hooks, with all weights in host memory.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ def uninstall_reducer(module: nn.Module) -> None:
     module.__dict__.pop("__reduce_ex__", None)
 
 
-def plain_state(held: dict[str, Any]) -> dict[str, Any]:
-    """The state of a module without hooks: a ``forward`` that diffusers' or accelerate's hooks put there is left
-    out."""
-    return {name: value for name, value in held.items() if name not in _HOOKING}
+def plain_state(state: dict[str, Any]) -> dict[str, Any]:
+    """``state`` of a module without what hooks have put there, such as the ``forward`` of diffusers or accelerate."""
+    return {name: value for name, value in state.items() if name not in _HOOKING}

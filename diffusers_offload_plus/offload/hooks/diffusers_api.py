@@ -1,8 +1,7 @@
-"""The one door to ``diffusers.hooks``: every name of it that we rely on, public or private, is imported here and
-nowhere else.
+"""The names of ``diffusers.hooks`` that this package relies on, public or private. No other file imports that module.
 
-A name that is gone or has changed raises :class:`~..errors.ContractError` at import and says which.
-``tests/test_contracts.py`` pins what each of them does.
+A name that is gone or has changed raises :class:`~..errors.ContractError` at import. The error says which name it is.
+``tests/offload/hooks/test_contracts.py`` pins what each of them does.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def _require_parameters(owner: Any, *names: str) -> None:
     if missing:
         raise ContractError(
             f"`{owner.__module__}.{owner.__qualname__}` no longer takes {', '.join(missing)}, on which "
-            f"diffusers_offload_plus relies."
+            "diffusers_offload_plus relies. Install a diffusers release that its documentation lists as tested."
         )
 
 
@@ -80,7 +79,8 @@ for _name in (
     _require(_HOOKS, "HookRegistry")
     if not hasattr(HookRegistry, _name):
         raise ContractError(
-            f"diffusers' HookRegistry has no `{_name}` any more, on which diffusers_offload_plus relies."
+            f"diffusers' HookRegistry has no `{_name}` any more, on which diffusers_offload_plus relies. Install a "
+            "diffusers release that its documentation lists as tested."
         )
 _require_parameters(
     _StockConfig,
@@ -95,18 +95,17 @@ def is_pipeline_class(cls: type) -> bool:
 
 
 def registry_of(module: nn.Module, *, create: bool = False) -> HookRegistry | None:
-    """The hook registry of ``module``, made if asked for."""
+    """The hook registry of ``module``. If it has none: None, or a new one with ``create``."""
     if create:
         return HookRegistry.check_if_exists_or_initialize(module)
     return module.__dict__.get(REGISTRY_ATTRIBUTE)
 
 
 def stock_config(onload_device: torch.device, offload_device: torch.device) -> Any:
-    """What diffusers reads from a hook: the devices, and settings under which its re-application adds no hook of its
-    own.
+    """The stock configuration that diffusers reads from our hooks, under which it adds no hook of its own.
 
-    Block level, one block a group, no streams: diffusers then applies hooks to the root and to the children of its
-    direct ``ModuleList`` and ``Sequential`` children only, which all carry ours.
+    It is block level, one block a group, no streams. diffusers then applies hooks only to the root and to the children
+    of the root's direct ``ModuleList`` and ``Sequential`` children, which all have ours.
     """
     return _StockConfig(
         onload_device=onload_device,
@@ -137,8 +136,8 @@ def stock_hooks(root: nn.Module) -> list[tuple[str, nn.Module, Any]]:
 def stock_settings(config: Any, root: nn.Module) -> dict[str, Any]:
     """The settings of a stock hook on ``root`` as arguments of ``enable_group_offload``.
 
-    Lists that are only the class's own defaults (which may name children an instance lacks) are left to be found
-    again.
+    Lists that are the class's own defaults are left out, since they may name children that an instance does not have;
+    enabling takes the defaults again.
     """
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     for derived in ("module_prefix", "block_modules", "exclude_kwargs"):

@@ -1,16 +1,16 @@
-"""The hook on each module.
+"""The hook on each module: onload, call the forward, offload.
 
 [Note: the hook and diffusers]
-The hook is registered as ``"group_offloading"``, the name diffusers looks for, so execution devices, the guards of
-``.to``, LoRA loaders and components managers find it. After changing a model diffusers removes that name everywhere,
-reads ``hook.config`` of a removed hook, and applies stock hooks wherever none is registered. Being removed therefore
-only marks the attachment stale, and reading ``config`` of a stale one registers ours again, with a fresh inventory,
-before diffusers looks.
+The hook is registered as ``"group_offloading"``, the name that diffusers looks for, so execution devices, the guards
+of ``.to``, LoRA loaders and components managers find it. After changing a model diffusers removes that name from all
+modules, then reads ``hook.config`` of a removed hook, then applies stock hooks to modules without one. Therefore
+removing a hook only marks the attachment stale. Reading ``config`` of a stale attachment registers our hooks again,
+with a fresh inventory, before diffusers looks for modules without one.
 
 [Note: compiled forwards]
-A compiled forward must run beneath the hook, for no graph can hold the onloading. ``module.compile()`` puts it
-above; it is taken from there and called by the hook instead. While it is traced the hook is transparent. So that
-nothing runs in between, a hooked module's ``compile`` is, as an attribute of the instance, the hook's own.
+A compiled forward has to run beneath the hook, because a graph cannot contain the onloading. ``module.compile()``
+puts it above the hook. The hook takes it from there and calls it itself. While it is traced the hook does nothing. A
+hooked module has the hook's own ``compile`` as an instance attribute, so that this happens at once.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ __all__ = ["GroupOffloadPlusHook", "HookOwner"]
 
 
 class HookOwner(Protocol):
-    """What a hook knows of the offloaded model that it belongs to.
+    """The offloaded model that a hook belongs to, as the hook sees it.
 
     Attributes:
-        stale: hooks were removed or displaced by others, and are to be put back before the next use.
+        stale: other code removed or displaced hooks; they are put back before the next use.
         config: a stock configuration with our devices.
     """
 
@@ -47,11 +47,11 @@ class HookOwner(Protocol):
     config: Any
 
     def restore(self) -> None:
-        """Put hooks back that others removed. No effect unless stale."""
+        """Put back hooks that other code removed. No effect unless stale."""
 
 
 class GroupOffloadPlusHook(ModelHook):
-    """Onloads what its module needs, calls the forward, offloads; also when the forward raises."""
+    """Onloads what its module needs, calls the forward, and offloads, also when the forward raises."""
 
     _is_stateful = False
 
@@ -62,14 +62,14 @@ class GroupOffloadPlusHook(ModelHook):
         self.installed: Any = None
         self.registry: Any = None
         self._entered: Any = None
-        self._class_forward: Any = None  # called unless the module has a forward of its own
+        self._class_forward: Any = None  # forward of the class; None if the module has one of its own
         self.compiled: Callable[..., Any] | None = None
-        self.known_compiled: Callable[..., Any] | None = None  # when the model was last looked at
+        self.known_compiled: Callable[..., Any] | None = None  # ``compiled`` as of the last inventory
         self.module = module
 
     @property
     def config(self) -> Any:
-        """A stock configuration naming our devices; see [Note: the hook and diffusers]."""
+        """The stock configuration with our devices; see [Note: the hook and diffusers]."""
         self.attachment.restore()
         return self.attachment.config
 
@@ -88,7 +88,7 @@ class GroupOffloadPlusHook(ModelHook):
         return self.attachment.engine.run(self.called, forward, args, kwargs)
 
     def _forward(self) -> Callable[..., Any]:
-        """What the module's forward was before the hook; that of its class is looked up anew, as Python does."""
+        """The module's forward without the hook. A forward of the class is looked up at each call, as Python does."""
         if self._class_forward is not None and type(self.module).forward is not self._class_forward:
             return types.MethodType(type(self.module).forward, self.module)
         function: Any = self.fn_ref
@@ -98,9 +98,9 @@ class GroupOffloadPlusHook(ModelHook):
     def deinitalize_hook(self, module: nn.Module) -> nn.Module:  # diffusers' spelling
         """Called when the hook is removed, by us or by diffusers."""
         if not self.attachment.stale:
-            self.attachment.engine.evict_cached()  # whoever removes hooks is about to work on the weights
+            self.attachment.engine.evict_cached()  # code that removes hooks is about to work on the weights
         self.attachment.stale = True
-        self.called = CalledModule(module)  # whoever holds the hook holds no weights
+        self.called = CalledModule(module)  # a reference to the removed hook must not keep weights alive
         uninstall_reducer(module)
         if module.__dict__.get("compile") == self.compile:
             del module.__dict__["compile"]
@@ -108,7 +108,7 @@ class GroupOffloadPlusHook(ModelHook):
         return module
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """``module.compile()`` of a hooked module: the same, beneath the hook.
+        """Replacement of ``module.compile()`` on a hooked module: compiles the forward beneath the hook.
 
         Raises:
             CompileOrderError: the module is the whole offloaded model.
@@ -137,15 +137,14 @@ class GroupOffloadPlusHook(ModelHook):
             self.compiled = None
 
     def fires(self) -> bool:
-        """Whether calling the module still reaches this hook, whatever wrapped or replaced its forward since, and what
-        it calls was not compiled since."""
-        held, function = self.module.__dict__, self.fn_ref
+        """Whether a call of the module still reaches this hook, and the forward was not compiled since."""
+        attributes, function = self.module.__dict__, self.fn_ref
         return (
             function.forward is self._entered
             and self.compiled is self.known_compiled
             and self.registry.hooks.get(HOOK_NAME) is self
-            and held.get("_diffusers_hook") is self.registry
-            and (held.get("forward") is self.installed or self._is_reachable())
+            and attributes.get("_diffusers_hook") is self.registry
+            and (attributes.get("forward") is self.installed or self._is_reachable())
         )
 
     def note_installed(self) -> None:
@@ -158,9 +157,12 @@ class GroupOffloadPlusHook(ModelHook):
         self._class_forward = of_class if captured is of_class else None
 
     def reclaim(self) -> bool:
-        """Take back the place that removing a hook beneath this one gave to the inner forward; False if displaced.
+        """Repair the chain of forwards after diffusers removed a hook beneath this one.
 
-        diffusers' registry then calls the inner forward past us, and still has the removed hook down as our original.
+        diffusers' registry then calls the inner forward without this hook, and this hook would call the removed one.
+
+        Returns:
+            Whether a call of the module reaches this hook now; False if other code replaced the module's forward.
         """
         if self.fn_ref.forward is not self._entered and self._entered is not None:
             inner: Any = self.fn_ref.forward

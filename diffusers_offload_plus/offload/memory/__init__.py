@@ -1,4 +1,4 @@
-"""Device memory that engines share, host memory of the process, and the limits of both.
+"""Device memory that engines share, host memory of the process, staging buffers, and the limits of all of these.
 
 May import ``modes``, ``policy`` and ``formatting``.
 """

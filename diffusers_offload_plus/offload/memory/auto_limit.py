@@ -1,11 +1,12 @@
-"""``vram_budget="auto"``: the device memory there is, less what passes need beside weights.
+"""``vram_budget="auto"``: a limit for weights, measured from what passes take of the device besides weights.
 
 [Note: measuring what passes need]
-The first pass by each entry, and each with larger inputs than were seen there, runs with as few weights on the device
-as it can, and what it takes beside them is measured. From the next pass on weights may have the rest, less a margin.
-What others put on the device between passes comes off as well. Where a pass needs more after all, nothing raises here:
-weights that are not in use make room as far as they can, the device says whether that was enough, and a pass that
-failed is measured anew.
+A pass is measured if its called module has not been measured, or not with inputs of that size. It runs with as few
+weights on the device as possible, and the most memory that it takes besides them is recorded. From the next pass on
+the limit for weights is the device's memory less that, less a margin, and less what other code has put on the device.
+If a pass needs more than was measured, nothing raises here: weights that are not in use are evicted, and if that is
+not enough the device raises. A pass that raised is measured anew.
+
 Measuring resets the device's own record of its peak (``torch.cuda.max_memory_allocated``).
 """
 
@@ -18,35 +19,35 @@ import torch
 
 __all__ = ["AutoLimit", "DeviceMemory", "tells_memory"]
 
-MARGIN = 1.05  # of what a pass was seen to take
-NEARLY = 0.95  # of a limit is as good
-LARGEST_SLACK = 256 << 20  # bytes left for what the allocator cannot use
+MARGIN = 1.05  # times what a measured pass took
+NEARLY = 0.95  # a present limit of at least this part of the new one stays
+LARGEST_SLACK = 256 << 20  # bytes that neither weights nor passes get, for the allocator's fragmentation
 _CALLS = ("mem_get_info", "memory_allocated", "memory_reserved", "max_memory_allocated", "reset_peak_memory_stats")
 
 
 def tells_memory(device: torch.device) -> bool:
-    """Whether the device says what memory it has and how much of it is taken."""
+    """Whether the device tells how much memory it has and how much of it is taken."""
     return device.type != "cpu" and all(hasattr(torch.get_device_module(device.type), name) for name in _CALLS)
 
 
 class DeviceMemory:
-    """What a device says of its memory, in bytes."""
+    """The memory figures that a device tells, in bytes."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._module: Any = torch.get_device_module(device.type)
 
     def capacity(self) -> int:
-        """What tensors of this process may take in all: what its allocator has, and what is free."""
+        """Most bytes that tensors of this process can take: the allocator's memory, and what is free."""
         free, _ = self._module.mem_get_info(self._device)
         return int(free) + int(self._module.memory_reserved(self._device))
 
     def taken(self) -> int:
-        """What tensors take now."""
+        """Bytes of tensors on the device now."""
         return int(self._module.memory_allocated(self._device))
 
     def peak(self) -> int:
-        """The most they took since :meth:`restart`."""
+        """Most bytes of tensors on the device since :meth:`restart`."""
         return int(self._module.max_memory_allocated(self._device))
 
     def restart(self) -> None:
@@ -59,11 +60,13 @@ class _PassRecord:
     """A pass under way.
 
     Attributes:
-        entry: by which door of which model; ``size``: elements of its inputs.
-        before: bytes beside weights when it began; ``most`` and ``lowest``: since.
+        called: the engine and the called module, by their ids.
+        size: elements of the inputs; None: not known, so the pass is not measured.
+        limit: bytes of weights on the device at most.
+        before: bytes besides weights when the pass began; ``most`` and ``lowest``: the extremes since then.
     """
 
-    entry: tuple[int, int]
+    called: tuple[int, int]
     size: int | None
     limit: int
     measured: bool
@@ -74,17 +77,20 @@ class _PassRecord:
 
 @dataclasses.dataclass(slots=True)
 class _Need:
+    """Most bytes besides weights that a pass with inputs of ``size`` elements took."""
+
     size: int
     nbytes: int
 
 
 class AutoLimit:
-    """The limit for each model, from what its passes were seen to need.
+    """The limit for the weights of each model, from measurements of its passes.
 
     Attributes:
-        least: bytes of weights with which any pass runs: the limit while nothing is known. To be kept up to date.
-        capacity: bytes that tensors may take in all, as of the last measurement.
-        passes_measured: how often was measured.
+        least: bytes of weights with which any pass can run: the limit of passes that are measured. The owner updates
+            it.
+        capacity: most bytes that tensors can take on the device, as of the last measurement.
+        passes_measured: number of measured passes.
     """
 
     def __init__(self, memory: DeviceMemory) -> None:
@@ -99,33 +105,33 @@ class AutoLimit:
 
     @property
     def measures(self) -> bool:
-        """Whether a pass is being measured."""
+        """Whether a pass under way is measured."""
         return any(record.measured for record in self._records)
 
     @property
     def slack(self) -> int:
-        """Bytes that weights leave besides what passes need."""
+        """Bytes that neither weights nor passes get."""
         return min(LARGEST_SLACK, self.capacity // 50)
 
-    def begin(self, member: int, entry: int, size: int | None, used: int) -> int:
-        """A pass begins.
+    def begin(self, member: int, called: int, size: int | None, used: int) -> int:
+        """Begin a pass.
 
         Args:
-            member: the model's engine; ``entry``: the module called.
-            size: elements of its inputs; None: do not measure it.
+            member: id of the model's engine; ``called``: id of the called module.
+            size: elements of the inputs; None: do not measure the pass.
             used: bytes that weights take now.
 
         Returns:
-            The limit for it.
+            The limit for the pass.
         """
-        known = self._needs.get((member, entry))
+        known = self._needs.get((member, called))
         measured = size is not None and not torch.is_grad_enabled() and (known is None or size > known.size)
         limit = self.least if measured or torch.is_grad_enabled() else self._limit_of(member, used)
-        self._records.append(_PassRecord((member, entry), size, limit, measured))
+        self._records.append(_PassRecord((member, called), size, limit, measured))
         return limit
 
     def started(self, used: int) -> None:
-        """Weights that had to go to keep the limit are gone: what is measured is measured from here."""
+        """Start measuring, now that weights above the limit have been evicted."""
         record = self._records[-1]
         if record.measured:
             self.note(used)
@@ -134,7 +140,11 @@ class AutoLimit:
             self._memory.restart()
 
     def note(self, used: int) -> None:
-        """Weights, which have taken ``used`` bytes since the last note, take more or less from now on."""
+        """Record what is on the device besides weights. Call before the bytes of weights change.
+
+        Args:
+            used: bytes that weights have taken since the last note.
+        """
         most, now = self._memory.peak() - used, self._memory.taken() - used
         for record in self._records:
             record.most = max(record.most, most)
@@ -146,35 +156,38 @@ class AutoLimit:
         self._memory.restart()
 
     def end(self, finished: bool, used: int) -> int | None:
-        """The pass that began last is over.
+        """End the pass that began last.
+
+        Args:
+            finished: it did not raise.
 
         Returns:
-            The limit of the pass around it, None if there is none.
+            The limit of the pass around it; None if there is none.
         """
         if self.measures:
             self.note(used)
         record = self._records.pop()
         if not finished:
-            self._needs.pop(record.entry, None)
+            self._needs.pop(record.called, None)
         elif record.measured:
             assert record.size is not None
-            if record.lowest < record.before and record.entry not in self._unsure:
-                # Something of before was freed meanwhile, and may have hidden what the pass took: once more.
-                self._unsure.add(record.entry)
+            if record.lowest < record.before and record.called not in self._unsure:
+                # The pass freed memory from before it, which may have hidden part of its need: measure once more.
+                self._unsure.add(record.called)
             else:
-                self._unsure.discard(record.entry)
-                self._needs[record.entry] = _Need(record.size, record.most - record.lowest)
+                self._unsure.discard(record.called)
+                self._needs[record.called] = _Need(record.size, record.most - record.lowest)
                 self.passes_measured += 1
         return self._records[-1].limit if self._records else None
 
     def forget(self, member: int) -> None:
-        """A model is done."""
-        self._needs = {entry: need for entry, need in self._needs.items() if entry[0] != member}
+        """Remove everything about a model, which is no longer offloaded."""
+        self._needs = {called: need for called, need in self._needs.items() if called[0] != member}
         self._last.pop(member, None)
-        self._unsure = {entry for entry in self._unsure if entry[0] != member}
+        self._unsure = {called for called in self._unsure if called[0] != member}
 
     def need_of(self, member: int) -> int | None:
-        """Bytes beside weights that passes of a model were seen to take at most; None if none was measured."""
+        """Most bytes besides weights that a measured pass of a model took; None if none was measured."""
         return max((need.nbytes for (who, _), need in self._needs.items() if who == member), default=None)
 
     def _limit_of(self, member: int, used: int) -> int:
@@ -183,7 +196,7 @@ class AutoLimit:
             return self.least
         others = self._memory.taken() - used
         limit = max(self.least, self.capacity - others - int(MARGIN * need) - self.slack)
-        # Small changes are not worth choosing anew what is kept.
+        # After a small change it is not worth choosing anew what is cached.
         if not NEARLY * limit <= self._last.get(member, 0) <= limit:
             self._last[member] = limit
         return self._last[member]

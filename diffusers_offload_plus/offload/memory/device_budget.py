@@ -1,12 +1,12 @@
-"""Device memory that the engines of one call share, as a promise: never more than the limit at any moment.
+"""The device memory that the engines of one call share: weights never take more of it than a given limit.
 
 [Note: sharing the device]
-Groups that are kept on the device between passes are a loan like any other: dropping one costs its transfer when it
-is used next, nothing else. So each component may fill the budget while it works, and whoever comes after takes the
-room back. That pays if it comes for more than two passes in a row: what it keeps is then saved in each pass but the
-first, and costs the other component one transfer. One that comes for a pass or two (a text encoder, a ControlNet
-beside its denoiser) streams, and takes no more room than that needs. How many passes in a row a component makes is
-learned from the last time.
+A group that is cached on the device between passes can be evicted at any time: that costs its transfer when it is used
+next, and nothing else. So each component may fill the budget while it runs, and the next component evicts its groups.
+That pays off for a component with three or more passes in a row: what it caches saves transfers in each pass but the
+first, and costs the other component one transfer. A component with one or two passes in a row (a text encoder, a
+ControlNet next to its denoiser) evicts no more than it needs for streaming. How many passes in a row a component makes
+is learned from the last time.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from .slabs import DeviceSlab, SlabPool
 
 __all__ = ["DeviceBudget", "Member", "Usage", "bytes_for_groups", "least_limit", "scratch_bytes"]
 
-LONG_RUN = 3  # passes in a row from which on taking others' room pays
-LARGEST_SCRATCH = 4 << 20
-LEAST_SCRATCH = 1024
+LONG_RUN = 3  # passes in a row from which on a component may evict others' groups to cache its own
+LARGEST_SCRATCH = 4 << 20  # bytes
+LEAST_SCRATCH = 1024  # bytes
 
 
 @dataclasses.dataclass(slots=True)
@@ -38,7 +38,12 @@ class Usage:
 
 
 class Member(Protocol):
-    """An engine as the budget sees it."""
+    """An engine that shares the budget.
+
+    Attributes:
+        label: name of its component.
+        fixed_bytes: bytes of its weights that never leave the device.
+    """
 
     label: str
     fixed_bytes: int
@@ -46,19 +51,19 @@ class Member(Protocol):
 
     @property
     def floor_bytes(self) -> int:
-        """Device bytes without which its groups cannot be used."""
+        """Fewest device bytes with which its groups can stream."""
 
     def evict(self, nbytes: int) -> None:
-        """Take groups that are not in use off the device until ``nbytes`` are free, or none is left."""
+        """Evict groups that are not in use until ``nbytes`` are free, or none is left."""
 
 
 def scratch_bytes(limit: int) -> int:
-    """Bytes of a limit that are set apart for comparing."""
+    """Bytes of a limit that are set apart for comparing device copies with host copies."""
     return max(LEAST_SCRATCH, min(LARGEST_SCRATCH, limit // 64))
 
 
 def least_limit(nbytes: int) -> int:
-    """The smallest limit that leaves ``nbytes`` beside what is set apart."""
+    """The smallest limit that leaves ``nbytes`` for weights besides :func:`scratch_bytes`."""
     limit = nbytes
     while limit - scratch_bytes(limit) < nbytes:
         limit = nbytes + scratch_bytes(limit)
@@ -66,21 +71,21 @@ def least_limit(nbytes: int) -> int:
 
 
 def bytes_for_groups(limit: int, fixed: int) -> int:
-    """Bytes of a limit left for groups that come and go, beside ``fixed`` bytes that never leave the device."""
+    """Bytes of a limit for groups that are cached or streamed, besides ``fixed`` bytes that never leave the device."""
     return max(0, limit - scratch_bytes(limit) - fixed)
 
 
 class DeviceBudget:
-    """The limit, what is used of it, and who may be asked to make room.
+    """The limit, the bytes used of it, and the engines that share it.
 
     Attributes:
-        limit: bytes of weights on the device at most; None: no limit, and nothing is kept between passes.
-        live: bytes held by weights now, without free slabs.
-        peak: the most that ``live`` and free slabs were together.
-        lock: held during each pass of a member, so that one makes room while no other runs.
-        slabs: memory kept for reuse; counts against the limit.
-        evictions: groups taken off the device for want of room.
-        auto: sets the limit anew for each pass; None: it never changes.
+        limit: most bytes of weights on the device; None: no limit, and nothing is cached between passes.
+        live: bytes of weights on the device now, without free slabs.
+        peak: most bytes that weights and free slabs have taken together.
+        lock: taken for each pass of a member, so that groups are evicted only while no other member runs.
+        slabs: free memory for reuse; counts against the limit.
+        evictions: number of groups that were evicted.
+        auto: sets the limit anew for each pass; None: the limit never changes.
     """
 
     def __init__(self, limit: int | None = None, auto: AutoLimit | None = None) -> None:
@@ -91,10 +96,10 @@ class DeviceBudget:
         self.evictions = 0
         self.lock = threading.RLock()
         self.slabs = SlabPool()
-        self._references: list[weakref.ref[Member]] = []  # the one that ran last at the end
-        self._runs: dict[int, int] = {}
-        self._reuse: dict[int, float] = {}
-        self._passes = 0
+        self._references: list[weakref.ref[Member]] = []  # the one that ran last is at the end
+        self._runs: dict[int, int] = {}  # passes in a row that each member made the last time
+        self._reuse: dict[int, float] = {}  # how often its last pass used each group
+        self._passes = 0  # passes in a row of the member that ran last
 
     @property
     def _members(self) -> list[Member]:
@@ -103,44 +108,47 @@ class DeviceBudget:
 
     @property
     def used(self) -> int:
-        """Device bytes taken now: weights and free slabs."""
+        """Device bytes of weights and free slabs now."""
         return self.live + self.slabs.nbytes
 
     @property
     def pools(self) -> bool:
-        """Whether the device's memory is kept for reuse between two transfers."""
+        """Whether free slabs are kept in the pool between passes."""
         return self.limit is not None
 
     def give(self, slab: DeviceSlab) -> None:
-        """Keep memory for the next transfer. Without a limit only the latest, and only to the end of the pass: so much
-        was needed a moment ago."""
+        """Put a free slab into the pool.
+
+        Without a limit the pool has only the latest slab, and only to the end of the pass. That is no more memory than
+        was in use a moment before.
+        """
         if self.limit is None:
             self.slabs.trim(self.slabs.nbytes)
         self.slabs.give(slab)
 
     def end_pass(self) -> None:
-        """A pass is over: without a limit no memory is kept."""
+        """End a pass: without a limit the pool is emptied."""
         if self.limit is None:
             self.slabs.trim(self.slabs.nbytes)
 
     @property
     def scratch(self) -> int:
-        """Bytes set apart for comparing a group with its host copy, a piece at a time."""
+        """Bytes set apart for comparing a device copy with its host copy, piece by piece."""
         return LARGEST_SCRATCH if self.limit is None else scratch_bytes(self.limit)
 
     def for_groups(self) -> int:
-        """Bytes of the limit that are left for groups that come and go, whoever works."""
+        """Bytes of the limit for groups that are cached or streamed, whichever member runs."""
         assert self.limit is not None
         return bytes_for_groups(self.limit, sum(member.fixed_bytes for member in self._members))
 
     def join(self, member: Member) -> None:
-        """Let ``member`` share the budget. Idempotent."""
+        """Add ``member`` to the engines that share the budget. Idempotent."""
         if member not in self._members:
             self._references.insert(0, weakref.ref(member))
             weakref.finalize(member, self._drop, id(member), member.usage).atexit = False
 
     def leave(self, member: Member) -> None:
-        """``member`` is done, and holds nothing any more."""
+        """Remove ``member``, which has nothing on the device any more."""
         self._references = [reference for reference in self._references if reference() is not member]
         self._forget(id(member))
 
@@ -159,15 +167,20 @@ class DeviceBudget:
             self._trim(self.slabs.nbytes)
 
     @contextlib.contextmanager
-    def pass_scope(self, member: Member, entry: int, size: int | None) -> Iterator[None]:
-        """A pass of ``member``, through ``entry`` with inputs of ``size`` elements, runs inside."""
+    def pass_scope(self, member: Member, called: int, size: int | None) -> Iterator[None]:
+        """The scope of one pass of ``member``.
+
+        Args:
+            called: id of the called module.
+            size: elements of its inputs; None: ``auto`` does not measure the pass.
+        """
         self._note_run(member)
         if self.auto is None:
             yield
             return
         finished = False
         self.auto.least = self._least()
-        self.limit = self.auto.begin(id(member), entry, size, self.used)
+        self.limit = self.auto.begin(id(member), called, size, self.used)
         try:
             self._shrink(member)
             self.auto.started(self.used)
@@ -177,7 +190,7 @@ class DeviceBudget:
             around = self.auto.end(finished, self.used)
             if around is not None:
                 self.limit = around
-            self._shrink(member)  # a cast may have made groups larger than the limit had room for
+            self._shrink(member)  # groups may have grown above the limit, by a cast
 
     def _least(self) -> int:
         fixed = sum(member.fixed_bytes for member in self._members)
@@ -195,11 +208,11 @@ class DeviceBudget:
         self._passes = 1
 
     def returns(self, member: Member) -> bool:
-        """Whether another pass of ``member`` is expected right after this one; it is until learned otherwise."""
+        """Whether another pass of ``member`` is expected right after this one. Its first run is expected to go on."""
         return self._passes < self._runs.get(id(member), self._passes + 1)
 
     def may_displace(self, member: Member) -> bool:
-        """Whether keeping groups of ``member`` is worth others' room."""
+        """Whether ``member`` may evict others' groups to cache its own; see [Note: sharing the device]."""
         return self._runs.get(id(member), LONG_RUN) * self._reuse.get(id(member), 1.0) >= LONG_RUN
 
     def note_reuse(self, member: Member, times: float) -> None:
@@ -208,42 +221,47 @@ class DeviceBudget:
         self._reuse[id(member)] = times
 
     def note_change(self, nbytes: int) -> None:
-        """Weights take ``nbytes`` more from now on (negative: less); that is none of what passes need beside them."""
-        if nbytes < 0:
-            self._note_beside()
+        """Tell the measurement that weights are about to take ``nbytes`` more (negative: fewer)."""
+        if nbytes < 0:  # an increase was noted when it was reserved
+            self._note_activations()
 
     def reserve(self, nbytes: int, member: Member, *, required: bool, displace: bool, pooled: bool = True) -> bool:
-        """See that ``nbytes`` more can be taken.
+        """Free device memory so that ``nbytes`` more can be taken.
 
         Args:
-            pooled: they are to be one piece, and a free slab serves.
-            required: the bytes are needed now, whatever has to go; else only free slabs go.
-            displace: other members' groups may go before.
+            required: evict any group that is not in use, of this member too; else only as ``displace`` says. Free
+                slabs are given back in any case.
+            displace: evict other members' groups first.
+            pooled: the bytes are one slab, so a free slab of that size will do.
+
+        Returns:
+            Whether the bytes can be taken.
 
         Raises:
-            BudgetExceededError: they are required, and what is in use leaves no room below a limit that is a promise.
+            BudgetExceededError: the bytes are required, do not fit besides what is in use, and the limit is a given
+                one.
         """
-        self._note_beside()
+        self._note_activations()
         if self.limit is None or (pooled and self.slabs.has(nbytes)) or self._short(nbytes) <= 0:
             return True
         self._trim(self._short(nbytes))
         if displace:
-            self._ask_others(nbytes, member)
+            self._evict_others(nbytes, member)
         if required and self._short(nbytes) > 0:
             member.evict(self._short(nbytes))
             self._trim(self._short(nbytes))
-            self._ask_others(nbytes, member)
+            self._evict_others(nbytes, member)
         if required and self._short(nbytes) > 0 and self.auto is None:
             raise BudgetExceededError(
-                f"'{member.label}' needs {format_bytes(nbytes)} more on the device for what runs now, which does not "
-                f"fit beside the {format_bytes(self.used)} in use: `vram_budget` would have to be at least "
+                f"'{member.label}' needs {format_bytes(nbytes)} more on the device for the modules that run now. That "
+                f"does not fit besides the {format_bytes(self.used)} in use: `vram_budget` would have to be at least "
                 f"{least_limit(self.used + nbytes)} bytes. "
                 "Enable group offloading again with that. Nothing is lost."
             )
         return required or self._short(nbytes) <= 0
 
     def memory_given_back(self) -> None:
-        """What was given back is free by now: what is measured beside weights no longer has it in it."""
+        """Tell the measurement that weights have freed device memory, so that it is not taken for activations."""
         if self.auto is not None and self.auto.measures:
             self.auto.restart()
 
@@ -251,24 +269,25 @@ class DeviceBudget:
         self.slabs.trim(nbytes)
         self.memory_given_back()
 
-    def _note_beside(self) -> None:
+    def _note_activations(self) -> None:
         if self.auto is not None and self.auto.measures:
             self.auto.note(self.used)
 
     def _shrink(self, member: Member) -> None:
-        """See that no more is used than the limit, which has changed."""
+        """Evict groups above the limit, which has changed."""
         self._trim(self._short(0))
-        self._ask_others(0, member)
+        self._evict_others(0, member)
         if self._short(0) > 0:
             member.evict(self._short(0))
             self._trim(self._short(0))
 
     def _short(self, nbytes: int) -> int:
+        """Bytes above the limit if ``nbytes`` more were taken; negative if they fit."""
         assert self.limit is not None
         return self.used + nbytes + self.scratch - self.limit
 
-    def _ask_others(self, nbytes: int, member: Member) -> None:
-        for other in list(self._members):  # who ran longest ago first
+    def _evict_others(self, nbytes: int, member: Member) -> None:
+        for other in list(self._members):  # the one that ran longest ago first
             if self._short(nbytes) <= 0:
                 return
             if other is not member:

@@ -1,4 +1,4 @@
-"""Host memory of this process: how much it uses, may use and may lock, and returning freed memory."""
+"""Host memory of this process: how much it uses, how much it may use and lock, and how it returns freed memory."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class ProcessMemory:
     """Resident memory of this process in bytes; None where the system does not say.
 
     Attributes:
-        anonymous: memory that only swap could free.
+        anonymous: memory that the system could free by swapping only.
         file_backed: pages of mapped files, which the system drops when it needs memory, and reads again.
-        cgroup_peak: the most that its control group has used, page cache included.
+        cgroup_peak: most memory that the control group of the process has used, page cache included.
     """
 
     anonymous: int | None
@@ -29,7 +29,7 @@ class ProcessMemory:
 
 
 def process_memory() -> ProcessMemory:
-    """The memory that the process uses now."""
+    """The memory that this process uses now."""
     found: dict[str, int] = {}
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -40,14 +40,16 @@ def process_memory() -> ProcessMemory:
 
 
 def give_memory_back() -> None:
-    """Return freed memory to the system, also the small blocks that the C library would keep."""
+    """Return freed memory to the system, small blocks of the C library's allocator included."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def available_memory() -> int | None:
-    """Bytes this process can allocate without swapping or reaching a limit of its control groups. Page cache that can
-    be dropped counts as free. None where the system does not say."""
+    """Bytes that this process can allocate without swapping or reaching a limit of its control groups.
+
+    Page cache that can be dropped counts as free. None where the system does not say.
+    """
     found: list[int] = []
     with contextlib.suppress(OSError):
         for line in Path("/proc/meminfo").read_text().splitlines():
@@ -66,7 +68,7 @@ def available_memory() -> int | None:
 
 
 def lockable_bytes() -> int | None:
-    """The most bytes of memory this process may lock (``ulimit -l``); None: there is no limit."""
+    """Most bytes of memory that this process may lock (``ulimit -l``); None: there is no limit."""
     limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -85,7 +87,7 @@ _CGROUP_ROOTS = {1: Path("/sys/fs/cgroup/memory"), 2: Path("/sys/fs/cgroup")}
 
 
 def _cgroups() -> list[tuple[int, Path]]:
-    """The memory control groups of this process, each with the version of the interface."""
+    """The memory control groups of this process, each with the version of the cgroup interface."""
     found: list[tuple[int, Path]] = []
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():

@@ -1,11 +1,13 @@
-"""Device memory that holds the bytes of a group, and memory that is kept for the next group of the same size.
+"""Slabs: pieces of device memory with the bytes of one group, and a pool of free slabs.
 
 [Note: slabs]
-The tensors that parameters point at on the device are built once for a slab and stay valid for as long as it exists:
-without a budget its memory is given back between two uses by resizing its storage to nothing, with a budget the slab
-waits in a pool. Either happens only when nobody else holds the memory (a module may have returned a weight, or a view
-of one). A slab from the pool carries the events after which nobody reads it any more. The next copy into it waits for
-those alone, not for all that has been computed meanwhile, which lets copies run several groups ahead.
+The views that parameters point at are built once for a slab and stay valid as long as it exists. Between two uses its
+memory is free. Without a budget the storage is resized to nothing, which gives the memory back to the allocator. With
+a budget the slab waits in a pool. Either happens only if no other tensor has the memory: a module may have returned a
+weight, or a view of one.
+
+A slab from the pool has the events of its last readers. The next copy into it waits for those events alone, not for
+all computing issued since. So copies can run several groups ahead.
 """
 
 from __future__ import annotations
@@ -20,19 +22,19 @@ __all__ = ["DeviceSlab", "SlabPool"]
 
 
 class DeviceSlab:
-    """Some bytes of device memory.
+    """A piece of device memory.
 
     Attributes:
         bytes: the memory as a uint8 tensor of shape ``(nbytes,)``.
-        storage: its storage. Resized to nothing it gives the memory back to the allocator; resized to ``nbytes`` it
-            takes memory again, on the current stream. Views stay.
-        streams: by their ids, the streams that use the memory now.
-        owner: the stream that took the memory.
-        copied: the event after which it holds what was last copied to it.
-        free: events after which the memory may be overwritten; None: it is fresh on the stream that took it.
+        storage: storage of ``bytes``. Resizing it to nothing gives the memory back to the allocator. Resizing it to
+            ``nbytes`` allocates memory again, on the current stream. Views of it stay valid.
+        streams: the streams that use the memory now, by their ids.
+        owner: the stream that the memory was allocated on.
+        copied: the event at the end of the last copy into the slab.
+        free: events after which the memory may be overwritten; None: it was just allocated on ``owner``.
     """
 
-    __slots__ = ("_held", "_parts", "_references", "bytes", "copied", "free", "nbytes", "owner", "storage", "streams")
+    __slots__ = ("_parts", "_references", "_uses", "bytes", "copied", "free", "nbytes", "owner", "storage", "streams")
 
     def __init__(self, nbytes: int, device: torch.device) -> None:
         self.bytes = torch.empty(nbytes, dtype=torch.uint8, device=device)
@@ -44,19 +46,24 @@ class DeviceSlab:
         self.free: list[Any] | None = None
         self._parts: list[torch.Tensor] = []
         self._references: list[int] = []
-        self._held = torch._C._storage_Use_Count(self.storage._cdata)
+        self._uses = torch._C._storage_Use_Count(self.storage._cdata)
 
     def note_views(self, parts: Sequence[torch.Tensor]) -> None:
-        """Take present references to the memory for our own: views of it have just been built, and no parameter points
-        at them yet. ``parts`` are inner tensors, which parameters hold as objects when they do."""
+        """Count the present references to the memory as our own.
+
+        Call when views have been built and no parameter points at them yet.
+
+        Args:
+            parts: inner tensors of wrappers among the views. Parameters that point at a wrapper reference these.
+        """
         self._parts.extend(parts)
         self._references = list(map(sys.getrefcount, self._parts))
-        self._held = torch._C._storage_Use_Count(self.storage._cdata)
+        self._uses = torch._C._storage_Use_Count(self.storage._cdata)
 
     @property
     def is_held_elsewhere(self) -> bool:
-        """Whether somebody besides us holds the memory, or one of the inner tensors over it."""
-        if torch._C._storage_Use_Count(self.storage._cdata) > self._held:
+        """Whether other code has a reference to the memory, or to one of the inner tensors over it."""
+        if torch._C._storage_Use_Count(self.storage._cdata) > self._uses:
             return True
         return bool(self._parts) and list(map(sys.getrefcount, self._parts)) != self._references
 
@@ -65,8 +72,8 @@ class SlabPool:
     """Free slabs by size.
 
     Attributes:
-        nbytes: device bytes of all of them.
-        reused: how often one was taken again.
+        nbytes: device bytes of all free slabs.
+        reused: number of slabs that were taken from the pool.
     """
 
     def __init__(self) -> None:
@@ -75,11 +82,11 @@ class SlabPool:
         self.reused = 0
 
     def has(self, nbytes: int) -> bool:
-        """Whether there is a slab of this size."""
+        """Whether there is a free slab of this size."""
         return nbytes in self._free
 
     def take(self, nbytes: int) -> DeviceSlab | None:
-        """The slab of this size that has been free longest, if there is one."""
+        """Take out the slab of this size that has been free longest; None if there is none."""
         slabs = self._free.get(nbytes)
         if slabs is None:
             return None
@@ -91,7 +98,7 @@ class SlabPool:
         return slab
 
     def give(self, slab: DeviceSlab) -> None:
-        """Keep a slab for later; nothing issued from now on reads it."""
+        """Add a slab that nothing issued from now on reads."""
         if slab.nbytes:
             slab.free = [stream.record_event() for stream in slab.streams.values()]
             slab.streams.clear()
@@ -99,12 +106,12 @@ class SlabPool:
             self.nbytes += slab.nbytes
 
     def trim(self, nbytes: int) -> None:
-        """Give at least ``nbytes`` back to the allocator, or all there is; the sizes free longest go first."""
+        """Give at least ``nbytes`` back to the allocator, or all. Sizes that have been free longest go first."""
         while nbytes > 0 and self._free:
             size = next(iter(self._free))
             slab = self.take(size)
             assert slab is not None
             if slab.bytes.device.type != "cpu":
-                slab.storage.resize_(0)  # where groups remember their views; elsewhere nobody else has it
+                slab.storage.resize_(0)  # groups have views of it; on the CPU they have none, and it ends here
             self.reused -= 1
             nbytes -= size

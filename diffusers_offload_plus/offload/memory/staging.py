@@ -20,10 +20,10 @@ logger = logging.getLogger("diffusers_offload_plus")
 
 
 class Staging:
-    """Two host buffers, used alternately; each is filled anew once the last copy from it is over.
+    """Two host buffers, used in alternation. A buffer is filled anew once the last copy from it is over.
 
     Attributes:
-        waited: seconds spent waiting for a buffer.
+        waited: seconds of waiting for a buffer.
     """
 
     def __init__(self, device: torch.device, *, pin: bool = True) -> None:
@@ -36,11 +36,11 @@ class Staging:
 
     @property
     def nbytes(self) -> int:
-        """Host bytes the buffers take now."""
+        """Host bytes of both buffers now."""
         return sum(buffer.numel() for buffer in self._buffers if buffer is not None)
 
     def acquire(self, nbytes: int) -> torch.Tensor:
-        """The first ``nbytes`` of the next buffer, after waiting for the last copy from it."""
+        """The first ``nbytes`` of the next buffer. Waits for the last copy from it."""
         index = self._index = 1 - self._index
         event = self._events[index]
         if event is not None:
@@ -57,7 +57,7 @@ class Staging:
         return buffer[:nbytes]
 
     def release(self, event: Any) -> None:
-        """Let the buffer acquired last be filled anew once ``event`` has happened: the end of the copy from it."""
+        """Release the buffer that was acquired last. ``event`` is the end of the copy from it."""
         self._events[self._index] = event
 
 
@@ -67,9 +67,9 @@ def pageable(nbytes: int) -> torch.Tensor:
 
 
 def pinned(nbytes: int, device: torch.device) -> torch.Tensor:
-    """Uninitialised page-locked host memory for copies to and from ``device``: uint8, shape ``(nbytes,)``.
+    """Uninitialised pinned host memory for copies to and from ``device``: uint8, shape ``(nbytes,)``.
 
-    Where the system does not allow that much to be locked, the memory is pageable, and a warning is logged.
+    If the system does not allow to lock that much, the memory is pageable, and a warning is logged.
     """
     if device.type == "cuda":
         registered = _cuda_registered(nbytes)
@@ -79,13 +79,13 @@ def pinned(nbytes: int, device: torch.device) -> torch.Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
     except RuntimeError as error:
         reason = first_line(error)
-        logger.warning("%d bytes of host memory cannot be pinned (%s): copies from there are slower.", nbytes, reason)
+        logger.warning("%d bytes of host memory cannot be pinned (%s): copies from it are slower.", nbytes, reason)
         return pageable(nbytes)
 
 
 def _cuda_registered(nbytes: int) -> torch.Tensor | None:
-    # torch's pinned allocator rounds up to powers of two, up to twice the model; registering whole pages of our own
-    # does not.
+    # torch's pinned allocator rounds up to powers of two, which may take twice the memory of the model. Registering
+    # pages that we allocate takes no more than needed.
     try:
         return registered(mmap.mmap(-1, -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE))[:nbytes]
     except OSError:
@@ -93,10 +93,10 @@ def _cuda_registered(nbytes: int) -> torch.Tensor | None:
 
 
 def registered(pages: mmap.mmap) -> torch.Tensor:
-    """``pages`` as a uint8 tensor, page-locked and known to the CUDA runtime until the tensor is gone.
+    """``pages`` as a uint8 tensor, pinned by the CUDA runtime for as long as the tensor exists.
 
     Raises:
-        OSError: the runtime refuses. The number is an error of CUDA, not of the system.
+        OSError: the runtime refuses. ``errno`` is an error number of CUDA, not of the system.
     """
     import numpy
 
@@ -111,6 +111,6 @@ def registered(pages: mmap.mmap) -> torch.Tensor:
         with contextlib.suppress(RuntimeError):
             runtime.cudaHostUnregister(address)
 
-    # The array dies before the pages under it are unmapped; at interpreter exit the driver cleans up itself.
+    # The array is freed before its pages are unmapped. At interpreter exit the driver unregisters them itself.
     weakref.finalize(array, unregister).atexit = False
     return torch.from_numpy(array)

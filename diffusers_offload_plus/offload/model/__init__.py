@@ -1,4 +1,4 @@
-"""What a model is made of: plain tensors, the units it is cut into, an inventory of its weights, its module tree.
+"""What a model is made of: plain tensors, the units it is cut into, the groups of its weights, its module tree.
 
 May import from ``stores`` and the rooms below it.
 """

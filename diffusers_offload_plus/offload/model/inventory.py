@@ -1,14 +1,14 @@
-"""Which tensors move together: the units of :mod:`.partition` refined by what memory the tensors share.
+"""The groups of a model: which tensors move together, and which stay on the device.
 
 [Note: groups and units]
-A unit says what a running module needs; a group is what one transfer moves. Mostly they are one to one. Memory that
-several units use (tied weights, a module with two parents, views of one base) becomes a group of its own that each
-of those units needs as well, so it moves once however many names it has.
+A unit (see :mod:`.partition`) is what a running module needs. A group is what one transfer moves. Most units have one
+group. Memory that several units use (tied weights, a module with two parents, views of one base) becomes a group of
+its own, which each of those units needs as well. So it moves once, however many names it has.
 
 [Note: what does not stream]
-Some tensors stay on the device: the root's own parameters, which methods other than forward read where no hook can
-see it, and small buffers, which forward may write without leaving a trace. What cannot be copied as bytes (sparse
-and quantised layouts) stays as well. Each such decision carries its reason.
+Some tensors stay on the device. The root's own parameters stay because methods other than forward read them where no
+hook sees it. Small buffers stay because forward may write them without a trace. Tensors that cannot be copied as bytes
+(sparse and quantised layouts) stay as well. The report gives the reason for each parameter that stays.
 """
 
 from __future__ import annotations
@@ -30,21 +30,26 @@ from .tensors import has_memory, is_packable, plain_bytes, plain_tensors
 __all__ = ["Decision", "Entry", "GroupSpec", "Inventory", "Residency", "take_inventory"]
 
 SMALL_BUFFER_BYTES = 16 << 20
-ROOT_SHARE = 0.1  # of the model's bytes: above it even the root's own parameters stream
+ROOT_SHARE = 0.1  # of the model's bytes; larger parameters of the root stream
 
 
 class Residency(enum.Enum):
-    """Where a group lives while nothing runs."""
+    """Where a group is between passes."""
 
-    STREAMED = "streamed"
-    CACHED = "cached"  # on the device between passes, as far as a budget allows
-    RESIDENT = "resident"
+    STREAMED = "streamed"  # on the host or on disk; copied to the device for each pass
+    CACHED = "cached"  # on the device as far as a budget allows
+    RESIDENT = "resident"  # on the device
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class Entry:
-    """One parameter or buffer (the object itself, not its values), every name it goes by, and the bytes that its plain
-    tensors had when the inventory was taken."""
+    """One parameter or buffer of a model.
+
+    Attributes:
+        tensor: the object itself; its values may move.
+        names: all its qualified names.
+        nbytes: bytes of its plain tensors when the inventory was taken.
+    """
 
     tensor: torch.Tensor
     names: list[str]
@@ -54,7 +59,12 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class GroupSpec:
-    """Entries that one transfer moves, and the units that need them (indices into :attr:`Inventory.units`)."""
+    """A group: the entries that one transfer moves.
+
+    Attributes:
+        units: the units that need the group, as indices into :attr:`Inventory.units`.
+        residency: ``STREAMED`` or ``RESIDENT``; a budget may cache a streamed group.
+    """
 
     name: str
     entries: tuple[Entry, ...]
@@ -68,13 +78,13 @@ class GroupSpec:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all entries; shared bytes count once for each entry."""
+        """Bytes of all entries. Bytes that entries share count for each of them."""
         return sum(entry.nbytes for entry in self.entries)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decision:
-    """A tensor or unit treated differently from the plain rule, and why."""
+    """A tensor or unit that is treated in a special way, and why. It is for the report."""
 
     name: str
     reason: str
@@ -82,7 +92,12 @@ class Decision:
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class Inventory:
-    """The whole model: units, groups, and the tensors persistent to the device one by one and kept there."""
+    """All units and groups of a model.
+
+    Attributes:
+        persistent: small buffers, and tensors that are no dense bytes. Each is brought to the device by itself and
+            stays there.
+    """
 
     units: list[Unit]
     groups: list[GroupSpec]
@@ -91,11 +106,11 @@ class Inventory:
 
 
 def take_inventory(root: nn.Module, policy: OffloadPolicy, label: str, *, values: bool = True) -> Inventory:
-    """Look at every tensor of ``root`` and decide what moves with what. Changes nothing.
+    """Look at all tensors of ``root`` and decide which of them move together. Changes nothing.
 
     Args:
-        values: every tensor must have values. If not, those on the meta device count with the size they would have;
-            having no addresses, they share memory with no tensor but themselves.
+        values: refuse tensors on the meta device. If they are allowed, they count with the size that they would have.
+            They have no address, so none is taken to share memory with another.
 
     Raises:
         UnsupportedModelError: a tensor has no values (meta device, uninitialised) or cannot be offloaded.
@@ -114,7 +129,7 @@ def take_inventory(root: nn.Module, policy: OffloadPolicy, label: str, *, values
     persistent: list[Entry] = []
     members: dict[tuple[frozenset[int], Residency], list[Entry]] = {}
     for group in clusters:
-        if _is_carried(group):
+        if _is_persistent(group):
             persistent.extend(group)
             continue
         needed = frozenset().union(*(users[id(entry.tensor)] for entry in group))
@@ -156,7 +171,7 @@ def _entries(root: nn.Module, label: str, values: bool) -> dict[int, Entry]:
     ):
         for name, tensor in named:
             if kind == "parameter" and not isinstance(tensor, torch.nn.Parameter):
-                continue  # swapped in for one call by ``functional_call``: the caller's own
+                continue  # ``functional_call`` put it there for one call
             entry = found.get(id(tensor))
             if entry is not None:
                 entry.names.append(name)
@@ -171,7 +186,7 @@ def _entries(root: nn.Module, label: str, values: bool) -> dict[int, Entry]:
 
 
 def _require_values(name: str, kind: str, tensors: list[torch.Tensor], values: bool) -> None:
-    # What is not initialised has no size either.
+    # A tensor that is not initialised has no size either, so it is refused in any case.
     if any(is_lazy(t) or (values and not has_memory(t)) for t in tensors):
         raise UnsupportedModelError(
             f"The {kind} '{name}' has no values (it is on the meta device or not initialised). "
@@ -180,10 +195,10 @@ def _require_values(name: str, kind: str, tensors: list[torch.Tensor], values: b
 
 
 def _refuse_sharded(name: str, kind: str, tensor: torch.Tensor) -> None:
-    # By name: importing torch.distributed.tensor takes a second, and most models have never heard of it.
+    # By name: importing torch.distributed.tensor takes a second, and most models do not use it.
     if any(base.__name__ == "DTensor" and base.__module__.startswith("torch.dist") for base in type(tensor).__mro__):
         raise UnsupportedModelError(
-            f"The {kind} '{name}' is a DTensor: tensor parallelism already decides where it lives. "
+            f"The {kind} '{name}' is a DTensor: tensor parallelism already decides on its device. "
             "Offload a model that is not sharded."
         )
 
@@ -214,10 +229,10 @@ def _clusters(entries: list[Entry]) -> list[list[Entry]]:
     return list(result.values())
 
 
-def _is_carried(group: list[Entry]) -> bool:
+def _is_persistent(group: list[Entry]) -> bool:
     if any(not is_packable(t) for entry in group for _, t in plain_tensors(entry.tensor)):
         return True
-    # Buffers that share memory move as a group, which keeps them sharing it.
+    # Buffers that share memory move as a group: packed together they still share it.
     return len(group) == 1 and group[0].is_buffer and group[0].nbytes <= SMALL_BUFFER_BYTES
 
 

@@ -1,8 +1,8 @@
-"""What the module tree looked like when the inventory was taken, and whether it still does.
+"""The module tree as it was when the inventory was taken, and whether it has changed since.
 
 Weights may be replaced, added or removed between two passes (LoRA, ``fuse_qkv_projections``,
-``load_state_dict(assign=True)``, a new submodule). Comparing the tree by identity at the start of a pass finds that,
-whoever did it and by whatever way.
+``load_state_dict(assign=True)``, a new submodule). At the start of each pass the tree is compared by identity. That
+finds every such change, whichever code made it.
 """
 
 from __future__ import annotations
@@ -19,43 +19,47 @@ from .partition import is_compiled
 
 __all__ = ["ModuleTree"]
 
-# Everything here is done in each pass for each module, so it is left to functions that loop in C. What takes time is
-# to find a thousand modules and their dicts in memory; each is looked at once, and what is empty not looked into.
+# The comparison is made in each pass for each module, so it is done by functions that loop in C. Most of its time is
+# cache misses on a thousand modules and their dicts. So each dict is looked at once, and empty ones are skipped.
 _weights_and_tree = itemgetter("_parameters", "_modules")
 _buffers = attrgetter("_buffers")
 _COMPILED = "_compiled_call_impl"
 
 
-class _Holding:
-    """What some dicts hold, by identity: kept alive, so that no other object can have the same one."""
+class _Contents:
+    """The values of some dicts, to be compared by identity.
 
-    __slots__ = ("_filled", "_held", "_sizes")
+    The values are referenced, so that no new object can get the id of one of them.
+    """
+
+    __slots__ = ("_filled", "_objects", "_sizes")
 
     def __init__(self, dicts: Iterable[dict[str, Any]]) -> None:
         dicts = list(dicts)
-        self._sizes = list(map(len, dicts))  # so that nothing can move from one to the next unseen
+        self._sizes = list(map(len, dicts))  # finds a value that moved from one dict to the next
         self._filled = list(map(bool, dicts))
-        self._held = list(self._values(dicts))
+        self._objects = list(self._values(dicts))
 
-    def extend(self, other: _Holding) -> None:
+    def extend(self, other: _Contents) -> None:
         self._sizes += other._sizes
         self._filled += other._filled
-        self._held += other._held
+        self._objects += other._objects
 
     def same(self, dicts: Iterable[dict[str, Any]]) -> bool:
-        """Whether ``dicts`` hold that and nothing else."""
+        """Whether ``dicts`` have the same values as before, and no others."""
         dicts = list(dicts)
-        return list(map(len, dicts)) == self._sizes and all(map(is_, self._values(dicts), self._held))
+        return list(map(len, dicts)) == self._sizes and all(map(is_, self._values(dicts), self._objects))
 
     def _values(self, dicts: list[dict[str, Any]]) -> Iterator[Any]:
-        # Of the dict itself: one that is watched would answer with what the device holds.
+        # ``values`` of dict itself: that of a watched dict would bring weights to the host.
         return chain.from_iterable(map(dict.values, compress(dicts, self._filled)))
 
 
 class _Part:
-    """Some modules and what they hold.
+    """The recorded contents of some modules.
 
-    ``dicts`` are the modules' own, in place of which nobody puts another.
+    Attributes:
+        dicts: the ``__dict__`` of each module, which stays the same object as long as the module exists.
     """
 
     __slots__ = ("buffers", "compiled", "dicts", "modules", "weights_and_tree")
@@ -63,22 +67,22 @@ class _Part:
     def __init__(self, modules: list[nn.Module]) -> None:
         self.modules = modules
         self.dicts = list(map(vars, modules))
-        self.weights_and_tree = _Holding(self._weights_and_tree())
-        self.buffers = _Holding(map(_buffers, modules))
+        self.weights_and_tree = _Contents(self._weights_and_tree())
+        self.buffers = _Contents(map(_buffers, modules))
         self.note_compiled()
 
     def note_compiled(self) -> None:
-        """Take the compiled forwards that the modules have now as given. What lies beneath a hook is the hook's."""
+        """Record the compiled forwards that the modules have now. The hook itself checks a forward beneath it."""
         self.compiled = list(self._compiled())
 
     def extend(self, other: _Part) -> None:
-        """Add what ``other`` held when it was recorded."""
+        """Add the modules of ``other``, with the contents that it recorded."""
         for name in self.__slots__:
             getattr(self, name).extend(getattr(other, name))
 
     @property
     def unchanged(self) -> bool:
-        """Whether the modules hold the same modules and parameters, and no forward was compiled or given back."""
+        """Whether the modules have the same submodules and parameters, and no ``_compiled_call_impl`` has changed."""
         return self.weights_and_tree.same(self._weights_and_tree()) and all(map(is_, self._compiled(), self.compiled))
 
     def _weights_and_tree(self) -> Iterator[dict[str, Any]]:
@@ -89,7 +93,7 @@ class _Part:
 
 
 class ModuleTree:
-    """The modules of ``root`` by name, and the identity of everything they hold."""
+    """The modules of ``root`` with their names, submodules, parameters and buffers as they were recorded."""
 
     def __init__(self, root: nn.Module) -> None:
         self._names = {id(module): name for name, module in root.named_modules()}
@@ -107,37 +111,40 @@ class ModuleTree:
         return [module for module in self.modules() if id(module) not in closed]
 
     def note_compiled(self) -> None:
-        """Take the compiled forwards that modules have now as given."""
+        """Record the compiled forwards that all modules have now."""
         for part in (*self._recorded.values(), *self._parts.values()):
             part.note_compiled()
 
     def name_of(self, module: nn.Module) -> str:
-        """The qualified name ``module`` was recorded under, or its class name."""
+        """The qualified name of ``module``; its class name if it has none or was not recorded."""
         return self._names.get(id(module)) or type(module).__name__
 
-    def unchanged(self, entry: nn.Module, intact: Callable[[nn.Module], bool]) -> bool:
-        """Whether everything below ``entry`` is as recorded, no forward was compiled since, and, as ``intact`` says of
-        it, hooks still fire."""
-        return self._part(entry).unchanged and intact(entry)
+    def unchanged(self, called: nn.Module, intact: Callable[[nn.Module], bool]) -> bool:
+        """Whether all modules below ``called`` are as recorded, no forward was compiled since, and hooks still fire.
 
-    def buffers_changed(self, entry: nn.Module) -> bool:
-        """Whether a buffer below ``entry`` was replaced by another tensor; records what is there now."""
-        part = self._part(entry)
+        Args:
+            intact: whether the hooks below a module still fire.
+        """
+        return self._part(called).unchanged and intact(called)
+
+    def buffers_changed(self, called: nn.Module) -> bool:
+        """Whether a buffer below ``called`` was replaced by another tensor. Records the present buffers."""
+        part = self._part(called)
         if part.buffers.same(map(_buffers, part.modules)):
             return False
-        part.buffers = _Holding(map(_buffers, part.modules))
+        part.buffers = _Contents(map(_buffers, part.modules))
         return True
 
     def loose_buffers(self, managed: Container[int]) -> list[torch.Tensor]:
-        """Every buffer of the model but those in ``managed`` (by ``id``)."""
+        """All buffers of the model whose ``id`` is not in ``managed``."""
         buffers = (b for module in self.modules() for b in dict.values(module._buffers) if b is not None)
         return list({id(b): b for b in buffers if id(b) not in managed}.values())
 
-    def _part(self, entry: nn.Module) -> _Part:
-        part = self._parts.get(id(entry))
+    def _part(self, called: nn.Module) -> _Part:
+        part = self._parts.get(id(called))
         if part is None:
-            recorded = [self._recorded[id(module)] for module in entry.modules() if id(module) in self._recorded]
-            part = self._parts[id(entry)] = _Part([])
+            recorded = [self._recorded[id(module)] for module in called.modules() if id(module) in self._recorded]
+            part = self._parts[id(called)] = _Part([])
             for one in recorded:
                 part.extend(one)
         return part

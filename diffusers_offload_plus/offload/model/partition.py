@@ -1,8 +1,8 @@
-"""How a model is cut: which modules bring which part of the model to the device when they run.
+"""The units that a model is cut into: which modules onload which part of the model when they run.
 
 A *unit* is a set of modules whose weights move together, and the modules whose forward triggers the move. The cut
-follows the modules that run: a module with weights of its own but no forward (``ParameterList``, say) gives them to
-the nearest ancestor that runs. Nothing here looks at tensors' memory; ties are :mod:`.inventory`'s concern.
+follows the modules that run: weights of a module without forward (``ParameterList``, say) move with its nearest
+ancestor that runs. Nothing here looks at the memory of tensors; :mod:`.inventory` handles tied weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..policy import OffloadPolicy, OffloadType
 _OPAQUE = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, torch.jit.ScriptModule)
 
 COMPILED_BENEATH = "_offload_plus_compiled"
-"""Instance attribute of a hooked module: its compiled forward, which the hook calls."""
+"""Instance attribute of a hooked module that has its compiled forward, which the hook calls."""
 
 __all__ = ["COMPILED_BENEATH", "Unit", "compiled_call", "is_compiled", "is_opaque", "partition", "runs"]
 
@@ -33,7 +33,7 @@ class Unit:
         name: qualified name of the first module; "" for the root.
         triggers: modules whose forward needs the unit, with their names.
         owners: modules whose direct tensors belong to the unit, with their names.
-        reason: why the cut is here where it is not the obvious one, for the report.
+        reason: why the cut is not the usual one, for the report; else empty.
     """
 
     name: str
@@ -48,23 +48,22 @@ def runs(module: nn.Module) -> bool:
 
 
 def is_opaque(module: nn.Module) -> bool:
-    """Whether weights below ``module`` are used without their owners being called: the subtree is one unit."""
+    """Whether ``module`` uses the weights of its submodules without calling them, so that all move as one unit."""
     return isinstance(module, _OPAQUE) or is_compiled(module)
 
 
 def compiled_call(module: nn.Module) -> Any:
-    """What ``module.compile()`` made, above or beneath our hook; None if it was not called."""
+    """The compiled forward of ``module``, above or beneath our hook; None if it was not compiled."""
     return module._compiled_call_impl or module.__dict__.get(COMPILED_BENEATH)
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether ``module.compile()`` was called, above or beneath our hook."""
+    """Whether ``module`` has a compiled forward, above or beneath our hook."""
     return compiled_call(module) is not None
 
 
 def partition(root: nn.Module, policy: OffloadPolicy) -> list[Unit]:
-    """Cut ``root`` into units as ``policy`` says. Every module with direct tensors is an owner in at least one
-    unit."""
+    """The units of ``root`` under ``policy``. Every module with direct tensors is an owner in at least one unit."""
     if policy.offload_type is OffloadType.LEAF_LEVEL:
         units = list(_leaf_level("", root, None))
     else:
@@ -96,7 +95,7 @@ def _subtree(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _leaf_level(name: str, module: nn.Module, runner: tuple[str, nn.Module] | None) -> Iterator[Unit]:
-    # The root answers for tensors whose owners never run, even where it does not run itself: it is the last resort.
+    # Tensors whose owners never run move with the root, even if the root does not run itself.
     here = (name, module)
     if runner is None or runs(module):
         runner = here
@@ -176,7 +175,7 @@ def _block_modules(root: nn.Module, policy: OffloadPolicy) -> frozenset[str]:
         if name not in known:
             children = ", ".join(repr(child) for child, _ in root.named_children())
             raise InvalidPolicyError(
-                f"`block_modules` names '{name}', which {type(root).__name__} has no module called. Its children "
+                f"`block_modules` names '{name}', but {type(root).__name__} has no module of that name. Its children "
                 f"are: {children}."
             )
     return frozenset(policy.block_modules)

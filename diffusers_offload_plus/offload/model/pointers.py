@@ -1,13 +1,15 @@
-"""Pointing the tensors of a group at host memory or at a device slab, and telling whether they still point there.
+"""Pointing the tensors of a group at host memory or at a device slab, and checking that they still point there.
 
 [Note: pointing]
-``parameter.data = value`` lets a parameter keep its identity. A wrapper subclass holds its data in inner tensors: its
-outer tensor and its inner attributes are both set, for either alone leaves device and data disagreeing. All that it
-takes is looked up once, so that pointing a group somewhere is a loop of assignments.
+``parameter.data = value`` points a parameter at other memory; the parameter stays the same object. A wrapper subclass
+has its data in inner tensors. Its outer tensor and its inner attributes are both set, because with either alone the
+device of the parameter and the device of its data differ. The attributes are looked up once, so that pointing a group
+is a loop of assignments.
 
 [Note: what tells where a tensor points]
-Its address and its layout, for the memory at that address is ours for as long as we hold it. A storage object does not
-tell: ``share_memory()`` and sending a tensor to another process put other memory into the same object.
+Address and layout tell where a tensor points: as long as we have the memory, no other tensor gets that address. A
+storage object does not tell it: ``share_memory()``, and sending a tensor to another process, put other memory into the
+same storage object.
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ _address, _stride = torch.Tensor.data_ptr, torch.Tensor.stride
 
 
 class Pointers:
-    """For each of some tensors the value that it is pointed at.
+    """Some tensors, and for each the value that it is to be pointed at.
 
     Attributes:
         values: the values, in the order of the tensors: plain tensors, or wrappers over plain tensors.
-        inner: the plain tensors inside of wrappers among them, which the pointed tensors hold as objects.
-        tracked: every write is seen by a version counter; inference tensors have none.
+        inner: the plain tensors inside of wrappers among the values. Pointed tensors have them as attributes.
+        tracked: whether all tensors have a version counter; inference tensors have none.
     """
 
     __slots__ = (
@@ -46,29 +48,29 @@ class Pointers:
         values: Sequence[torch.Tensor],
         storage: torch.UntypedStorage | None = None,
     ) -> None:
-        """Nothing is pointed yet.
+        """Record tensors and values; :meth:`point` points them.
 
         Args:
             tensors: parameters and buffers.
-            values: what each is to be pointed at.
-            storage: all of it lies there, and may move with it; None: every value stays where it is.
+            values: the value for each tensor.
+            storage: the storage of all values, whose address may change; None: the values' addresses never change.
         """
         self.values = list(values)
         self.inner: list[torch.Tensor] = []
         self._steps: list[tuple[torch.Tensor, torch.Tensor, tuple[tuple[str, torch.Tensor], ...]]] = []
         self._owned: list[tuple[Any, str, torch.Tensor]] = []  # attributes that have to be these objects
-        self._owners: list[Any] = []  # wrappers, and the ids of their attributes when last pointed
-        self._attributes: list[list[int]] = []
+        self._owners: list[Any] = []  # wrappers
+        self._attributes: list[list[int]] = []  # for each wrapper the ids of its attributes when last pointed
         self._versioned: list[torch.Tensor] = []
-        self._spans: list[tuple[int, int]] = []  # which of the versions are of each tensor; -1: not all are counted
+        self._spans: list[tuple[int, int]] = []  # for each tensor its range in ``_versioned``; -1: not all are counted
         self._storage = storage
-        # Plain tensors, and where they lie; those without elements have no address. All is compared by functions that
-        # loop in C, for it is asked for in each pass for each tensor.
+        # Plain tensors and their addresses; tensors without elements have none. Each pass compares them for each
+        # tensor, so it is done by functions that loop in C.
         self._parts: list[torch.Tensor] = []
         self._empty: list[torch.Tensor] = []
         self._base = 0 if storage is None else storage.data_ptr()
         self._offsets: list[int] = []
-        self._shown: list[torch.Tensor] = []  # the values that they show
+        self._shown: list[torch.Tensor] = []  # the value of each part
         for tensor, value in zip(tensors, values, strict=True):
             watched = [tensor]
             if is_wrapper(value):
@@ -118,27 +120,27 @@ class Pointers:
             return False
         if [*map(_stride, parts), *map(_shape, parts), *map(_dtype, parts)] != self._layout:
             return False
-        return not (self._owned or self._empty) or self._holds_parts()
+        return not (self._owned or self._empty) or self._has_inner()
 
-    def _holds_parts(self) -> bool:
+    def _has_inner(self) -> bool:
         for owner, name, part in self._owned:
             if getattr(owner, name) is not part:
                 return False
-        for owner, held in zip(self._owners, self._attributes, strict=True):
-            if list(map(id, vars(owner).values())) != held:
+        for owner, attributes in zip(self._owners, self._attributes, strict=True):
+            if list(map(id, vars(owner).values())) != attributes:
                 return False  # an inner tensor may have been added
         return not any(part.numel() for part in self._empty)
 
     def versions(self) -> list[int]:
-        """The version counters of the tensors and of what is inside of them."""
+        """The version counters of the tensors and of their inner tensors."""
         return list(map(_version, self._versioned))
 
     def are_unwritten(self, versions: list[int]) -> bool:
-        """Whether all tensors point at their values, and none was written since :meth:`versions` gave these."""
+        """Whether all tensors point at their values, and no counter differs from ``versions``."""
         return list(map(_version, self._versioned)) == versions and self.are_current()
 
     def changed_since(self, versions: list[int]) -> set[int]:
-        """Places of the tensors written since :meth:`versions` gave these; those without counters may have been."""
+        """Places of tensors whose counters differ from ``versions``, and of tensors without counters."""
         now = self.versions()
         return {
             place
@@ -153,7 +155,7 @@ class Pointers:
 
 
 def has_version(tensor: torch.Tensor) -> bool:
-    """Whether writes to ``tensor`` are counted: not to inference tensors, nor to what began as one."""
+    """Whether ``tensor`` has a version counter. Inference tensors, and views of them, have none."""
     try:
         return tensor._version >= 0
     except RuntimeError:
@@ -165,7 +167,7 @@ def _where(plain: torch.Tensor) -> tuple[Any, ...]:
 
 
 def _inside(owner: Any, value: torch.Tensor) -> Iterator[tuple[Any, str, torch.Tensor]]:
-    """What hangs below ``owner`` once it is pointed at the wrapper ``value``: holder, attribute, tensor."""
+    """The inner tensors of ``owner`` once it is pointed at the wrapper ``value``: owner, attribute name, tensor."""
     for name in inner_names(value):
         part = getattr(value, name)
         yield owner, name, part

@@ -1,8 +1,8 @@
-"""Any parameter as its plain tensors, and back: TorchAO and every other traceable tensor subclass.
+"""The plain tensors inside of any parameter, for TorchAO and every other traceable tensor subclass.
 
-A *plain* tensor owns memory itself. A wrapper subclass owns none; its memory is that of the inner tensors that
-``__tensor_flatten__`` names, which may be wrappers in turn. Going through that protocol, rather than through lists
-of attribute names, is what makes optional inner tensors and subclasses nobody thought of come along.
+A *plain* tensor has memory itself. A wrapper subclass has none; its memory is that of the inner tensors that
+``__tensor_flatten__`` names, which may be wrappers too. That protocol, unlike a list of attribute names, also finds
+optional inner tensors and those of subclasses that this package does not know.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 
 def is_wrapper(tensor: torch.Tensor) -> bool:
     """Whether ``tensor`` is a wrapper subclass, with its data in inner tensors."""
-    # Plain tensors and parameters are nearly all there is; spare them the protocol check.
+    # Nearly all tensors are plain tensors and parameters, so those are spared the protocol check.
     kind = type(tensor)
     if kind is torch.Tensor or kind is torch.nn.Parameter:
         return False
@@ -42,7 +42,7 @@ def is_wrapper(tensor: torch.Tensor) -> bool:
 
 
 def plain_tensors(tensor: torch.Tensor, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield ``(path, plain tensor)`` for every tensor that holds memory of ``tensor``; the path of a plain one is
+    """Yield ``(path, plain tensor)`` for each plain tensor in ``tensor``. The path of a plain ``tensor`` itself is
     ``prefix``."""
     if not is_wrapper(tensor):
         yield prefix, tensor
@@ -53,12 +53,12 @@ def plain_tensors(tensor: torch.Tensor, prefix: str = "") -> Iterator[tuple[str,
 
 
 def plain_bytes(tensor: torch.Tensor) -> int:
-    """Bytes of all plain tensors in ``tensor``; those that several share count for each."""
+    """Bytes of all plain tensors in ``tensor``. Bytes that plain tensors share count for each of them."""
     return sum(t.numel() * t.element_size() for _, t in plain_tensors(tensor))
 
 
 def map_plain(tensor: torch.Tensor, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """Return ``tensor`` rebuilt with ``function`` applied to each plain tensor in it. ``tensor`` is not changed."""
+    """``tensor`` rebuilt with ``function`` applied to each plain tensor in it. ``tensor`` itself is not changed."""
     if not is_wrapper(tensor):
         return function(tensor)
     names, context = _flatten(tensor)
@@ -69,11 +69,10 @@ def map_plain(tensor: torch.Tensor, function: Callable[[torch.Tensor], torch.Ten
 
 
 def repoint(tensor: torch.Tensor, value: torch.Tensor) -> None:
-    """Make ``tensor`` (a parameter or buffer) stand for the memory of ``value``; its identity stays, ``value`` is
-    not changed.
+    """Point ``tensor`` (a parameter or buffer) at the memory of ``value``. It stays the same object.
 
-    For a wrapper the outer tensor and the inner attributes are both set: either alone leaves device and data
-    disagreeing. Nothing here needs the tensor to be free of weak references, as ``torch.utils.swap_tensors`` would.
+    For a wrapper the outer tensor and the inner attributes are both set, because with either alone the device of the
+    tensor and the device of its data differ. Unlike ``torch.utils.swap_tensors`` this works with weak references.
     """
     tensor.data = value
     if is_wrapper(value):
@@ -82,8 +81,10 @@ def repoint(tensor: torch.Tensor, value: torch.Tensor) -> None:
 
 
 def cast_tensor(tensor: torch.Tensor, dtype: torch.dtype | None) -> None:
-    """Make a parameter or buffer stand for its values in another dtype; nothing happens to wrappers, to what is not
-    floating-point, and where ``dtype`` is None."""
+    """Cast a parameter or buffer to ``dtype``; it stays the same object.
+
+    Wrappers and tensors that are not floating-point are left as they are, and so is everything if ``dtype`` is None.
+    """
     if dtype is not None and tensor.dtype != dtype and tensor.is_floating_point() and not is_wrapper(tensor):
         repoint(tensor, tensor.detach().to(dtype))
 
@@ -114,19 +115,19 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def has_memory(tensor: torch.Tensor) -> bool:
-    """Whether a plain tensor has values at all: neither on the meta device nor uninitialised."""
+    """Whether a plain tensor has values: it is neither on the meta device nor uninitialised."""
     return not tensor.is_meta and not is_lazy(tensor)
 
 
 def is_packable(tensor: torch.Tensor) -> bool:
-    """Whether a plain tensor is a view of dense bytes, so that copying the bytes copies the tensor."""
+    """Whether a plain tensor is a view of dense bytes, so that a copy of its bytes is a copy of the tensor."""
     return tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_conj() and not tensor.is_neg()
 
 
 def relocate(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A copy of a plain tensor on ``device`` with its strides; a tensor that is there already is returned as it is.
+    """A copy of a plain tensor on ``device`` with the same strides, or ``tensor`` itself if it is there already.
 
-    ``Tensor.to`` makes expanded and strided tensors contiguous; this copies the bytes they span.
+    ``Tensor.to`` would make expanded and strided tensors contiguous. This copies the bytes that they span.
     """
     if tensor.device == device:
         return tensor
@@ -138,8 +139,7 @@ def relocate(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two tensors have the same structure, dtypes, sizes and bits. NaN equals NaN, and -0.0 does not equal
-    0.0."""
+    """Whether two tensors have the same structure, dtypes, sizes and bits. NaN equals NaN; -0.0 differs from 0.0."""
     mine, theirs = list(plain_tensors(a)), list(plain_tensors(b))
     if [path for path, _ in mine] != [path for path, _ in theirs]:
         return False
@@ -156,7 +156,7 @@ def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def inner_names(tensor: torch.Tensor) -> list[str]:
-    """Names of the attributes that hold the inner tensors of a wrapper."""
+    """The attribute names of the inner tensors of a wrapper."""
     return _flatten(tensor)[0]
 
 

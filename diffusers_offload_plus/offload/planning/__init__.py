@@ -1,4 +1,4 @@
-"""What is cached on the device within a budget, and how long a step takes: pure functions, no tensor is moved.
+"""What is cached on the device within a budget, and how long a step takes: pure functions that move no tensor.
 
 May import from ``model`` and the rooms below it.
 """

@@ -1,8 +1,9 @@
-"""Budgets against models: which cut suits, and what cannot fit is refused before anything is changed.
+"""The cut of each model that fits the budgets: blocks or layers. Budgets that nothing fits are refused.
 
 [Note: blocks or layers]
-A model is cut into blocks if their double buffer takes at most a sixteenth of the budget, for so much less is cached.
-Else it is cut into layers, whose double buffer is smaller.
+The bytes of the double buffer are not available for caching. So a model is cut into blocks only if it fits as a whole,
+or if the double buffer of its blocks takes at most a sixteenth of the budget. Else it is cut into layers, whose double
+buffer is smaller.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ LARGEST_SHARE = 1 / 16  # of a budget that a double buffer of blocks may take
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SizeSummary:
-    """The sizes of one model under one policy.
+    """The sizes of the groups of one model under one policy, in bytes.
 
     Attributes:
-        names, sizes: the groups that can stream, in order.
-        nests: places in ``sizes`` of groups that are on the device at once.
-        fixed: bytes of what never leaves the device.
-        total: bytes of everything.
+        names, sizes: names and sizes of the groups that can stream, in the order of the model.
+        nests: sets of groups that have to be on the device at once, as places in ``sizes``.
+        fixed: bytes of weights that never leave the device.
+        total: bytes of all weights.
     """
 
     policy: OffloadPolicy
@@ -54,16 +55,16 @@ class SizeSummary:
 
     @property
     def floor(self) -> int:
-        """Bytes that groups need at least."""
+        """Fewest device bytes with which the groups can stream."""
         return floor_bytes(self.sizes, self.nests)
 
     def suits(self, nbytes: int) -> bool:
-        """Whether ``nbytes`` for groups hold all of them, or much more than what they need to stream."""
+        """Whether this cut is good for ``nbytes`` of device memory; see [Note: blocks or layers]."""
         return streams_well(sum(self.sizes), self.floor, nbytes)
 
 
 def size_summary(root: nn.Module, policy: OffloadPolicy, label: str, *, values: bool = True) -> SizeSummary:
-    """Look at every tensor of ``root``; changes nothing. For ``values`` see :func:`take_inventory`."""
+    """The size summary of ``root`` under ``policy``. Changes nothing. For ``values`` see :func:`take_inventory`."""
     inventory = take_inventory(root, policy, label, values=values)
     streamed = [spec for spec in inventory.groups if spec.residency is Residency.STREAMED]
     sizes = tuple(packed_bytes(spec) for spec in streamed)
@@ -80,7 +81,7 @@ def size_summary(root: nn.Module, policy: OffloadPolicy, label: str, *, values: 
 def size_summaries(
     components: Mapping[str, nn.Module], policies: Mapping[str, OffloadPolicy], *, values: bool = True
 ) -> dict[str, list[SizeSummary]]:
-    """For each component the cuts that may be chosen, the one asked for first."""
+    """For each component the size summaries of the cuts that may be chosen. The cut asked for comes first."""
     return {
         name: [size_summary(module, policy, name, values=values) for policy in _cuts(policies[name])]
         for name, module in components.items()
@@ -90,11 +91,13 @@ def size_summaries(
 def fit_budgets(
     components: Mapping[str, nn.Module], policies: Mapping[str, OffloadPolicy]
 ) -> tuple[dict[str, OffloadPolicy], int | None]:
-    """The policies with the cut chosen that fits the budget of device memory, and the limit to begin with: the budget,
-    or what there is where the budget is measured.
+    """The policies with the cut that fits the budget of device memory, and the first limit of that budget.
+
+    The limit is the budget; the device's memory for ``"auto"``; None without a budget.
 
     Raises:
-        InvalidPolicyError: a budget cannot be kept; the message names the largest group and the smallest budget.
+        InvalidPolicyError: a budget is too small. The message names the largest group and the smallest budget that
+            works.
     """
     first = next(iter(policies.values()))
     if first.vram_budget is None and not _bounds_host(first):
@@ -112,7 +115,7 @@ def fit_budgets(
 
 
 def _fit_free_memory(summaries: Mapping[str, list[SizeSummary]], capacity: int) -> dict[str, SizeSummary]:
-    # What passes need beside weights is not known yet: half of the memory is left for it if some cut allows.
+    # The memory that passes take besides weights is not known yet. Half of all memory is left for it if a cut allows.
     try:
         return fit_summaries(summaries, capacity // 2)
     except InvalidPolicyError:
@@ -122,15 +125,15 @@ def _fit_free_memory(summaries: Mapping[str, list[SizeSummary]], capacity: int) 
 def fit_summaries(
     summaries: Mapping[str, list[SizeSummary]], limit: int, *, asked: str = "`vram_budget` is"
 ) -> dict[str, SizeSummary]:
-    """For each component the first of its cuts that suits ``limit`` bytes of device memory, or the last that fits.
+    """For each component the first cut that is good for ``limit`` bytes of device memory, else the last that fits.
 
     Args:
-        asked: how a message begins that the limit is too little for.
+        asked: beginning of the error message.
 
     Raises:
-        InvalidPolicyError: there is none; see :func:`fit_budgets`.
+        InvalidPolicyError: no cut of a component fits; see :func:`fit_budgets`.
     """
-    # What is fixed counts for all components at once, whichever of them works.
+    # Weights that never leave the device count for all components at once, whichever of them runs.
     fixed = sum(max(summary.fixed for summary in cuts) for cuts in summaries.values())
     left = limit - fixed - scratch_bytes(limit)
     fitting = {name: [cut for cut in cuts if cut.floor <= left] for name, cuts in summaries.items()}
@@ -140,8 +143,12 @@ def fit_summaries(
 
 
 def streams_well(total: int, floor: int, nbytes: int) -> bool:
-    """Whether groups of ``total`` bytes, which need ``floor`` to stream, suit ``nbytes``; see
-    [Note: blocks or layers]."""
+    """Whether a cut is good for ``nbytes`` of device memory; see [Note: blocks or layers].
+
+    Args:
+        total: bytes of all groups of the cut.
+        floor: fewest bytes with which they can stream.
+    """
     return total <= nbytes or floor <= LARGEST_SHARE * nbytes
 
 
@@ -151,7 +158,7 @@ def _cuts(policy: OffloadPolicy) -> list[OffloadPolicy]:
 
 
 def _refuse(summaries: Mapping[str, list[SizeSummary]], fixed: int, limit: int, asked: str) -> NoReturn:
-    # Of the component that needs most, so that the smallest budget named is one for all of them.
+    # The component that needs most, so that the budget in the message works for all of them.
     name, finest = max(
         ((name, min(cuts, key=lambda summary: summary.floor)) for name, cuts in summaries.items()),
         key=lambda item: item[1].floor,
@@ -162,22 +169,22 @@ def _refuse(summaries: Mapping[str, list[SizeSummary]], fixed: int, limit: int, 
         place = max(range(len(finest.sizes)), key=finest.sizes.__getitem__)
         largest = f"its largest group, '{finest.names[place]}', takes {format_bytes(finest.sizes[place])}, "
     raise InvalidPolicyError(
-        f"{asked} {format_bytes(limit)}, too little for '{name}': {largest}what is on the device at once "
-        f"{format_bytes(finest.floor)}, beside {format_bytes(fixed)} that never leaves the device. "
+        f"{asked} {format_bytes(limit)}, too little for '{name}': {largest}the groups that are on the device at once "
+        f"take {format_bytes(finest.floor)}, besides {format_bytes(fixed)} that never leaves the device. "
         f"The smallest budget that works is {smallest} bytes ({format_bytes(smallest)})."
     )
 
 
 def _bounds_host(policy: OffloadPolicy) -> bool:
-    # With a disk tier what does not fit rests there, and a CPU that computes uses the weights where they are.
+    # With a disk tier the rest is stored on disk, and a CPU that computes uses the weights where they are.
     return policy.host_budget is not None and policy.disk is None and policy.onload_device.type != "cpu"
 
 
 def check_host(summaries: Mapping[str, list[SizeSummary]]) -> None:
-    """See that the weights fit in the budget of host memory, where no disk takes the rest.
+    """Check that the weights fit in the budget of host memory, where no disk tier takes the rest.
 
     Raises:
-        InvalidPolicyError: they do not.
+        InvalidPolicyError: they do not fit.
     """
     asked = {name: cuts[0] for name, cuts in summaries.items()}
     first = next(iter(asked.values())).policy
@@ -193,6 +200,6 @@ def check_host(summaries: Mapping[str, list[SizeSummary]]) -> None:
             f"{format_bytes(summary.sizes[place])},"
         )
     raise InvalidPolicyError(
-        f"`host_budget` is {format_bytes(first.host_budget)}, and the weights{largest} rest in {format_bytes(needed)} "
-        f"of host memory. Give `offload_to_disk_path` for what does not fit, or at least {needed} bytes."
+        f"`host_budget` is {format_bytes(first.host_budget)}, and the weights{largest} take {format_bytes(needed)} of "
+        f"host memory. Give `offload_to_disk_path` for what does not fit, or at least {needed} bytes."
     )

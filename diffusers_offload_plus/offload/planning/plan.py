@@ -1,4 +1,4 @@
-"""The plan: what streams, what is cached, and the device memory that takes. Pure data, computed from an inventory."""
+"""The plan of one model as pure data: what streams, what is cached, and the device memory that takes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ __all__ = ["GroupPlan", "HeldGroup", "OffloadPlan", "groups_in_memory", "make_pl
 
 
 class HeldGroup(NamedTuple):
-    """A group as an engine holds it: what it is, its packed bytes, and where it rests."""
+    """A group that is stored: its spec, its packed bytes, and its tier.
+
+    Attributes:
+        in_place: the device computes with the weights where they are stored.
+        cached: the group is to be cached on the device between passes.
+    """
 
     spec: GroupSpec
     nbytes: int
@@ -25,13 +30,13 @@ class HeldGroup(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GroupPlan:
-    """One group.
+    """The plan of one group.
 
     Attributes:
         nbytes: packed size in bytes.
-        residency: where it is while nothing runs; ``tier``: where it rests meanwhile or otherwise ("host", "disk").
-        device_bytes: bytes it takes on the device while in use; none where the device computes with it in place.
-        tensors: their names.
+        residency: where the group is between passes; ``tier``: where it is stored, such as "host" or "disk".
+        device_bytes: bytes on the device while in use; 0 where the device computes with the group in place.
+        tensors: names of the tensors.
     """
 
     name: str
@@ -44,15 +49,15 @@ class GroupPlan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OffloadPlan:
-    """What an engine will do.
+    """The plan of one model.
 
     Attributes:
-        groups: every group, in the order of the model.
-        persistent_bytes: buffers and the like, which never leave the device.
-        prefetch_depth: groups onloaded ahead of the one in use.
-        nested_bytes: largest sum of streamed groups that modules running inside one another need at once.
-        stream_bytes: with a budget, device bytes that streamed groups pass through.
-        decisions: everything treated differently from the plain rule, and why.
+        groups: all groups, in the order of the model.
+        persistent_bytes: bytes of persistent buffers and other tensors that are on the device one by one.
+        prefetch_depth: groups onloaded ahead of the one in use, without a budget.
+        nested_bytes: most bytes of streamed groups that modules which run inside one another need at once.
+        stream_bytes: device memory that streamed groups pass through; None without a budget.
+        decisions: tensors and units that are treated in a special way, and why.
     """
 
     groups: tuple[GroupPlan, ...]
@@ -64,7 +69,7 @@ class OffloadPlan:
 
     @property
     def streamed_bytes(self) -> int:
-        """Bytes that travel in a pass that uses each group once."""
+        """Bytes that a pass copies to the device if it uses each group once."""
         return sum(group.nbytes for group in self.groups if group.residency is Residency.STREAMED)
 
     @property
@@ -78,26 +83,24 @@ class OffloadPlan:
         return self.persistent_bytes + sum(g.device_bytes for g in self.groups if g.residency is Residency.RESIDENT)
 
     def bytes_on(self, tier: str) -> int:
-        """Bytes of the groups that rest on ``tier``."""
+        """Bytes of the groups that are stored on ``tier``."""
         return sum(group.nbytes for group in self.groups if group.tier == tier)
 
     @property
     def host_bytes(self) -> int:
-        """Bytes of the groups that rest in host memory of any kind."""
+        """Bytes of the groups that are stored in host memory of any kind."""
         return sum(group.nbytes for group in self.groups if group.tier.endswith("host"))
 
     @property
     def shared_bytes(self) -> int:
-        """Bytes of those that this process shares with others."""
+        """Bytes of the groups that are stored in memory that processes share."""
         return sum(group.nbytes for group in self.groups if "shared" in group.tier)
 
     @property
     def device_bound(self) -> int:
-        """Most bytes of weights on the device at any moment of an inference pass in which modules call their own
-        submodules.
+        """Most bytes of weights on the device at any moment of an inference pass.
 
-        A module that reads another's weights without calling it adds a copy of that group while it runs, but for a
-        budget, which holds whatever happens.
+        Without a budget, a module that reads another's weights without calling it adds that group while it runs.
         """
         if self.stream_bytes is not None:
             return self.resident_bytes + self.cached_bytes + min(self.stream_bytes, self.streamed_bytes)
@@ -106,11 +109,15 @@ class OffloadPlan:
 
 
 def groups_in_memory(sizes: Sequence[int], budget: int | None, *, staged: bool = False) -> frozenset[int]:
-    """Which of the groups of these ``sizes`` (bytes, in the order of use) rest in host memory, the others on disk.
+    """Places of the groups that are stored in host memory within a host budget. The others are stored on disk.
 
-    Two staging buffers count as well, and two more if those in memory pass through buffers of their own
-    (``staged``). What stays in memory is spread evenly over the model, so that while one group is used there
-    is time to read the next from disk.
+    Groups in memory are spread evenly over the model, so that while they are used there is time to read the next group
+    from disk.
+
+    Args:
+        sizes: bytes of the groups, in the order of use.
+        budget: bytes of host memory for groups and two staging buffers; None: all groups are stored on disk.
+        staged: groups in memory pass through two more staging buffers.
     """
     if budget is None:
         return frozenset()
@@ -122,9 +129,9 @@ def groups_in_memory(sizes: Sequence[int], budget: int | None, *, staged: bool =
 
 
 def staging_bytes(sizes: Sequence[int], budget: int | None) -> int:
-    """Bytes of one staging buffer: the largest group's, or where the budget is small an eighth of it.
+    """Bytes of one staging buffer: those of the largest group, but at most an eighth of the budget.
 
-    A group then travels in several copies; four buffers never take more than half of the budget.
+    So four buffers take at most half of the budget. A group that is larger than a buffer is copied in pieces.
     """
     largest = max(sizes, default=0)
     return largest if budget is None else min(largest, budget // 8)
@@ -132,7 +139,7 @@ def staging_bytes(sizes: Sequence[int], budget: int | None) -> int:
 
 def make_plan(
     inventory: Inventory,
-    held: Sequence[HeldGroup],
+    stored: Sequence[HeldGroup],
     persistent_bytes: int,
     policy: OffloadPolicy,
     *,
@@ -141,9 +148,9 @@ def make_plan(
     """Compute the plan for ``inventory``.
 
     Args:
-        held: its groups that are managed; none where nothing moves.
-        persistent_bytes: bytes of the tensors that are on the device one by one, for good.
-        stream_bytes: device bytes that streamed groups pass through, if there is a budget.
+        stored: the groups of the inventory that the engine has stored; none on a CPU without disk tier.
+        persistent_bytes: bytes of tensors that are on the device one by one.
+        stream_bytes: device memory that streamed groups pass through; None without a budget.
     """
     groups = tuple(
         GroupPlan(
@@ -154,9 +161,9 @@ def make_plan(
             device_bytes=0 if group.in_place else group.nbytes,
             tensors=tuple(name for entry in group.spec.entries for name in entry.names),
         )
-        for group in held
+        for group in stored
     )
-    streamed = [group for group, plan in zip(held, groups, strict=True) if plan.residency is Residency.STREAMED]
+    streamed = [group for group, plan in zip(stored, groups, strict=True) if plan.residency is Residency.STREAMED]
     nests = nested_groups(inventory.units, [group.spec for group in streamed])
     taken = [0 if group.in_place else group.nbytes for group in streamed]
     return OffloadPlan(

@@ -1,15 +1,15 @@
-"""Residency within a budget: which groups are cached on the device between passes, and what the others stream through.
+"""Residency within a budget: which groups are cached on the device between passes, and what others stream through.
 
 [Note: the rule]
-Streaming needs a double buffer: what runs, and beside it the largest group, which is on its way. Where groups are so
-small that two of them keep the copy engine busy for moments only, :data:`LEAST_SHARE` of the weights is held back. All
-other memory caches groups. They are spread evenly, so that cached groups compute while others travel: in order of use,
-a group is cached as soon as the bytes cached so far are behind their share. Bytes left over are filled with the
-largest groups that fit, far from what is cached.
+Streamed groups pass through the *stream bytes*. That is a double buffer, for the groups that run and the largest
+group, which is copied meanwhile, but at least :data:`LEAST_SHARE` of the weights: two small groups would not keep the
+copy engine busy. All other memory caches groups. Cached groups are spread evenly over the step, so that they compute
+while others are copied: in order of use, a group is cached if the bytes cached so far are behind their share. Bytes
+left over are filled with the largest groups that fit, far from other cached groups.
 
-Even spreads differ in where they begin, in how they round, and in how many of the largest groups are cached first,
-which makes the double buffer smaller. Of some of them the one is taken that the step model finds fastest. No speeds
-are known here, so it tries several ratios of computing to copying; a byte takes one second to copy.
+Even spreads differ in where they begin, in how they round, and in how many of the largest groups are cached first
+(which makes the double buffer smaller). Some dozens are tried, and the fastest by the step model is taken. No speeds
+are known here, so the model is asked with several ratios of computing to copying. A byte takes one second to copy.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ __all__ = [
     "packed_bytes",
 ]
 
-LEAST_SHARE = 0.02
+LEAST_SHARE = 0.02  # of all weights, for stream bytes
 LARGEST = 8  # sizes of the largest streamed group that are tried
 STARTS = 4  # places around the step where a spread may begin
-ROUNDINGS = (0.0, 0.5)
-RATIOS = (0.25, 0.5, 1.0)  # seconds that a group computes to those that it travels
+ROUNDINGS = (0.0, 0.5)  # see ``evenly_spread``
+RATIOS = (0.25, 0.5, 1.0)  # compute time of a group to its copy time
 ONE_BYTE_A_SECOND = Bandwidth(1.0)
 
 
 class CacheChoice(NamedTuple):
-    """What a budget of device memory is used for.
+    """The use of a budget of device memory.
 
     Attributes:
-        cached: places of the groups that stay on the device between passes.
-        stream_bytes: device memory that the others pass through.
+        cached: places of the groups that are cached on the device between passes.
+        stream_bytes: device memory that the other groups pass through.
     """
 
     cached: frozenset[int]
@@ -56,7 +56,7 @@ class CacheChoice(NamedTuple):
 
 
 def packed_bytes(spec: GroupSpec) -> int:
-    """Bytes of a group laid out in one slab; an upper bound, for what tensors share counts once for each."""
+    """Bytes of a group in one slab. An upper bound: bytes that tensors share count for each of them."""
     return sum(
         -(-t.numel() * t.element_size() // ALIGNMENT) * ALIGNMENT
         for entry in spec.entries
@@ -65,14 +65,16 @@ def packed_bytes(spec: GroupSpec) -> int:
 
 
 def fixed_bytes(inventory: Inventory) -> int:
-    """Device bytes of what never leaves the device: buffers, and the root's own parameters."""
+    """Device bytes of weights that never leave the device: persistent buffers, and the root's own parameters."""
     resident = sum(packed_bytes(spec) for spec in inventory.groups if spec.residency is Residency.RESIDENT)
     return resident + sum(entry.nbytes for entry in inventory.persistent)
 
 
 def nested_groups(units: Sequence[Unit], specs: Sequence[GroupSpec]) -> list[frozenset[int]]:
-    """Which of the groups have to be on the device at once, because modules run inside one another; each set given by
-    places in ``specs``."""
+    """Sets of groups that have to be on the device at once because their modules run inside one another.
+
+    Groups are given as places in ``specs``.
+    """
     units_at: dict[str, set[int]] = {}
     for index, unit in enumerate(units):
         for name, _ in unit.triggers:
@@ -92,8 +94,11 @@ def nested_groups(units: Sequence[Unit], specs: Sequence[GroupSpec]) -> list[fro
 def floor_bytes(
     sizes: tuple[int, ...], nests: tuple[frozenset[int], ...], cached: frozenset[int] = frozenset()
 ) -> int:
-    """Device bytes that groups of these sizes need beside those ``cached``: a double buffer, of what runs at once and
-    the largest group, which travels meanwhile or is read by a module that does not own it."""
+    """Fewest device bytes with which groups of these sizes can stream, besides those ``cached``: a double buffer.
+
+    It is for the groups that run at once, and for the largest group, which is copied meanwhile or is read by a module
+    that does not own it.
+    """
     streamed = [nbytes for place, nbytes in enumerate(sizes) if place not in cached]
     at_once = (sum(sizes[place] for place in nest - cached) for nest in nests)
     largest = max(streamed, default=0)
@@ -104,12 +109,12 @@ def floor_bytes(
 def choose_cached(sizes: tuple[int, ...], nests: tuple[frozenset[int], ...], budget: int) -> CacheChoice:
     """The groups to cache within ``budget`` bytes of device memory; see [Note: the rule].
 
-    Where the budget is below the double buffer nothing is cached, and all of it is for streaming: what is too large
-    raises by itself.
+    If the budget is smaller than the double buffer, nothing is cached and all of it is for streaming. A pass that
+    needs more then raises.
 
     Args:
         sizes: bytes of the groups, in order of use.
-        nests: places of groups that are on the device at once, since their modules run inside one another.
+        nests: sets of groups that are on the device at once, as places in ``sizes``.
     """
     total = sum(sizes)
     if total <= budget:
@@ -127,46 +132,46 @@ def _spreads(sizes: tuple[int, ...], nests: tuple[frozenset[int], ...], budget: 
     least = min(int(LEAST_SHARE * sum(sizes)), budget)
     for largest in sorted(set(sizes), reverse=True)[:LARGEST]:
         first = frozenset(place for place, nbytes in enumerate(sizes) if nbytes > largest)
-        held = sum(sizes[place] for place in first)
+        taken = sum(sizes[place] for place in first)
         cache_bytes = budget - max(least, floor_bytes(sizes, nests, first))
-        if held <= cache_bytes:
+        if taken <= cache_bytes:
             places = [place for place in range(len(sizes)) if place not in first]
             for step, rounding in itertools.product(range(STARTS), ROUNDINGS):
                 start = len(places) * step // STARTS
-                chosen = evenly_spread(sizes, places[start:] + places[:start], cache_bytes - held, rounding)
+                chosen = evenly_spread(sizes, places[start:] + places[:start], cache_bytes - taken, rounding)
                 yield _filled(sizes, first | chosen, cache_bytes)
 
 
 def evenly_spread(sizes: Sequence[int], order: Sequence[int], nbytes: int, rounding: float = 0.0) -> set[int]:
-    """Of the places in ``order`` as many as ``nbytes`` hold, spread evenly over it by bytes.
+    """Places from ``order`` whose groups fit in ``nbytes``, spread evenly over ``order`` by bytes.
 
     Args:
-        rounding: part of a group that may be ahead of its share.
+        rounding: part of a group by which the chosen bytes may be ahead of their share.
     """
     total = sum(sizes[place] for place in order)
-    chosen, held, passed = set(), 0, 0
+    chosen, taken, passed = set(), 0, 0
     for place in order:
         passed += sizes[place]
-        fits = held + sizes[place] <= nbytes
-        if fits and (held + sizes[place] * (1 - rounding)) * total <= nbytes * passed:
-            held += sizes[place]
+        fits = taken + sizes[place] <= nbytes
+        if fits and (taken + sizes[place] * (1 - rounding)) * total <= nbytes * passed:
+            taken += sizes[place]
             chosen.add(place)
     return chosen
 
 
 def _filled(sizes: Sequence[int], cached: frozenset[int], nbytes: int) -> frozenset[int]:
-    """``cached`` and the largest groups that fit beside it in ``nbytes``; of equals the one farthest from it."""
+    """``cached`` and the largest further groups that fit in ``nbytes``. Of equal groups the farthest comes first."""
     left = nbytes - sum(sizes[place] for place in cached)
     count = len(sizes)
-    farness = [count] * count
+    distances = [count] * count  # to the nearest cached group
     for direction in (1, -1):
         apart = count
         for place in [*range(count), *range(count)][::direction]:
             apart = 0 if place in cached else apart + 1
-            farness[place] = min(farness[place], apart)
-    rest = [place for place in range(count) if place not in cached]
+            distances[place] = min(distances[place], apart)
+    others = [place for place in range(count) if place not in cached]
     chosen = set(cached)
-    for place in sorted(rest, key=lambda place: (-sizes[place], -farness[place])):
+    for place in sorted(others, key=lambda place: (-sizes[place], -distances[place])):
         if sizes[place] <= left:
             left -= sizes[place]
             chosen.add(place)
@@ -174,7 +179,7 @@ def _filled(sizes: Sequence[int], cached: frozenset[int], nbytes: int) -> frozen
 
 
 def _slowness(sizes: Sequence[int], budget: int, choice: CacheChoice) -> float:
-    """Seconds of a step to those of its bound, summed over the :data:`RATIOS`."""
+    """Duration of a step over its lower bound, summed over the :data:`RATIOS`."""
     total, slowness = sum(sizes), 0.0
     for ratio in RATIOS:
         costs = [GroupCost(nbytes=nbytes, compute_seconds=ratio * nbytes) for nbytes in sizes]

@@ -1,21 +1,21 @@
 """The step model: how long a step takes when some groups are cached on the device and the others stream.
 
 [Note: the recurrences]
-Number the streamed groups in order of use, step after step. Copies follow one another on the copy engine, computing
-is in order, and a copy starts once the groups that were used earlier have left enough of the stream bytes. ``gate`` is
-the last of these. ``before`` is the compute time of cached groups since the streamed group before. Then, for the
-moments at which copies and computing end::
+Streamed groups are numbered in order of use, step after step. The copy engine makes one copy at a time, groups compute
+in order, and a copy starts once earlier groups have left enough of the stream bytes. ``gate[k]`` is the last of those
+earlier groups. ``before[k]`` is the compute time of cached groups between streamed groups ``k - 1`` and ``k``. Copies
+and computing then end at these moments::
 
     copied[k] = max(copied[k - 1], computed[gate[k]]) + copy[k]
     computed[k] = max(computed[k - 1] + before[k], copied[k]) + compute[k]
 
-Anybody may write weights that are on the device between two steps. So when a step ends, the engine lets computing wait
-for all copies that are under way by then, and the next step begins after the last of these.
+Between two steps any code may write weights that are on the device. So when a step ends, the computing stream waits
+for all copies that are under way, and the next step begins after the last of them.
 
 [Note: the steady step]
-Steps are played one after another, from a cold start, until one ends as the step before did: from there on all steps
-are alike. Where computing and copying are nearly equally fast that may take long, and the last step played is near
-enough.
+Steps are computed one after another, from a cold start, until one ends like the step before: from there on all steps
+are alike. If computing and copying take nearly the same time, that can take many steps; then the last of
+:data:`MOST_STEPS` is near enough.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from typing import NamedTuple
 __all__ = ["Bandwidth", "GroupCost", "copies_ahead", "step_seconds"]
 
 MOST_STEPS = 60
-ROUNDING = 1e-9  # of a step
+ROUNDING = 1e-9  # of a step; smaller differences between two steps do not count
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GroupCost:
-    """The cost of one group: ``nbytes`` to copy, and the seconds its modules compute in one step."""
+    """The cost of one group in one step: the bytes to copy, and the seconds that its modules compute."""
 
     nbytes: int
     compute_seconds: float
@@ -40,7 +40,7 @@ class GroupCost:
 
 @dataclasses.dataclass(frozen=True)
 class Bandwidth:
-    """The speed of copies: each takes ``seconds_per_copy`` and its bytes at ``bytes_per_second``."""
+    """The speed of copies: ``seconds_per_copy``, and after that ``bytes_per_second``."""
 
     bytes_per_second: float
     seconds_per_copy: float = 0.0
@@ -51,7 +51,12 @@ class Bandwidth:
 
 
 class _State(NamedTuple):
-    """The end of a step: when each streamed group was computed and the copy engine was free, before that end."""
+    """The state at the end of a step.
+
+    Attributes:
+        computed: when each streamed group was computed, in seconds relative to the end of the step; not positive.
+        copied: when the last copy ended, likewise.
+    """
 
     computed: list[float]
     copied: float
@@ -75,12 +80,12 @@ class _Steps:
         self.before = [sum(seconds[start:place]) for start, place in zip(starts, places, strict=False)]
         self.tail = sum(seconds[starts[-1] :])
         self.gates = _gates([groups[place].nbytes for place in places], stream_bytes)
-        # While the last group of a step computes, nothing more is asked for.
+        # While the last group of a step computes, the engine starts no copy.
         last = len(places) - 1 + (starts[-1] < len(groups))
         self.under_way = sum(gate < last for gate in self.gates)
 
     def after(self, state: _State) -> tuple[_State, float]:
-        """The end of the step that follows, and the seconds it takes."""
+        """The state at the end of the next step, and the seconds that the step takes."""
         computed, arrived, now = list(state.computed), [state.copied], 0.0
         for gate, copy in zip(self.gates[: self.under_way], self.copy, strict=False):
             arrived.append(max(arrived[-1], computed[gate]) + copy)
@@ -95,14 +100,16 @@ class _Steps:
 
 
 def _gates(sizes: Sequence[int], stream_bytes: int) -> list[int]:
-    """For each streamed group the last one whose bytes have to be free before its copy starts, counted from the first
-    group of the step before. No group is on the device twice."""
+    """For each streamed group the last group whose bytes have to be free before its copy starts.
+
+    Groups are counted from the first group of the step before. No group is on the device twice.
+    """
     count, gates = len(sizes), []
-    first, held = 1, sum(sizes[1:])
+    first, taken = 1, sum(sizes[1:])
     for k, nbytes in enumerate(sizes):
-        held += nbytes
-        while held > stream_bytes or first <= k:
-            held -= sizes[first % count]
+        taken += nbytes
+        while taken > stream_bytes or first <= k:
+            taken -= sizes[first % count]
             first += 1
         gates.append(first - 1)
     return gates
@@ -112,19 +119,20 @@ def _streamed(groups: Sequence[GroupCost], cached: Collection[int], stream_bytes
     places = [index for index in range(len(groups)) if index not in cached]
     largest = max((groups[place].nbytes for place in places), default=0)
     if largest > stream_bytes:
-        raise ValueError(f"{stream_bytes} stream bytes cannot hold the largest streamed group, {largest} bytes.")
+        raise ValueError(f"{stream_bytes} stream bytes are too few for the largest streamed group, {largest} bytes.")
     return places
 
 
 def step_seconds(
     groups: Sequence[GroupCost], cached: Collection[int], stream_bytes: int, bandwidth: Bandwidth
 ) -> float:
-    """Seconds of a steady step over ``groups``, in order of use.
+    """Seconds of a steady step.
 
     Args:
-        cached: indices of groups that are on the device and never travel.
-        stream_bytes: device memory that the others pass through. Each takes its bytes from the start of its copy to
-            the end of its compute.
+        groups: costs of all groups, in order of use.
+        cached: places of groups that are on the device and are not copied.
+        stream_bytes: device memory that the other groups pass through. Each takes its bytes from the start of its copy
+            to the end of its computing.
 
     Raises:
         ValueError: a streamed group is larger than ``stream_bytes``.
@@ -143,10 +151,10 @@ def step_seconds(
 
 
 def copies_ahead(groups: Sequence[GroupCost], cached: Collection[int], stream_bytes: int) -> int:
-    """Streamed groups that are copied ahead of the group that computes, at most."""
+    """Most streamed groups that are copied ahead of the group that computes."""
     places = _streamed(groups, cached, stream_bytes)
     count = len(places)
     gates = _gates([groups[place].nbytes for place in places], stream_bytes)
-    # While cached groups compute, the next streamed one is ahead as well.
+    # While cached groups compute, the streamed group after them is ahead as well.
     follows = [(place + 1) % len(groups) in cached for place in places]
     return max((count + k - gate - (not follows[gate % count]) for k, gate in enumerate(gates)), default=0)

@@ -1,11 +1,12 @@
-"""How long computing waited for each group, and on which link the group was late.
+"""How long computing waited for each group, and at which bottleneck.
 
 [Note: measuring without waiting]
-Where a group is needed two moments are marked by events: computing has come so far, and the copy is over. Computing
-waited for the difference, if the copy was later. A copy on the computing stream itself is marked before and after.
-Nothing is read during a pass: events are looked at when they have happened long since, or when somebody asks, and the
-calling thread waits for none. Where there are no events, the calling thread itself waits, and its clock is read.
-A mark costs about as much as a small kernel's launch, so only the first few passes are measured, then one in many.
+Two moments are marked by events: the computing stream comes to need a group, and the group's copy ends. If the copy
+ends later, computing waited for the difference. A copy on the computing stream itself is marked before and after. No
+event is read during a pass: they are read before a later pass or for a report, once they have happened, so the calling
+thread never waits for one. On a device without events the calling thread itself waits, and its clock is read. A mark
+costs about as much as the launch of a small kernel, so the first :data:`FIRST` passes are measured, then one in
+:data:`EVERY`.
 """
 
 from __future__ import annotations
@@ -22,21 +23,25 @@ import torch
 
 __all__ = ["Bottleneck", "StallTimer", "Waited"]
 
-FIRST = 3  # passes measured at once
-EVERY = 16  # one in so many later
-PENDING = 4  # passes whose events have not been read; no more are measured before
+FIRST = 3  # passes that are all measured
+EVERY = 16  # of later passes, one in so many is measured
+PENDING = 4  # measured passes whose events have not been read, at most
 
 
 class Bottleneck(enum.StrEnum):
-    """What a group that came late was held up by."""
+    """What a late group was waiting for."""
 
     DISK = "disk"  # its bytes had not been read when they were needed
-    LINK = "host to device"
+    LINK = "host to device"  # its copy to the device had not ended
 
 
 @dataclasses.dataclass(slots=True)
 class Waited:
-    """Seconds waited for one group on one link, over the passes measured: in all, and in the worst."""
+    """The waits for one group at one bottleneck.
+
+    Attributes:
+        seconds: seconds over all measured passes; ``worst``: in the worst of them.
+    """
 
     seconds: float = 0.0
     worst: float = 0.0
@@ -45,7 +50,7 @@ class Waited:
 @dataclasses.dataclass(slots=True)
 class _Wait:
     group: Hashable
-    link: Bottleneck
+    bottleneck: Bottleneck
     start: Any
     end: Any
 
@@ -58,18 +63,18 @@ class _Pass:
 
 @dataclasses.dataclass(slots=True)
 class Tally:
-    """What is known of one kind of passes.
+    """The sum over measured passes of one kind.
 
     Attributes:
-        passes: how many were measured.
-        waited: by group and link; groups that were there in time have no entry.
+        passes: number of measured passes.
+        waited: the waits, by group and bottleneck. Groups that were never late are not in it.
     """
 
     passes: int = 0
     waited: dict[tuple[Hashable, Bottleneck], Waited] = dataclasses.field(default_factory=dict)
 
     def add(self, totals: dict[tuple[Hashable, Bottleneck], float]) -> None:
-        """One more pass, with the seconds it waited."""
+        """Add one pass, with its seconds of waiting by group and bottleneck."""
         self.passes += 1
         for key, seconds in totals.items():
             if seconds > 0:
@@ -79,14 +84,14 @@ class Tally:
 
 
 class StallTimer:
-    """Marks moments of a pass, and adds up later what lay between them.
+    """Marks moments of measured passes, and later adds up the waits between them.
 
     Args:
-        device: where it is computed.
-        has_events: it has streams, and events that tell the time.
+        device: the device that computes.
+        has_events: whether the device has streams, and events that tell the time.
 
     Attributes:
-        watching: the present pass is measured.
+        watching: whether the present pass is measured.
     """
 
     def __init__(self, device: torch.device, *, has_events: bool) -> None:
@@ -97,7 +102,7 @@ class StallTimer:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything: the groups are others from now on."""
+        """Remove all measurements, because the groups have changed."""
         self._now: _Pass | None = None
         self.watching = False
         self._pending: collections.deque[_Pass] = collections.deque()
@@ -107,10 +112,10 @@ class StallTimer:
     # During a pass
 
     def begin(self, *, learned: bool) -> None:
-        """A pass begins.
+        """Begin a pass.
 
         Args:
-            learned: the order in which it uses groups is known, so that they can be brought ahead.
+            learned: the order in which the pass uses groups is known, so that they can be prefetched.
         """
         self._now = None
         self.watching = False
@@ -125,14 +130,14 @@ class StallTimer:
             self.watching = True
 
     def end(self, finished: bool) -> None:
-        """The pass is over; one that did not run to its end is not counted."""
+        """End the pass. One that did not finish is not counted."""
         if self._now is not None and finished:
             self._pending.append(self._now)
         self._now = None
         self.watching = False
 
     def mark(self) -> Any:
-        """This moment of the current stream, or of the calling thread where there are no events."""
+        """A mark of this moment: of the current stream, or of the calling thread where there are no events."""
         if not self.has_events:
             return time.perf_counter()
         event = self.event()
@@ -140,21 +145,28 @@ class StallTimer:
         return event
 
     def event(self) -> Any:
-        """An event that can be timed, for the end of a copy that :meth:`note` is told of later."""
+        """An event that can be timed, to be recorded at the end of a copy and passed to :meth:`note`."""
         return self._free.pop() if self._free else torch.Event(self._device, enable_timing=True)
 
-    def note(self, group: Hashable, link: Bottleneck, start: Any, end: Any) -> None:
-        """From ``start``, computing waited for ``group`` to ``end``, which may have come before. Both marks are the
-        timer's own from now on."""
+    def note(self, group: Hashable, bottleneck: Bottleneck, start: Any, end: Any) -> None:
+        """Record that computing waited for ``group`` from ``start`` to ``end``; not at all if ``end`` is earlier.
+
+        The marks belong to the timer from now on, which uses their events again.
+        """
         assert self._now is not None
-        self._now.waits.append(_Wait(group, link, start, end))
+        self._now.waits.append(_Wait(group, bottleneck, start, end))
 
     # Later
 
     def read(self) -> tuple[bool, Tally]:
-        """Whether the order of use was known in the passes measured, and what was measured; passes in which it was not
-        say nothing about later ones, and count only as long as there are no others. Passes whose events have not
-        happened yet are left out."""
+        """The measurements so far.
+
+        Passes in which the order of use was not known say nothing about later ones. They count only as long as there
+        are no others. Passes whose events have not happened yet are left out.
+
+        Returns:
+            Whether the order of use was known in the passes that count, and their sum.
+        """
         self._read()
         learned = self._tallies[True].passes > 0
         return learned, self._tallies[learned]
@@ -165,7 +177,7 @@ class StallTimer:
                 done = self._pending.popleft()
                 totals: dict[tuple[Hashable, Bottleneck], float] = collections.defaultdict(float)
                 for wait in done.waits:
-                    totals[wait.group, wait.link] += max(0.0, self._seconds(wait))
+                    totals[wait.group, wait.bottleneck] += max(0.0, self._seconds(wait))
                     if self.has_events:
                         self._free.extend((wait.start, wait.end))
                 self._tallies[done.learned].add(totals)

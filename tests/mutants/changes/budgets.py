@@ -25,7 +25,7 @@ BUDGETS = Room(
         Mutant(
             "auto: weights that come and go are not told from what is beside them",
             "DeviceBudget.note_change",
-            Drop("self._note_beside()"),
+            Drop("self._note_activations()"),
         ),
         Mutant("auto: larger inputs are not measured", "AutoLimit.begin", Replace("size > _", "False")),
         Mutant("auto: what is over a smaller limit stays", "DeviceBudget._shrink", Never("_ > 0")),

@@ -51,7 +51,7 @@ RUNTIME = Room(
             "_Part._weights_and_tree",
             Replace("map(_, self.dicts)", 'map(itemgetter("_parameters", "_buffers"), self.dicts)'),
         ),
-        Mutant("a weight put in place of another is not noticed", "_Holding.same", Replace("all(...)", "True")),
+        Mutant("a weight put in place of another is not noticed", "_Contents.same", Replace("all(...)", "True")),
         Mutant("removed hooks are not put back", "Attachment.restore", Body("return")),
         Mutant("displaced hooks are not noticed", "_Hooks.fire", Body("return True")),
         Mutant(

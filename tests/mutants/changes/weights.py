@@ -89,11 +89,11 @@ WEIGHTS = Room(
                 "_ != self._layout", "[*map(_stride, parts), *map(_shape, parts)] != self._layout[: 2 * len(parts)]"
             ),
         ),
-        Mutant("another inner tensor is not noticed", "Pointers._holds_parts", Never("getattr(...) is not _")),
-        Mutant("an added inner tensor is not noticed", "Pointers._holds_parts", Never("_ != held")),
+        Mutant("another inner tensor is not noticed", "Pointers._has_inner", Never("getattr(...) is not _")),
+        Mutant("an added inner tensor is not noticed", "Pointers._has_inner", Never("_ != held")),
         Mutant(
             "what was empty and is not any more is not noticed",
-            "Pointers._holds_parts",
+            "Pointers._has_inner",
             Replace("not any(...)", "True"),
         ),
         Mutant("tensors without counters pass for unwritten", "Pointers.changed_since", Replace("_ < 0", "False")),

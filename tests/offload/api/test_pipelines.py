@@ -324,7 +324,7 @@ def test_extended_pipeline_copies_to_its_own_class(device: torch.device) -> None
     assert diffusers.StableDiffusion3Pipeline.enable_group_offload is not type(pipeline).enable_group_offload
     other = PIPELINES["sd3"].build()
     assert type(other) is diffusers.StableDiffusion3Pipeline
-    assert "Keep the weights" in type(pipeline).enable_group_offload.__doc__
+    assert "Store the weights" in type(pipeline).enable_group_offload.__doc__
     assert pipeline.offload_report()["transformer"].groups > 0
     pipeline.disable_group_offload()
 

@@ -117,7 +117,7 @@ def test_too_little_host_memory(saved: Callable[[str], Path], capsys: pytest.Cap
     assert main(["plan", str(saved("flux")), "--vram", "1GiB", "--ram", "100KiB"]) == 1
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("--ram")]
     assert "--ram 100.0 KiB is too little" in line
-    needed = line.split("rest in ")[1].split()[0]
+    needed = line.split("the weights take ")[1].split()[0]
     assert main(["plan", str(saved("flux")), "--vram", "1GiB", "--ram", needed]) == 0
     assert main(["plan", str(saved("flux")), "--vram", "1GiB", "--ram", str(int(needed) - 1)]) == 1
 
@@ -151,7 +151,7 @@ def index(**values: Any) -> dict[str, str]:
         (None, [], "is no directory"),
         ({}, [], "neither a model_index.json nor a config.json"),
         ({"config.json": "{"}, [], "cannot be read as JSON"),
-        ({"config.json": "[]"}, [], "must hold one JSON object"),
+        ({"config.json": "[]"}, [], "must contain one JSON object"),
         (config(), [], "names no class"),
         (config(_class_name="NoSuchModel"), [], "names the class 'NoSuchModel' of 'diffusers'"),
         (config(architectures=["NoSuchModel"]), [], "names the class 'NoSuchModel' of 'transformers'"),

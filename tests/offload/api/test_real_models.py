@@ -80,5 +80,5 @@ def forget_caches(model: nn.Module) -> None:
 def sum_of_served(report: object, model: nn.Module) -> int:
     """What modules that read others' weights may add to the bound; 0 where the report lists no such read."""
     decisions = getattr(report, "decisions", ())
-    served = [d.name for d in decisions if "without its owner being called" in d.reason]
+    served = [d.name for d in decisions if "without a call of its owner" in d.reason]
     return sum(p.numel() * p.element_size() for p in model.parameters()) if served else 0

@@ -366,7 +366,7 @@ def test_one_model_inside_another(outer: bool, device: torch.device) -> None:
     model = seeded(Stack)
     first, second = (model.blocks[2], model) if outer else (model, model.blocks[2])
     dop.enable_group_offload(first, device)
-    refused(second, device, dop.HookConflictError, "contain one another", "disable_group_offload")
+    refused(second, device, dop.HookConflictError, "contains the other", "disable_group_offload")
     dop.disable_group_offload(first)
     dop.enable_group_offload(second, device)
     dop.disable_group_offload(second)

@@ -108,7 +108,7 @@ def test_following_the_remedy_removes_the_stall(policy: str, device: torch.devic
     for group in stalled:
         remedy = remedy_of(report, group)
         if policy == "plain" and group != "0":
-            assert remedy == "`use_stream=True` brings it while the group before it computes"
+            assert remedy == "`use_stream=True` copies it while the group before it computes"
             change: dict[str, Any] = {"use_stream": True}
         else:
             present = settings[policy].get("vram_budget", 0)
@@ -172,7 +172,7 @@ def test_a_group_that_others_displace(device: torch.device, meter: Meter) -> Non
         (stall,) = component.stalls
         # The last to come: those before it came while what gave way for it was compared.
         assert (stall.group, stall.worst, stall.passes) == ("3", 3.0, 4)
-        assert "holds it beside the other components" in stall.remedy
+        assert "caches it besides the other components" in stall.remedy
     more = figure(stall.remedy, "vram_budget")
     assert [c.stalls for c in report(limit_of(16) + more).components] == [(), ()]
     dop.disable_group_offload(pipeline)

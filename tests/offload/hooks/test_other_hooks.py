@@ -259,7 +259,7 @@ def test_skipped_layers(policy: str, first: str, device: torch.device) -> None:
 @either_order
 @every_policy
 def test_layerwise_casting(policy: str, first: str, device: torch.device) -> None:
-    """Weights rest in float8 and are cast for each layer, whichever hook is outside."""
+    """Weights are stored in float8 and are cast for each layer, whichever hook is outside."""
     plain, model = CASE.build(), CASE.build()
     casting = {"storage_dtype": torch.float8_e4m3fn, "compute_dtype": torch.float32}
     in_order(

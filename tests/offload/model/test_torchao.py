@@ -219,7 +219,7 @@ def test_second_pass_with_low_cpu_memory(kind: str, policy: str, device: torch.d
 
 @every_kind
 def test_on_disk_inner_tensors_are_views_of_files(kind: str, device: torch.device, tmp_path: Path) -> None:
-    """Stock refuses, after it has emptied the first groups. Here the inner tensors rest in a file, bit-equal."""
+    """Stock refuses, after it has emptied the first groups. Here the inner tensors are stored in a file, bit-equal."""
     model, weight = a_weight(kind)
     before = {path: (id(t), t.clone()) for path, t in inner(weight).items()}
     whole = id(weight)

@@ -43,10 +43,10 @@ def test_list(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["store", "list", str(store)]) == 0
     said = capsys.readouterr().out
     assert "(Stack): " in said
-    assert "in 1 file, kept since 20" in said
+    assert "in 1 file, stored on 20" in said
     assert f"objects/{only_object(store).name}" in said
     assert main(["store", "list", str(store.parent)]) == 0
-    assert "nothing is kept here" in capsys.readouterr().out
+    assert "nothing is stored here" in capsys.readouterr().out
 
 
 def test_list_names_what_is_missing(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
