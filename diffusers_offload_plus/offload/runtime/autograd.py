@@ -125,10 +125,10 @@ class SavedWeights:
             device = self._device
             return view_of(self._present[1].untyped_storage(), packed.offset, packed.like, device)
 
-    def _bring(self, link: CopyEngine, storage: WeightStorage) -> torch.Tensor:
-        transfer = link.start(storage)
+    def _bring(self, copy_engine: CopyEngine, storage: WeightStorage) -> torch.Tensor:
+        transfer = copy_engine.start(storage)
         transfer.wait()
-        link.account(storage.nbytes)
+        copy_engine.account(storage.nbytes)
         # Dropped at the end of this backward; the tensors it handed out live as long as their holders.
         engine: Any = torch.autograd.Variable._execution_engine
         with contextlib.suppress(RuntimeError):  # unpacked outside of a backward: dropped with the next group

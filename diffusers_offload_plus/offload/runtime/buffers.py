@@ -10,7 +10,7 @@ from torch import nn
 from ..model.tensors import map_plain, plain_bytes, plain_tensors, relocate, repoint
 from ..transfer.copy_engine import CopyEngine
 
-__all__ = ["PersistentBuffers", "bring_home"]
+__all__ = ["PersistentBuffers", "all_to_host"]
 
 
 class PersistentBuffers:
@@ -20,8 +20,8 @@ class PersistentBuffers:
         on_host: they are in host memory for now.
     """
 
-    def __init__(self, link: CopyEngine) -> None:
-        self._copy_engine = link
+    def __init__(self, copy_engine: CopyEngine) -> None:
+        self._copy_engine = copy_engine
         self._tensors: list[torch.Tensor] = []
         self._bytes = 0
         self.on_host = True
@@ -73,8 +73,8 @@ class PersistentBuffers:
         self._bytes = on_device
 
 
-def bring_home(root: nn.Module, device: torch.device) -> None:
-    """Put every tensor of ``root`` that is on ``device``, by whoever's doing, in host memory."""
+def all_to_host(root: nn.Module, device: torch.device) -> None:
+    """Put every tensor of ``root`` that is on ``device``, whoever put it there, in host memory."""
     for module in root.modules():
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None and any(t.device == device for _, t in plain_tensors(tensor)):

@@ -28,8 +28,8 @@ class DeviceCopies:
     """Copies handed out since the last pass. Each lies beside its original values, so that a write to it is found
     and not lost."""
 
-    def __init__(self, link: CopyEngine) -> None:
-        self._copy_engine = link
+    def __init__(self, copy_engine: CopyEngine) -> None:
+        self._copy_engine = copy_engine
         self._open: dict[int, _Copy] = {}
 
     @property

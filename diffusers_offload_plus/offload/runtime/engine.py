@@ -30,7 +30,7 @@ from ..transfer.copy_engine import CopyEngine
 from ..transfer.tiers import Tiers
 from .arguments import elements_of, to_device, valid_output
 from .autograd import SavedWeights
-from .buffers import PersistentBuffers, bring_home
+from .buffers import PersistentBuffers, all_to_host
 from .device_copies import DeviceCopies
 from .forward_pass import CalledModule, ForwardPass
 from .lookups import computes_on, uninstall, watch_lookups
@@ -83,7 +83,7 @@ class OffloadEngine:
         self._nests: tuple[frozenset[int], ...] = ()  # of what streams
         self._built = False  # all of it: groups, lookups, what stays on the device
         self._managed: dict[int, Entry] = {}
-        self._carried_parameters: list[torch.Tensor] = []
+        self._persistent_parameters: list[torch.Tensor] = []
         self._saved = SavedWeights(self.copy_engine)
 
     @property
@@ -153,7 +153,7 @@ class OffloadEngine:
             inventory, persistent=[]
         )  # buffers replaced since must not be kept alive
         persistent = inventory.persistent if self.moves else []
-        self._carried_parameters = [entry.tensor for entry in persistent if not entry.is_buffer]
+        self._persistent_parameters = [entry.tensor for entry in persistent if not entry.is_buffer]
         self.persistent.replace([entry.tensor for entry in persistent])
         self.forward_pass.replace(groups, inventory.units)
         self._managed = {id(entry.tensor): entry for group in groups for entry in group.spec.entries}
@@ -203,7 +203,7 @@ class OffloadEngine:
             self.budget.leave(self)
             self._unwatch_lookups()
             with engine_mode():
-                bring_home(self.root, self.device)
+                all_to_host(self.root, self.device)
             self._saved.forget()
             self.copy_engine.drain()
             with engine_mode():
@@ -299,7 +299,7 @@ class OffloadEngine:
         """Answer a lookup of an offloaded tensor that no hook announced; see [Note: lookups].
 
         Inside a pass the group is onloaded while the innermost hooked module runs. Outside of one there is
-        no telling how long the caller needs it, so it gets a device copy that lives as long as it is held.
+        no telling how long the caller needs it, so it gets a device copy that stays valid until the next pass.
         """
         if self.forward_pass.frames and (self._owner == get_ident() or self._works_for_owner()):
             reader = self.forward_pass.frames[-1].called.module
@@ -386,7 +386,7 @@ class OffloadEngine:
     def _recount_buffers(self, below: nn.Module) -> None:
         # Forward and ``.to`` put new tensors in place of buffers; whatever is there now is what the model has.
         if self.moves and self.tree.buffers_changed(below):
-            self.persistent.replace([*self._carried_parameters, *self.tree.loose_buffers(self._managed)])
+            self.persistent.replace([*self._persistent_parameters, *self.tree.loose_buffers(self._managed)])
 
     def _unwatch_lookups(self) -> None:
         for group in self.groups:

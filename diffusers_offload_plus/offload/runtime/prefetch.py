@@ -8,7 +8,7 @@ missed prefetch, never a wrong result.
 
 [Note: how far ahead]
 One group where the caller has set no budget. With a budget, as far as it leaves memory, into the next pass too, so
-that the link has work while the last groups of a pass compute.
+that copies go on while the last groups of a pass compute.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class Prefetcher:
 
     @property
     def reaches(self) -> bool:
-        """Whether anything is brought ahead."""
+        """Whether groups are copied ahead of their use at all."""
         return self._depth > 0
 
     @property

@@ -46,7 +46,7 @@ class CopyEngine:
         externally_held: groups whose memory somebody still held when they were taken off the device.
         staging_limit: most bytes a staging buffer may take; groups that are larger pass it in several copies.
         unpinned: bytes of host memory that were to be pinned and could not be.
-        waits: how long computing waited for what has been copied.
+        stall_timer: measures how long computing waited for what has been copied.
         reading_host: a copy started since the last :meth:`drain` may still be reading host memory.
     """
 

@@ -30,10 +30,10 @@ class Tiers:
         shared: stores groups in memory that processes share; None: the policy does not share.
     """
 
-    def __init__(self, root: nn.Module, policy: OffloadPolicy, link: CopyEngine, label: str) -> None:
+    def __init__(self, root: nn.Module, policy: OffloadPolicy, copy_engine: CopyEngine, label: str) -> None:
         self._policy = policy
-        self._copy_engine = link
-        self._host = HostAllocator(link.allocate_host)
+        self._copy_engine = copy_engine
+        self._host = HostAllocator(copy_engine.allocate_host)
         self._on_disk: set[int] = set()
         self._prepared: set[tuple[object, ...]] = set()
         self._sizes: list[int] = []
@@ -41,8 +41,8 @@ class Tiers:
         self.disk: DiskAllocator | None = None
         self.shared: SharedAllocator | None = None
         if policy.share_host_copy:
-            register = link.register_host if policy.pins_host_memory else None
-            self.shared = SharedAllocator(label, link.allocate_host, register)
+            register = copy_engine.register_host if policy.pins_host_memory else None
+            self.shared = SharedAllocator(label, copy_engine.allocate_host, register)
         if policy.disk is not None:
             self.disk = DiskAllocator(
                 policy.disk.directory,

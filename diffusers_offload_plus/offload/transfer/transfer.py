@@ -39,7 +39,7 @@ class Transfer:
         self.slab = slab
         self._index = index  # of the device; None: it has no streams
         self._stall_timer = stall_timer
-        self._blocked = blocked  # computing waited while it was made, on this link from this mark to that
+        self._blocked = blocked  # what computing waited for while it was made, and the marks before and after
         self._event = event
         self._side_owned = side_owned  # the memory belongs to the side stream
         self._reading = reading

@@ -90,7 +90,7 @@ WEIGHTS = Room(
             ),
         ),
         Mutant("another inner tensor is not noticed", "Pointers._has_inner", Never("getattr(...) is not _")),
-        Mutant("an added inner tensor is not noticed", "Pointers._has_inner", Never("_ != held")),
+        Mutant("an added inner tensor is not noticed", "Pointers._has_inner", Never("_ != attributes")),
         Mutant(
             "what was empty and is not any more is not noticed",
             "Pointers._has_inner",
