@@ -55,8 +55,8 @@ class Package:
                 self._by_name.setdefault(name, []).append(Function(name, node, file, source))
 
     def function(self, where: str) -> Function:
-        """The only one that ``where`` names: ``lay_out``, ``WeightGroup.onload``, or with the last name of its module
-        if there are several, ``slots:SlotPool.take``.
+        """The only one that ``where`` names: ``lay_out``, ``ParamGroup.onload``, or with the last name of its module
+        if there are several, ``slabs:SlabPool.take``.
 
         Raises:
             Stale: there is none, or more than one.

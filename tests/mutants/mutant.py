@@ -21,7 +21,7 @@ __all__ = ["Mutant", "Room", "mutated"]
 class Mutant(NamedTuple):
     """A fault that the suite has to notice.
 
-    ``where`` names a function of the package: ``lay_out``, ``WeightGroup.onload``, ``slots:SlotPool.take``.
+    ``where`` names a function of the package: ``lay_out``, ``ParamGroup.onload``, ``slabs:SlabPool.take``.
     """
 
     name: str

@@ -4,7 +4,7 @@
 ``tests/mutants/test_mutants.py`` fails for a mutant that no longer applies, and says why:
 
 * *no function ... is called*: the function was renamed. Write its new name as the second argument of the mutant, with
-  the module in front (``slots:SlotPool.take``) where several have that name. Where its file lies does not matter.
+  the module in front (``slabs:SlabPool.take``) where several have that name. Where its file lies does not matter.
 * *no ... is like*, *more than one ... is like*: look at the function and name the place anew. The shortest pattern
   that is like one place only lasts longest: the name of what is called, ``_.wait_event(...)``, or the condition,
   ``Never("_ != self._stamp")``, rather than whole statements with the names of local variables. Where two places are
