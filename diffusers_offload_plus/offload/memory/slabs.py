@@ -30,16 +30,30 @@ class DeviceSlab:
             ``nbytes`` allocates memory again, on the current stream. Views of it stay valid.
         streams: the streams that use the memory now, by their ids.
         owner: the stream that the memory was allocated on.
+        retired: somebody outside of the engine holds its memory, so it is not used again.
         copied: the event at the end of the last copy into the slab.
         free: events after which the memory may be overwritten; None: it was just allocated on ``owner``.
     """
 
-    __slots__ = ("_parts", "_references", "_uses", "bytes", "copied", "free", "nbytes", "owner", "storage", "streams")
+    __slots__ = (
+        "_parts",
+        "_references",
+        "_uses",
+        "bytes",
+        "copied",
+        "free",
+        "nbytes",
+        "owner",
+        "retired",
+        "storage",
+        "streams",
+    )
 
     def __init__(self, nbytes: int, device: torch.device) -> None:
         self.bytes = torch.empty(nbytes, dtype=torch.uint8, device=device)
         self.storage = self.bytes.untyped_storage()
         self.nbytes = nbytes
+        self.retired = False
         self.streams: dict[int, Any] = {}
         self.owner: Any = None
         self.copied: Any = None if device.type == "cpu" else torch.Event(device)
@@ -80,6 +94,12 @@ class SlabPool:
         self._free: dict[int, list[DeviceSlab]] = {}
         self.nbytes = 0
         self.reused = 0
+        self.retired = 0
+
+    def retire(self, slab: DeviceSlab) -> None:
+        """Leave the memory of ``slab`` to whoever holds it. Groups drop their views of it, which would hold it too."""
+        slab.retired = True
+        self.retired += 1
 
     def has(self, nbytes: int) -> bool:
         """Whether there is a free slab of this size."""

@@ -10,15 +10,24 @@ of the groups is used again.
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections.abc import Callable, Sequence
 
 import torch
 
 from ..stores.storage import WeightStorage
 
-__all__ = ["MOST_DEFERRED", "Comparison", "finish_comparisons"]
+__all__ = ["MOST_DEFERRED", "Compare", "Comparison", "finish_comparisons"]
 
 MOST_DEFERRED = 1 << 20  # bytes of one group; more are compared at once
+
+
+class Compare(enum.Enum):
+    """Which tensors of a group may have been written on the device without a trace."""
+
+    NONE = "none"
+    TRAINED = "those that require a gradient"
+    ALL = "all"
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)

@@ -31,10 +31,11 @@ from ..transfer.tiers import Tiers
 from .arguments import elements_of, to_device, valid_output
 from .autograd import SavedWeights
 from .buffers import PersistentBuffers, all_to_host
+from .comparisons import Compare
 from .device_copies import DeviceCopies
 from .forward_pass import CalledModule, ForwardPass
 from .lookups import computes_on, uninstall, watch_lookups
-from .param_group import Compare, GroupState, ParamGroup
+from .param_group import GroupState, ParamGroup
 from .questions import Question
 
 __all__ = ["OffloadEngine"]

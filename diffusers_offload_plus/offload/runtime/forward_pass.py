@@ -20,8 +20,8 @@ from ..model.inventory import Residency
 from ..model.partition import Unit
 from ..modes import engine_mode, profiled
 from ..transfer.copy_engine import CopyEngine
-from .comparisons import finish_comparisons
-from .param_group import Compare, GroupState, ParamGroup
+from .comparisons import Compare, finish_comparisons
+from .param_group import GroupState, ParamGroup
 from .prefetch import Prefetcher
 
 __all__ = ["CalledModule", "ForwardPass", "Frame"]
@@ -80,6 +80,7 @@ class ForwardPass:
         self._deferred: list[ParamGroup] = []
         self._called: dict[int, CalledModule] = {}
         self._is_profiled = False
+        self._retired = 0
 
     def replace(self, groups: Sequence[ParamGroup], units: Sequence[Unit]) -> None:
         """These are the groups and units from now on; none is on the device."""
@@ -141,6 +142,10 @@ class ForwardPass:
         self._on_device.clear()
         if self.compare is Compare.TRAINED:
             self._finish_comparisons()
+        if self._budget.slabs.retired != self._retired:
+            self._retired = self._budget.slabs.retired
+            for group in self._groups:
+                group.drop_retired_views()
         self._budget.end_pass()
         self._stall_timer.end(finished)
         self.prefetcher.end(finished)

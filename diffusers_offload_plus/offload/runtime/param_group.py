@@ -27,9 +27,9 @@ from ..stores.layout import view_of
 from ..stores.storage import Allocator, WeightStorage
 from ..transfer.copy_engine import CopyEngine
 from ..transfer.transfer import Transfer
-from .comparisons import MOST_DEFERRED, Comparison, finish_comparisons
+from .comparisons import MOST_DEFERRED, Compare, Comparison, finish_comparisons
 
-__all__ = ["Compare", "GroupState", "ParamGroup"]
+__all__ = ["GroupState", "ParamGroup"]
 
 
 Reserve = Callable[[int], bool]
@@ -42,14 +42,6 @@ class GroupState(enum.Enum):
     PREFETCHED = "prefetched"  # at the stored values; the device copy is on its way
     ONLOADED = "onloaded"
     IDLE = "idle"  # at the device copy between two passes; a read that does not compute sends them back
-
-
-class Compare(enum.Enum):
-    """Which tensors of a group may have been written on the device without a trace."""
-
-    NONE = "none"
-    TRAINED = "those that require a gradient"
-    ALL = "all"
 
 
 class ParamGroup:
@@ -237,6 +229,12 @@ class ParamGroup:
         if self._copy_engine.device.type == "cpu":
             self._views.clear()  # memory there cannot be given back while views of it exist
         self.state = GroupState.OFFLOADED
+
+    def drop_retired_views(self) -> None:
+        """Drop views of memory that was left to others."""
+        self._views = {slab: views for slab, views in self._views.items() if not slab.retired}
+        if self.state is GroupState.OFFLOADED and not self.in_place:
+            self._device = None
 
     def owns_storage(self, tensor: torch.Tensor) -> bool:
         """Whether ``tensor`` is a view of the group's present device copy."""

@@ -200,6 +200,7 @@ class CopyEngine:
             return None
         if slab.is_held_elsewhere:
             self.externally_held += 1
+            self.budget.slabs.retire(slab)
             return None
         if self._pools:
             self.budget.give(slab)

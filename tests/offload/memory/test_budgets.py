@@ -427,3 +427,23 @@ def test_what_a_pass_uses_often_takes_the_memory_of_what_rests(device: torch.dev
     assert copies[-1] <= 1.5 * groups, f"{copies} copies of {groups} groups"
     assert engine_of(once).budget.peak <= limit
     dop.disable_group_offload(two)
+
+
+@pytest.mark.parametrize("budget", [None, 0.0, 0.6])
+def test_memory_that_others_held_goes_when_they_let_go(
+    budget: float | None, device: torch.device, meter: Meter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Modules that return views of their weights, pass after pass: nothing piles up."""
+    model = seeded(lambda: nn.Sequential(*(Giving() for _ in range(8))))
+    limit = {} if budget is None else {"vram_budget": limit_for(model, budget, device, monkeypatch)}
+    dop.enable_group_offload(model, device, use_stream=True, **limit)
+    counter, x = meter_for(device), noise(device, 2, WIDTH)
+    counter.reset()
+    live = []
+    for _ in range(6):
+        with torch.no_grad():
+            held = [block(x) for block in model]
+        del held
+        live.append(counter.live)
+    assert live[-1] <= live[1], f"{live} device bytes after each pass"
+    dop.disable_group_offload(model)
