@@ -80,6 +80,7 @@ class ForwardPass:
         self._deferred: list[ParamGroup] = []
         self._called: dict[int, CalledModule] = {}
         self._is_profiled = False
+        self._has_trained = False
         self._retired = 0
 
     def replace(self, groups: Sequence[ParamGroup], units: Sequence[Unit]) -> None:
@@ -114,6 +115,7 @@ class ForwardPass:
         """A pass begins."""
         trains = torch.is_grad_enabled() and any(group.is_trained for group in self._groups)
         self.compare = Compare.TRAINED if trains else Compare.NONE
+        self._has_trained |= trains
         self._is_profiled = torch.autograd._profiler_enabled()
         if trains:
             for group in list(self._cached):
@@ -127,10 +129,13 @@ class ForwardPass:
         self.exit(0)
         self._deferred.clear()
         stays = self._budget.limit is not None and finished
-        ahead = self.prefetcher.ahead
+        ahead, written_next = self.prefetcher.ahead, False
         for group in (*self._on_device, *ahead):
             group.users = 0
-            if stays and group.cached and group.state is GroupState.ONLOADED and self.compare is Compare.NONE:
+            if self._has_trained and group.has_gradients:
+                group.offload(compare=self.compare)
+                written_next = True
+            elif stays and group.cached and group.state is GroupState.ONLOADED and self.compare is Compare.NONE:
                 group.keep_on_device()
                 self._cached[group] = None
             elif stays and not group.under_way and (group.cached or group in ahead) and not self._is_trained(group):
@@ -140,6 +145,8 @@ class ForwardPass:
             else:
                 group.offload(compare=self.compare)
         self._on_device.clear()
+        if written_next:
+            self._copy_engine.drain()  # an optimizer may write host memory that a copy still reads
         if self.compare is Compare.TRAINED:
             self._finish_comparisons()
         if self._budget.slabs.retired != self._retired:
@@ -207,10 +214,11 @@ class ForwardPass:
                 if group.users != 1 or not plain:
                     self._release(group, called, frame.compare)
                     continue
-                group.users = 0  # as nearly always
-                if not group.cached and group not in self.prefetcher.ahead:
+                if not group.cached and group not in self.prefetcher.ahead:  # as nearly always
                     self._on_device.pop(group, None)
                     group.offload()
+                else:
+                    group.stop_using()
 
     def materialize(self, group: ParamGroup, compare: Compare) -> None:
         """The innermost frame reads a group that no hook announced: it holds it as well.
@@ -252,9 +260,10 @@ class ForwardPass:
 
     def _let_go(self, group: ParamGroup, compare: Compare) -> None:
         """Offload a group that nobody uses, unless it is cached, or used again soon."""
-        if group.cached and not self._is_trained(group):
-            return
-        if compare is Compare.ALL or group not in self.prefetcher.ahead:
+        stays = group.cached and not self._is_trained(group)
+        if stays or (compare is not Compare.ALL and group in self.prefetcher.ahead):
+            group.stop_using()
+        else:
             self._offload(group, compare)
 
     def _offload_deferred(self) -> None:

@@ -76,7 +76,7 @@ class WatchedDict(OffloadedDict):
 
     def __getitem__(self, name: str) -> Any:
         watched = self._watched.get(name)
-        if watched is not None and watched[0].state is not GroupState.ONLOADED:
+        if watched is not None and (watched[0].state is not GroupState.ONLOADED or not watched[0].users):
             value = dict.__getitem__(self, name)
             if value is not watched[1].tensor:
                 return value  # put in since the inventory was taken: nobody's but the caller's

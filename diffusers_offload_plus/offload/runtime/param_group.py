@@ -71,7 +71,6 @@ class ParamGroup:
         self.users = 0
         self.runs = 0
         self.cached = False
-        self.onloads = 0
         self.written_back = 0
         self.repacked = 0
         self.state = GroupState.OFFLOADED
@@ -104,11 +103,6 @@ class ParamGroup:
         return 0 if self._transfer is None else self._transfer.nbytes
 
     @property
-    def on_its_way(self) -> bool:
-        """Whether a transfer has been started and its device memory taken."""
-        return self._transfer is not None
-
-    @property
     def under_way(self) -> bool:
         """Whether somebody who needs the group now would have to wait for a disk."""
         return self._transfer is not None and self._transfer.under_way
@@ -117,6 +111,11 @@ class ParamGroup:
     def is_trained(self) -> bool:
         """Whether a gradient is asked for some of its tensors."""
         return any(tensor.requires_grad for tensor in self._tensors)
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether an optimizer is about to write some of its tensors, whose gradients are on the host."""
+        return any(tensor.requires_grad and tensor.grad is not None for tensor in self._tensors)
 
     def prefetch(self, reserve: Reserve | None = None, stream: Any = None) -> bool:
         """Start bringing the group to the device. Idempotent.
@@ -140,7 +139,6 @@ class ParamGroup:
             self._copied = self._stored.versions()
             self._copy_engine.account(transfer.slab.nbytes, streams=self.streams and not self.cached)
         self.state = GroupState.PREFETCHED
-        self.onloads += 1
         return True
 
     def onload(self, reserve: Reserve | None = None, stream: Any = None) -> None:
@@ -175,10 +173,16 @@ class ParamGroup:
                 device = self._device = self._views.get(slab) or self._views_over(slab)
                 device.point()
                 self._seen = device.versions() if device.inner else self._copied
-        if self.state is not GroupState.ONLOADED:
-            self.state = GroupState.ONLOADED
-            for held in self.dicts:
-                held.__class__ = self.onloaded_dict
+        self.state = GroupState.ONLOADED
+        for held in self.dicts:
+            held.__class__ = self.onloaded_dict
+
+    def stop_using(self) -> None:
+        """Nobody needs the onloaded group for now: whoever reads its tensors asks the engine again, for the reader's
+        stream may be one that has not waited for the copy."""
+        self.users = 0
+        for held in self.dicts:
+            held.__class__ = self.watched_dict
 
     def keep_on_device(self) -> None:
         """Leave the group on the device at the end of a pass. Its parameters point at the device copy, so that what is
@@ -187,8 +191,7 @@ class ParamGroup:
             self.onload()
         if self.state is GroupState.ONLOADED:
             self.state = GroupState.IDLE
-            for held in self.dicts:
-                held.__class__ = self.watched_dict
+            self.stop_using()
 
     def offload(self, *, compare: Compare = Compare.NONE) -> None:
         """Point the parameters back at their stored values and drop the device copy. What was written to it is
@@ -203,16 +206,14 @@ class ParamGroup:
             assert device is not None
             if compare is Compare.TRAINED and not self.is_trained:
                 compare = Compare.NONE
-            if self.in_place:
-                pass
-            elif compare is Compare.NONE and self._shows_writes and device.are_unwritten(self._seen):
-                self._stored.point()
-            else:
-                with engine_mode():
+            plain = compare is Compare.NONE and self._shows_writes
+            if not self.in_place:
+                if plain and device.are_unwritten(self._seen):
+                    self._stored.point()
+                else:
                     self._write_back(device, compare)
             self.state = GroupState.OFFLOADED
-            for held in self.dicts:
-                held.__class__ = self.watched_dict
+            self.stop_using()
         self.discard()
 
     def discard(self) -> None:
@@ -240,9 +241,13 @@ class ParamGroup:
         """Whether ``tensor`` is a view of the group's present device copy."""
         if self.in_place or self.state not in (GroupState.ONLOADED, GroupState.IDLE):
             return False
+        return bool(tensor.untyped_storage()._cdata == self._slab_on_device.storage._cdata)
+
+    @property
+    def _slab_on_device(self) -> DeviceSlab:
         assert self._transfer is not None
         assert self._transfer.slab is not None
-        return bool(tensor.untyped_storage()._cdata == self._transfer.slab.storage._cdata)
+        return self._transfer.slab
 
     def to_plain_memory(self) -> None:
         """Move the weights of an offloaded group to ordinary host memory, with nothing of the group left on them."""
@@ -307,19 +312,18 @@ class ParamGroup:
 
     def _write_back(self, device: Pointers, compare: Compare) -> None:
         """Copy to the host what was written on the device, and point every parameter at the host."""
-        try:
-            adopted = self._store_writes(device, compare)
-        except FileChangedError:
-            adopted = self._rescue(device)
-        for index, (tensor, value) in enumerate(zip(self._tensors, self._stored.values, strict=True)):
-            if index not in adopted:
-                repoint(tensor, value)
+        with engine_mode():
+            try:
+                adopted = self._store_writes(device, compare)
+            except FileChangedError:
+                adopted = self._rescue(device)
+            for index, (tensor, value) in enumerate(zip(self._tensors, self._stored.values, strict=True)):
+                if index not in adopted:
+                    repoint(tensor, value)
 
     def _store_writes(self, device: Pointers, compare: Compare) -> set[int]:
         """Copy writes back; returns the places of tensors that point at other values on the host now."""
-        assert self._transfer is not None
-        assert self._transfer.slab is not None
-        slab = self._transfer.slab.bytes
+        slab = self._slab_on_device.bytes
         if compare is Compare.ALL:
             self._compare(slab, 0, slab.numel())
         adopted, trained = set(), []
@@ -380,9 +384,7 @@ class ParamGroup:
 
     def _rescue(self, device: Pointers) -> set[int]:
         """Keep what the device still has of a file that was changed by others."""
-        assert self._transfer is not None
-        assert self._transfer.slab is not None
-        storage, host = self._transfer.slab.bytes.cpu().untyped_storage(), torch.device("cpu")
+        storage, host = self._slab_on_device.bytes.cpu().untyped_storage(), torch.device("cpu")
 
         def on_host(plain: torch.Tensor) -> torch.Tensor:
             return view_of(storage, int(plain.storage_offset()) * plain.element_size(), plain, host)

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..memory.device_budget import Member
 from ..transfer.copy_engine import CopyEngine
-from .param_group import ParamGroup
+from .param_group import GroupState, ParamGroup
 
 __all__ = ["FARTHEST", "Prefetcher", "UsageOrder"]
 
@@ -197,7 +197,7 @@ class Prefetcher:
             if number is None:
                 break
             group = self._groups[number]
-            if not group.on_its_way and not self._start(group, stream):
+            if group.state is GroupState.OFFLOADED and not self._start(group, stream):
                 break
             ahead.append(group)
         return [group for group in dropped if group not in ahead] if dropped else dropped

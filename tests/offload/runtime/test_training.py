@@ -381,3 +381,24 @@ def test_a_model_that_is_dropped_is_freed(steps: int, policy: str, device: torch
     gc.collect()
     assert gone() is None
     assert meter.pinned <= 0
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("policy", ["half", "whole"])
+def test_validation_between_backward_and_the_step(
+    policy: str, fused: bool, device: torch.device, meter: Meter
+) -> None:
+    """A pass without gradients caches nothing whose gradients wait on the host for an optimizer."""
+    model, reference = seeded(Stack), seeded(Stack).to(device)
+    dop.enable_group_offload(model, device, **settings(policy, model, device))
+    optimizers = [torch.optim.AdamW(m.parameters(), lr=1e-2, fused=fused) for m in (model, reference)]
+    for _ in range(3):
+        for one, optimizer in zip((model, reference), optimizers, strict=True):
+            one(noise(device)).sum().backward()
+            with torch.no_grad():
+                one(noise(device))
+            optimizer.step()
+            optimizer.zero_grad()
+    dop.disable_group_offload(model)
+    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+        assert torch.allclose(ours, theirs.cpu(), atol=1e-5)

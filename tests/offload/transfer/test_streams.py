@@ -48,3 +48,40 @@ def test_a_layer_called_on_two_streams_at_once(policy: str, device: torch.device
         for _ in range(3):
             assert_same(model(noise(device)), want)
     dop.disable_group_offload(model)
+
+
+class Reading(nn.Module):
+    """Calls its layer on the current stream, and reads the weight of the layer on another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, WIDTH)
+        self.side: torch.Stream | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.side is None:
+            return self.layer(x) + self.layer.weight.sum() + self.layer(x)
+        main = torch.accelerator.current_stream()
+        ready = main.record_event()
+        y = self.layer(x)
+        self.side.wait_event(ready)
+        with self.side:
+            z = self.layer.weight.sum()
+        main.wait_stream(self.side)
+        z.record_stream(main)
+        return y + z + self.layer(x)
+
+
+@pytest.mark.parametrize("policy", ["leaf-stream", "half", "whole", "disk-leaf-stream"])
+def test_a_weight_read_on_another_stream(policy: str, device: torch.device, meter: Meter) -> None:
+    model = seeded(lambda: nn.Sequential(*(Reading() for _ in range(5))))
+    with torch.no_grad():
+        want = seeded(lambda: nn.Sequential(*(Reading() for _ in range(5)))).to(device)(noise(device)).cpu()
+    dop.enable_group_offload(model, device, **settings(policy, model, device))
+    side = torch.Stream(device=device)
+    for block in model:
+        block.side = side
+    with torch.no_grad():
+        for _ in range(3):
+            assert_same(model(noise(device)), want)
+    dop.disable_group_offload(model)
