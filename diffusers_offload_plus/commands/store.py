@@ -58,7 +58,7 @@ def _list(directory: str) -> int:
         missing = f", MISSING: {', '.join(kept.missing)}" if kept.missing else ""
         files = f"{len(kept.objects)} file{'s' if len(kept.objects) != 1 else ''}"
         size = f"{format_bytes(kept.nbytes)} in {files}"
-        print(f"{kept.label} ({kept.model}): {size}, kept since {kept.created}{missing}")
+        print(f"{kept.label} ({kept.model}): {size}, stored on {kept.created}{missing}")
         for name in kept.objects:
             print(f"    objects/{name}")
     if not found:
