@@ -62,7 +62,7 @@ def _list(directory: str) -> int:
         for name in kept.objects:
             print(f"    objects/{name}")
     if not found:
-        print("nothing is kept here")
+        print("nothing is stored here")
     return int(any(isinstance(kept, Problem) or kept.missing for kept in found))
 
 
