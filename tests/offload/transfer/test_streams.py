@@ -35,21 +35,6 @@ class Forked(nn.Module):
         return y + z
 
 
-@pytest.mark.parametrize("policy", ["leaf-stream", "leaf-record", "half", "disk-leaf-stream"])
-def test_a_layer_called_on_two_streams_at_once(policy: str, device: torch.device, meter: Meter) -> None:
-    model = seeded(lambda: nn.Sequential(*(Forked() for _ in range(5))))
-    with torch.no_grad():
-        want = seeded(lambda: nn.Sequential(*(Forked() for _ in range(5)))).to(device)(noise(device)).cpu()
-    dop.enable_group_offload(model, device, **settings(policy, model, device))
-    side = torch.Stream(device=device)
-    for block in model:
-        block.side = side
-    with torch.no_grad():
-        for _ in range(3):
-            assert_same(model(noise(device)), want)
-    dop.disable_group_offload(model)
-
-
 class Reading(nn.Module):
     """Calls its layer on the current stream, and reads the weight of the layer on another one."""
 
@@ -72,11 +57,17 @@ class Reading(nn.Module):
         return y + z + self.layer(x)
 
 
-@pytest.mark.parametrize("policy", ["leaf-stream", "half", "whole", "disk-leaf-stream"])
-def test_a_weight_read_on_another_stream(policy: str, device: torch.device, meter: Meter) -> None:
-    model = seeded(lambda: nn.Sequential(*(Reading() for _ in range(5))))
+CASES = [(Forked, "leaf-record"), *((kind, policy) for kind in (Forked, Reading) for policy in
+         ("leaf-stream", "half", "whole", "disk-leaf-stream"))]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "policy"), CASES)
+def test_a_layer_called_or_read_on_two_streams(
+    kind: type[Forked | Reading], policy: str, device: torch.device, meter: Meter
+) -> None:
+    model = seeded(lambda: nn.Sequential(*(kind() for _ in range(5))))
     with torch.no_grad():
-        want = seeded(lambda: nn.Sequential(*(Reading() for _ in range(5)))).to(device)(noise(device)).cpu()
+        want = seeded(lambda: nn.Sequential(*(kind() for _ in range(5)))).to(device)(noise(device)).cpu()
     dop.enable_group_offload(model, device, **settings(policy, model, device))
     side = torch.Stream(device=device)
     for block in model:
