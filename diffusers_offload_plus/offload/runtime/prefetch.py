@@ -172,11 +172,10 @@ class Prefetcher:
 
     def use(self, group: ParamGroup) -> None:
         """``group`` is needed now."""
-        if self._order.use(group.number):
-            if self.ahead:
-                del self.ahead[0]
-        else:
-            self._off_course = True
+        if not self._order.use(group.number):
+            self._off_course = True  # what is ahead is looked at anew by :meth:`advance`
+        elif self.ahead and not self._off_course:
+            del self.ahead[0]
 
     def advance(self, stream: Any = None) -> list[ParamGroup]:
         """Start copying what there is memory for.

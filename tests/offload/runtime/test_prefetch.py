@@ -129,3 +129,29 @@ def test_what_every_other_pass_skips_is_not_copied_for_it(
     for _ in range(6):
         model(x)
     assert engine.copy_engine.copies - before == 3 * (len(blocks) + sum(number % 3 == 0 for number in blocks))
+
+
+class Skipping(nn.Module):
+    """Skips blocks as it is told; the last one needs two groups, for it shares a weight with the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(4))
+        self.blocks[3].up.weight = self.blocks[0].up.weight
+
+    def forward(self, x: torch.Tensor, skip: tuple[int, ...] = ()) -> torch.Tensor:
+        for number, block in enumerate(self.blocks):
+            if number not in skip:
+                x = block(x)
+        return x
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", [{"use_stream": True}, {"use_stream": True, "record_stream": True}])
+def test_what_was_brought_for_nothing_goes(settings: dict[str, bool], device: torch.device, meter: Meter) -> None:
+    model = seeded(Skipping)
+    dop.enable_group_offload(model, device, **settings)
+    for skip in ((), (0, 1), (0, 1, 2), (), (1,), (0, 2)):
+        model(noise(device), skip)
+        assert engine_of(model).usage.live == 0, f"after skipping {skip}"
+    dop.disable_group_offload(model)
