@@ -103,12 +103,21 @@ class Pointers:
 
     def point(self) -> None:
         """Point the tensors at their values; see [Note: pointing]."""
+        if not self._owned:
+            self._assign()
+            return
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):  # in inference mode wrappers are asked about each assignment
+                self._assign()
+        else:
+            self._assign()
+        self._attributes = [list(map(id, vars(owner).values())) for owner in self._owners]
+
+    def _assign(self) -> None:
         for tensor, value, inner in self._steps:
             tensor.data = value
             for name, part in inner:
                 setattr(tensor, name, part)
-        if self._owned:
-            self._attributes = [list(map(id, vars(owner).values())) for owner in self._owners]
 
     def are_current(self) -> bool:
         """Whether all tensors point at their values; see [Note: what tells where a tensor points]."""

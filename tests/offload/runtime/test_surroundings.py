@@ -20,6 +20,7 @@ from tests.support.meter import Meter
 from tests.support.models import Block, Stack, assert_same, noise, seeded
 from tests.support.policies import settings
 from tests.support.virtual import engine_of
+from tests.zoo.quantized import QUANTISERS
 
 SIZES = (32, 64)  # of a layer of a block
 MODES = {"inference": torch.inference_mode, "no_grad": torch.no_grad, "grad": torch.enable_grad}
@@ -60,6 +61,28 @@ def test_what_was_born_in_inference_mode_runs_in_each_mode(
         assert_same(model(x), reference(x))
     dop.disable_group_offload(model)
     assert_same([p.detach() for p in model.parameters()], [p.detach().cpu() for p in reference.parameters()])
+
+
+@pytest.mark.parametrize("born", ["inference", "no_grad"])
+@pytest.mark.parametrize("run", ["inference", "no_grad"])
+@pytest.mark.parametrize("kind", QUANTISERS)
+@pytest.mark.parametrize("policy", ["leaf-stream", "half"])
+def test_quantised_weights_in_inference_mode(
+    policy: str, kind: str, run: str, born: str, device: torch.device, meter: Meter
+) -> None:
+    with MODES[born]():
+        model = seeded(lambda: nn.Sequential(*(nn.Linear(64, 64) for _ in range(4))))
+        QUANTISERS[kind](model)
+    x = noise(device, 2, 64)
+    with torch.inference_mode():
+        want = model(x.cpu()).clone()
+    dop.enable_group_offload(model, device, **settings(policy, model, device))
+    for _ in range(3):
+        with MODES[run]():
+            assert_same(model(x).cpu(), want)
+    dop.disable_group_offload(model)
+    with MODES[run]():
+        assert_same(model(x.cpu()), want)
 
 
 @pytest.fixture
