@@ -102,7 +102,7 @@ WEIGHTS = Room(
             "Pointers.changed_since",
             Replace("now[start : start + count] != versions[start : start + count]", "now[start] != versions[start]"),
         ),
-        Mutant("only the outer tensors are pointed at the device", "Pointers.point", Drop("setattr(...)")),
+        Mutant("only the outer tensors are pointed at the device", "Pointers._assign", Drop("setattr(...)")),
         Mutant("only root parameters of wrappers are re-pointed", "repoint", Drop("setattr(...)")),
         Mutant(
             "pinned memory stays after disable", "ParamGroup.to_plain_memory", Replace('_ != "host"', '_ == "disk"')
