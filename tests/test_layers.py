@@ -25,6 +25,7 @@ ROOMS = [
     "offload.model",
     "offload.planning",
     "offload.transfer",
+    "offload.groups",
     "offload.runtime",
     "offload.hooks",
     "offload.api",

@@ -75,7 +75,6 @@ class SlowRun:
         held: list[int] = []  # uses whose bytes are on the device
         arrived: set[int] = set()
         seen: dict[object, tuple[int, Fraction]] = {}
-        issued = waited_for = copying - 1  # last use whose copy was asked for; the one a step's end waits for
         while True:
             progress = True
             while progress:
@@ -87,21 +86,16 @@ class SlowRun:
                     held = [use for use in held if use != computing]
                     arrived.discard(computing)
                     busy_until, computing, progress = None, computing + 1, True
-                    if computing % count:
-                        issued = self._issue(max(issued, computing - 1, *held), computing, held)
-                    else:
-                        waited_for = issued
+                    if computing % count == 0:
                         ahead = tuple(use - computing for use in held)
                         left = None if copied_at is None else copied_at - now
-                        copies = copying - computing, left, max(waited_for, computing - 1) - computing
-                        state = ahead, copies, tuple(sorted(use - computing for use in arrived))
+                        state = ahead, copying - computing, left, tuple(sorted(use - computing for use in arrived))
                         step = computing // count
                         if state in seen:
                             past, moment = seen[state]
                             return (now - moment) / (step - past)
                         seen[state] = step, now
-                may_begin = computing % count or copying > waited_for
-                if busy_until is None and may_begin and (computing % count in self.cached or computing in arrived):
+                if busy_until is None and (computing % count in self.cached or computing in arrived):
                     busy_until = now + Fraction(self.groups[computing % count].compute_seconds)
                     progress = True
                 if copied_at is None and self._may_copy(copying, held):
@@ -112,15 +106,6 @@ class SlowRun:
                     copied_at += Fraction(nbytes) / Fraction(self.bandwidth.bytes_per_second)
                     progress = True
             now = min(moment for moment in (busy_until, copied_at) if moment is not None)
-
-    def _issue(self, issued: int, computing: int, held: list[int]) -> int:
-        # As a module is entered, copies are asked for as far as their bytes allow; the copy engine may be busy.
-        under_way = (use for use in range(computing, issued + 1) if use % len(self.groups) not in self.cached)
-        asked = sorted({*held, *under_way})
-        while self._may_copy(following := self._next_streamed(issued), asked):
-            asked.append(following)
-            issued = following
-        return issued
 
     def _next_streamed(self, use: int) -> int:
         use += 1

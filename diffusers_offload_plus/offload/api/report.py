@@ -170,7 +170,7 @@ def _component(name: str, attachment: Attachment, engines: list[OffloadEngine]) 
         peak_device_bytes=engine.copy_engine.peak,
         transfers=engine.copy_engine.copies,
         transferred_bytes=engine.copy_engine.bytes,
-        written_back_bytes=sum(group.written_back for group in engine.groups),
+        written_back_bytes=sum(group.writes.nbytes for group in engine.groups),
         repacked=sum(group.repacked for group in engine.groups),
         host_bytes=plan.host_bytes + engine.copy_engine.staging_bytes,
         shared_bytes=plan.shared_bytes,

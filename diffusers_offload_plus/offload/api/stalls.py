@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Callable, Iterable
 
 from ..formatting import format_bytes, round_up
+from ..groups.param_group import ParamGroup
 from ..memory.device_budget import bytes_for_groups, least_limit
 from ..model.inventory import Residency
 from ..planning.fitting import streams_well
 from ..policy import OffloadType, supports_streams
 from ..runtime.engine import OffloadEngine
-from ..runtime.param_group import ParamGroup
 from ..transfer.timing import Bottleneck
 
 __all__ = ["Stall", "Stalls", "stalls_of"]

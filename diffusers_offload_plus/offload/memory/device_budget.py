@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import threading
 import weakref
 from collections.abc import Iterator
 from typing import Protocol
@@ -21,6 +20,7 @@ from typing import Protocol
 from ...errors import BudgetExceededError
 from ..formatting import format_bytes
 from .auto_limit import AutoLimit
+from .pass_lock import PassLock
 from .slabs import DeviceSlab, SlabPool
 
 __all__ = ["DeviceBudget", "Member", "Usage", "bytes_for_groups", "least_limit", "scratch_bytes"]
@@ -94,7 +94,7 @@ class DeviceBudget:
         self.live = 0
         self.peak = 0
         self.evictions = 0
-        self.lock = threading.RLock()
+        self.lock = PassLock()
         self.slabs = SlabPool()
         self._references: list[weakref.ref[Member]] = []  # the one that ran last is at the end
         self._runs: dict[int, int] = {}  # passes in a row that each member made the last time

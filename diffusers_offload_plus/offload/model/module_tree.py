@@ -7,6 +7,7 @@ finds every such change, whichever code made it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
 from itertools import chain, compress, repeat
 from operator import attrgetter, is_, itemgetter
@@ -44,6 +45,10 @@ class _Contents:
         self._sizes += other._sizes
         self._filled += other._filled
         self._objects += other._objects
+
+    def ids(self) -> Iterator[int]:
+        """The ``id`` of each value that is referenced."""
+        return map(id, self._objects)
 
     def same(self, dicts: Iterable[dict[str, Any]]) -> bool:
         """Whether ``dicts`` have the same values as before, and no others."""
@@ -100,6 +105,7 @@ class ModuleTree:
         self._recorded = {id(module): _Part([module]) for module in root.modules()}
         self._parts: dict[int, _Part] = {}
         self.ids = set(self._names)
+        self.generation = 0
 
     def modules(self) -> Iterator[nn.Module]:
         """All modules recorded, the root first."""
@@ -133,12 +139,22 @@ class ModuleTree:
         if part.buffers.same(map(_buffers, part.modules)):
             return False
         part.buffers = _Contents(map(_buffers, part.modules))
+        self.generation += 1
         return True
 
     def loose_buffers(self, managed: Container[int]) -> list[torch.Tensor]:
         """All buffers of the model whose ``id`` is not in ``managed``."""
         buffers = (b for module in self.modules() for b in dict.values(module._buffers) if b is not None)
         return list({id(b): b for b in buffers if id(b) not in managed}.values())
+
+    def references(self) -> Counter[int]:
+        """How many references to each parameter and buffer the tree has, by ``id``. It has more of them whenever
+        :attr:`generation` has changed."""
+        found: Counter[int] = Counter()
+        for part in (*self._recorded.values(), *self._parts.values()):
+            found.update(part.weights_and_tree.ids())
+            found.update(part.buffers.ids())
+        return found
 
     def _part(self, called: nn.Module) -> _Part:
         part = self._parts.get(id(called))
@@ -147,4 +163,5 @@ class ModuleTree:
             part = self._parts[id(called)] = _Part([])
             for one in recorded:
                 part.extend(one)
+            self.generation += 1
         return part

@@ -14,6 +14,7 @@ same storage object.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from typing import Any
@@ -35,11 +36,12 @@ class Pointers:
         values: the values, in the order of the tensors: plain tensors, or wrappers over plain tensors.
         inner: the plain tensors inside of wrappers among the values. Pointed tensors have them as attributes.
         tracked: whether all tensors have a version counter; inference tensors have none.
+        references: how many references to each tensor this object has.
     """
 
     __slots__ = (
         *("_addresses", "_attributes", "_base", "_empty", "_layout", "_offsets", "_owned", "_owners", "_parts"),
-        *("_shown", "_spans", "_steps", "_storage", "_versioned", "inner", "tracked", "values"),
+        *("_shown", "_spans", "_steps", "_storage", "_versioned", "inner", "references", "tracked", "values"),
     )
 
     def __init__(
@@ -90,6 +92,10 @@ class Pointers:
             self._spans.append((len(self._versioned), len(counted) if len(counted) == len(watched) else -1))
             self._versioned.extend(counted)
         self.tracked = all(count >= 0 for _, count in self._spans)
+        pointed, owning = [step[0] for step in self._steps], [owner for owner, _, _ in self._owned]
+        lists = (self._parts, self._empty, self._versioned, self._owners, pointed, owning)
+        places = Counter(id(t) for listed in lists for t in listed)
+        self.references = [places[id(tensor)] for tensor in tensors]
         self._addresses = [self._base + offset for offset in self._offsets]
         self._layout = [*map(_stride, self._shown), *map(_shape, self._shown), *map(_dtype, self._shown)]
 

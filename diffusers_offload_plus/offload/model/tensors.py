@@ -29,6 +29,7 @@ __all__ = [
     "renew",
     "repoint",
     "same_bits",
+    "span",
 ]
 
 
@@ -133,9 +134,15 @@ def relocate(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
         return tensor
     if not is_packable(tensor) or tensor.numel() == 0:
         return tensor.to(device)
+    return span(tensor).to(device).as_strided(tensor.size(), tensor.stride(), 0)
+
+
+def span(tensor: torch.Tensor) -> torch.Tensor:
+    """The elements from the first to the last of a packable tensor, gaps included, as a one-dimensional view."""
+    if tensor.numel() == 0:
+        return tensor.detach().reshape(0)
     last = sum((size - 1) * stride for size, stride in zip(tensor.size(), tensor.stride(), strict=True))
-    span = tensor.detach().as_strided((last + 1,), (1,)).to(device)
-    return span.as_strided(tensor.size(), tensor.stride(), 0)
+    return tensor.detach().as_strided((last + 1,), (1,))
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

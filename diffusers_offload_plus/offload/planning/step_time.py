@@ -9,8 +9,8 @@ and computing then end at these moments::
     copied[k] = max(copied[k - 1], computed[gate[k]]) + copy[k]
     computed[k] = max(computed[k - 1] + before[k], copied[k]) + compute[k]
 
-Between two steps any code may write weights that are on the device. So when a step ends, the computing stream waits
-for all copies that are under way, and the next step begins after the last of them.
+Copies go on from one step into the next: nothing waits at the end of a step for a group that only the engine refers
+to.
 
 [Note: the steady step]
 Steps are computed one after another, from a cold start, until one ends like the step before: from there on all steps
@@ -80,23 +80,16 @@ class _Steps:
         self.before = [sum(seconds[start:place]) for start, place in zip(starts, places, strict=False)]
         self.tail = sum(seconds[starts[-1] :])
         self.gates = _gates([groups[place].nbytes for place in places], stream_bytes)
-        # While the last group of a step computes, the engine starts no copy.
-        last = len(places) - 1 + (starts[-1] < len(groups))
-        self.under_way = sum(gate < last for gate in self.gates)
 
     def after(self, state: _State) -> tuple[_State, float]:
         """The state at the end of the next step, and the seconds that the step takes."""
-        computed, arrived, now = list(state.computed), [state.copied], 0.0
-        for gate, copy in zip(self.gates[: self.under_way], self.copy, strict=False):
-            arrived.append(max(arrived[-1], computed[gate]) + copy)
-            now = max(now, arrived[-1])
-        for k, (before, compute) in enumerate(zip(self.before, self.compute, strict=True)):
-            if k >= self.under_way:
-                arrived.append(max(arrived[-1], computed[self.gates[k]]) + self.copy[k])
-            now = max(now + before, arrived[k + 1]) + compute
+        computed, copied, now = list(state.computed), state.copied, 0.0
+        for gate, copy, before, compute in zip(self.gates, self.copy, self.before, self.compute, strict=True):
+            copied = max(copied, computed[gate]) + copy
+            now = max(now + before, copied) + compute
             computed.append(now)
         end = now + self.tail
-        return _State([moment - end for moment in computed[len(self.copy) :]], arrived[-1] - end), end
+        return _State([moment - end for moment in computed[len(self.copy) :]], copied - end), end
 
 
 def _gates(sizes: Sequence[int], stream_bytes: int) -> list[int]:

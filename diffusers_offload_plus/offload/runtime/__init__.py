@@ -1,4 +1,4 @@
-"""What happens while a model runs: which group is on the device when, and where its parameters point.
+"""What happens while a model runs: which group is on the device when, and what reads and writes it.
 
-May import from ``transfer`` and the rooms below it.
+May import from ``groups`` and the rooms below it.
 """

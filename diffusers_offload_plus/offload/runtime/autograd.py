@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from ...errors import OffloadPlusError
+from ..groups.param_group import ParamGroup
 from ..model.tensors import is_wrapper, map_plain
 from ..stores.layout import view_of
 from ..stores.storage import WeightStorage
 from ..transfer.copy_engine import CopyEngine
-from .param_group import ParamGroup
 
 __all__ = ["SavedWeights", "WeightsChangedError"]
 

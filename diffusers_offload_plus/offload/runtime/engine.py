@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Iterator
 from threading import get_ident
 from typing import Any
@@ -17,8 +16,13 @@ import torch
 from torch import nn
 
 from ...errors import DiskTierError
+from ..groups.buffers import PersistentBuffers, all_to_host
+from ..groups.comparisons import Compare
+from ..groups.device_copies import DeviceCopies
+from ..groups.param_group import GroupState, ParamGroup
 from ..memory.device_budget import DeviceBudget
-from ..model.inventory import Entry, Residency, take_inventory
+from ..memory.pass_lock import works_for
+from ..model.inventory import Entry, take_inventory
 from ..model.module_tree import ModuleTree
 from ..model.partition import Unit
 from ..model.tensors import renew
@@ -30,12 +34,8 @@ from ..transfer.copy_engine import CopyEngine
 from ..transfer.tiers import Tiers
 from .arguments import elements_of, to_device, valid_output
 from .autograd import SavedWeights
-from .buffers import PersistentBuffers, all_to_host
-from .comparisons import Compare
-from .device_copies import DeviceCopies
 from .forward_pass import CalledModule, ForwardPass
 from .lookups import computes_on, uninstall, watch_lookups
-from .param_group import GroupState, ParamGroup
 from .questions import Question
 
 __all__ = ["OffloadEngine"]
@@ -69,6 +69,7 @@ class OffloadEngine:
         self.units: list[Unit] = []
         self.groups: list[ParamGroup] = []
         self.streamed: list[ParamGroup] = []
+        self._residents: list[ParamGroup] = []
         self.persistent = PersistentBuffers(self.copy_engine)
         self.refresh: Callable[[], None] = lambda: None
         self.intact: Callable[[nn.Module], bool] = lambda module: True
@@ -147,7 +148,8 @@ class OffloadEngine:
             self.tiers.forget()
             raise
         self.groups = self._saved.groups = groups
-        self.streamed = [group for group in groups if group.spec.residency is Residency.STREAMED]
+        self.streamed = [group for group in groups if group.streams]
+        self._residents = [group for group in groups if not group.streams]
         self.units = inventory.units
         self._nests = tuple(nested_groups(self.units, [group.spec for group in self.streamed]))
         self._inventory = dataclasses.replace(
@@ -156,16 +158,13 @@ class OffloadEngine:
         persistent = inventory.persistent if self.moves else []
         self._persistent_parameters = [entry.tensor for entry in persistent if not entry.is_buffer]
         self.persistent.replace([entry.tensor for entry in persistent])
-        self.forward_pass.replace(groups, inventory.units)
-        self._managed = {id(entry.tensor): entry for group in groups for entry in group.spec.entries}
         self.tree = ModuleTree(self.root)
+        self.forward_pass.replace(groups, inventory.units, self.tree)
+        self._managed = {id(entry.tensor): entry for group in groups for entry in group.spec.entries}
         watch_lookups(self.tree.open_modules(), self.groups, self.persistent.tensors if self.moves else (), self)
-        self.fixed_bytes = self.persistent.total_bytes + sum(
-            group.nbytes for group in groups if group.spec.residency is Residency.RESIDENT
-        )
+        self.fixed_bytes = self.persistent.total_bytes + sum(group.nbytes for group in self._residents)
         self.budget.join(self)
         self._choose_cached()
-        self._onload_residents()
         self._built = True
 
     @property
@@ -213,8 +212,8 @@ class OffloadEngine:
                         group.to_plain_memory()
                     except DiskTierError as error:
                         failed = failed or error
-            self.groups = self.streamed = self._saved.groups = []
-            self.forward_pass.replace([], [])  # what it knew of the groups would hold their memory
+            self.groups = self.streamed = self._residents = self._saved.groups = []
+            self.forward_pass.replace([], [], self.tree)  # what it knew of the groups would hold their memory
             self._managed = {}
             self.copy_engine.close()
         if failed is not None:
@@ -249,7 +248,7 @@ class OffloadEngine:
         self, called: CalledModule, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Call ``forward(*args, **kwargs)`` with what the called module needs on the device."""
-        if self._owner != get_ident() and not self._works_for_owner():
+        if self._owner != get_ident() and not works_for(self._owner):
             size = None if self.budget.auto is None else elements_of((args, kwargs))
             with self._pass(called.module, size):
                 return self.run(self.forward_pass.called(called.module), forward, args, kwargs)
@@ -265,25 +264,12 @@ class OffloadEngine:
         finally:
             forward_pass.exit(depth)
 
-    def _works_for_owner(self) -> bool:
-        """Whether this thread runs a backward that the thread of the present pass waits for, as activation
-        checkpointing makes it do inside ``onloaded``: what it does is a part of that pass."""
-        owner = self._owner
-        if owner is None or torch._C._current_graph_task_id() == -1:
-            return False
-        frame = sys._current_frames().get(owner)
-        while frame is not None:
-            if frame.f_code.co_name == "_engine_run_backward":
-                return True
-            frame = frame.f_back
-        return False
-
     @contextlib.contextmanager
     def keep_onloaded(self, module: nn.Module) -> Iterator[None]:
         """Keep every group with weights below ``module`` onloaded; writes made meanwhile are kept by comparing
         bytes."""
         with contextlib.ExitStack() as stack:
-            if self._owner != get_ident() and not self._works_for_owner():
+            if self._owner != get_ident() and not works_for(self._owner):
                 stack.enter_context(self._pass(self.root))
             tensors = {
                 id(t) for part in module.modules() for t in (*part._parameters.values(), *part._buffers.values())
@@ -302,16 +288,16 @@ class OffloadEngine:
         Inside a pass the group is onloaded while the innermost hooked module runs. Outside of one there is
         no telling how long the caller needs it, so it gets a device copy that stays valid until the next pass.
         """
-        if self.forward_pass.frames and (self._owner == get_ident() or self._works_for_owner()):
+        if self.forward_pass.frames and (self._owner == get_ident() or works_for(self._owner)):
             reader = self.forward_pass.frames[-1].called.module
             self.lookups.setdefault(entry.names[0], self.tree.name_of(reader))
             self.forward_pass.materialize(group, Compare.NONE if question is Question.DEVICE else Compare.ALL)
             return entry.tensor
-        if group.state is GroupState.IDLE:
-            if not computes_on(self.device, self.tree.ids):
-                with self._lock:
-                    self.forward_pass.evict_group(group)
+        if group.state is GroupState.IDLE and computes_on(self.device, self.tree.ids):
             return entry.tensor
+        if group.state is GroupState.IDLE or group.state is GroupState.PREFETCHED:
+            with self._lock:
+                self.forward_pass.evict_group(group)  # the caller may write it on the host
         if not self.moves or not computes_on(self.device, self.tree.ids):
             self.wait_for_copies()
             return entry.tensor
@@ -361,6 +347,11 @@ class OffloadEngine:
 
     def _sweep(self, finished: bool = False) -> None:
         self.forward_pass.sweep(finished)
+        with engine_mode():
+            for group in self._residents:
+                if group.state is GroupState.ONLOADED and group.memory_is_held:
+                    group.offload(compare=Compare.ALL)
+            self.persistent.return_held()
 
     def evict(self, nbytes: int) -> None:
         """Take groups that are not in use off the device until ``nbytes`` are free, or none is left."""
@@ -376,9 +367,8 @@ class OffloadEngine:
 
     def _onload_residents(self) -> None:
         with engine_mode():
-            for group in self.groups:
-                if group.spec.residency is Residency.RESIDENT:
-                    group.onload(self._reserve)
+            for group in self._residents:
+                group.onload(self._reserve)
             self.persistent.to_device(functools.partial(self._reserve, pooled=False))
 
     def _reserve(self, nbytes: int, *, pooled: bool = True) -> bool:

@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..groups.comparisons import Compare, finish_comparisons
+from ..groups.holders import Holders
+from ..groups.param_group import GroupState, ParamGroup
 from ..memory.device_budget import Member
 from ..model.inventory import Residency
+from ..model.module_tree import ModuleTree
 from ..model.partition import Unit
 from ..modes import engine_mode, profiled
 from ..transfer.copy_engine import CopyEngine
-from .comparisons import Compare, finish_comparisons
-from .param_group import GroupState, ParamGroup
 from .prefetch import Prefetcher
 
 __all__ = ["CalledModule", "ForwardPass", "Frame"]
@@ -73,6 +75,7 @@ class ForwardPass:
         self._stall_timer = copy_engine.stall_timer
         self.prefetcher = Prefetcher(copy_engine, member, depth)
         self.frames: list[Frame] = []
+        self._holders: Holders
         self.compare = Compare.NONE
         self._groups: Sequence[ParamGroup] = ()
         self._on_device: dict[ParamGroup, None] = {}  # onloaded in this pass and not offloaded yet, in order
@@ -83,9 +86,10 @@ class ForwardPass:
         self._has_trained = False
         self._retired = 0
 
-    def replace(self, groups: Sequence[ParamGroup], units: Sequence[Unit]) -> None:
-        """These are the groups and units from now on; none is on the device."""
-        self.prefetcher.replace(groups)
+    def replace(self, groups: Sequence[ParamGroup], units: Sequence[Unit], tree: ModuleTree) -> None:
+        """These are the groups and units from now on, of the modules of ``tree``; none is on the device."""
+        self._holders = Holders(tree, groups)
+        self.prefetcher.replace(groups, self._holders)
         self._stall_timer.reset()
         self._cached.clear()
         self._groups = groups
@@ -129,21 +133,18 @@ class ForwardPass:
         self.exit(0)
         self._deferred.clear()
         stays = self._budget.limit is not None and finished
+        if stays:
+            self._advance()
         ahead, written_next = self.prefetcher.ahead, False
         for group in (*self._on_device, *ahead):
             group.users = 0
             if self._has_trained and group.has_gradients:
                 group.offload(compare=self.compare)
                 written_next = True
-            elif stays and group.cached and group.state is GroupState.ONLOADED and self.compare is Compare.NONE:
-                group.keep_on_device()
-                self._cached[group] = None
-            elif stays and not group.under_way and (group.cached or group in ahead) and not self._is_trained(group):
-                if group.state is not GroupState.OFFLOADED:
-                    group.keep_on_device()
-                    self._cached[group] = None
-            else:
+            elif not stays or self._is_trained(group) or not (group.cached or group in ahead):
                 group.offload(compare=self.compare)
+            else:
+                self._keep(group)
         self._on_device.clear()
         if written_next:
             self._copy_engine.drain()  # an optimizer may write host memory that a copy still reads
@@ -157,11 +158,27 @@ class ForwardPass:
         self._stall_timer.end(finished)
         self.prefetcher.end(finished)
 
+    def _keep(self, group: ParamGroup) -> None:
+        """Leave a group on the device between two passes, if nobody can write it there unseen; see
+        [Note: who may write a weight between two passes]."""
+        if group.memory_is_held:
+            group.offload(compare=self.compare)
+        elif group.cached and group.state is not GroupState.PREFETCHED:
+            group.keep_on_device()
+        elif not self._holders.have(group):
+            group.keep_for_next_pass()
+        elif group.cached and not group.under_way:
+            group.keep_on_device()
+        else:
+            group.offload(compare=self.compare)
+        if group.state is not GroupState.OFFLOADED:
+            self._cached[group] = None
+
     def _finish_comparisons(self) -> None:
         with engine_mode():
-            finish_comparisons([one for group in self._groups for one in group.comparisons])
+            finish_comparisons([one for group in self._groups for one in group.writes.comparisons])
         for group in self._groups:
-            group.comparisons.clear()
+            group.writes.comparisons.clear()
 
     # Frames
 
@@ -191,12 +208,18 @@ class ForwardPass:
             self._offload_deferred()
         elif not first and self._budget.limit is None:
             return  # nothing has changed for what comes next
-        if prefetch and self.prefetcher.reaches:
-            for group in self.prefetcher.advance(stream):
-                if group.state is GroupState.PREFETCHED:
-                    group.discard()
-                elif not group.users and not group.cached:
-                    self._offload(group, self.compare)
+        if prefetch:
+            self._advance(stream)
+
+    def _advance(self, stream: Any = None) -> None:
+        """Start copies of what comes next, and take off the device what does not come any more."""
+        if not self.prefetcher.reaches:
+            return
+        for group in self.prefetcher.advance(stream):
+            if group.state is GroupState.PREFETCHED:
+                group.discard()
+            elif not group.users and not group.cached:
+                self._offload(group, self.compare)
 
     def exit(self, depth: int) -> None:
         """End all frames but the outermost ``depth``."""

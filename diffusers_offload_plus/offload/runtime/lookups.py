@@ -12,17 +12,17 @@ as a plain one. Modules under a compiled forward keep plain dictionaries: the ho
 from __future__ import annotations
 
 import sys
-from collections.abc import ItemsView, Iterable, ValuesView
+from collections.abc import ItemsView, Iterable, Iterator, ValuesView
 from types import FrameType
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from ..groups.buffers import PersistentBuffers
+from ..groups.param_group import GroupState, ParamGroup
 from ..model.inventory import Entry
-from .buffers import PersistentBuffers
 from .forward_pass import ForwardPass
-from .param_group import GroupState, ParamGroup
 from .questions import Question, question_of
 
 __all__ = ["OffloadedDict", "OnloadedDict", "WatchedDict", "computes_on", "install", "uninstall", "watch_lookups"]
@@ -58,9 +58,13 @@ class OffloadedDict(dict[str, Any]):
     def __reduce_ex__(self, protocol: Any) -> Any:
         return dict, (self.copy(),)
 
+    def plain(self) -> dict[str, Any]:
+        """A plain dict with the same values."""
+        return dict(dict.items(self))
+
     def copy(self) -> dict[str, Any]:
         """A plain dict."""
-        return dict(dict.items(self))
+        return self.plain()
 
 
 class OnloadedDict(OffloadedDict):
@@ -85,6 +89,39 @@ class WatchedDict(OffloadedDict):
         if self.engine.persistent.on_host and name in self._persistent:
             self.engine.buffers_to_device()
         return dict.__getitem__(self, name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As of a dict; what is there is looked up."""
+        if name not in self:
+            return default
+        return self[name]
+
+    def pop(self, name: str, *default: Any) -> Any:
+        """As of a dict; what is there is looked up."""
+        if name in self:
+            self[name]
+        return super().pop(name, *default)
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        """As of a dict; what is there is looked up."""
+        return self[name] if name in self else super().setdefault(name, default)
+
+    def popitem(self) -> tuple[str, Any]:
+        """As of a dict, once no copy reads host memory any more."""
+        self._show_host()
+        return super().popitem()
+
+    def copy(self) -> dict[str, Any]:
+        """A plain dict, once no copy reads host memory any more."""
+        self._show_host()
+        return self.plain()
+
+    def __iter__(self) -> Iterator[str]:
+        # Without this, ``dict(...)`` and ``{**...}`` would take the values past the methods here.
+        return super().__iter__()
+
+    def __or__(self, other: Any) -> Any:
+        return self.copy() | other
 
     def items(self) -> ItemsView[str, Any]:  # type: ignore[override]
         """As of a dict, once no copy reads host memory any more."""
@@ -140,7 +177,7 @@ def uninstall(module: nn.Module) -> None:
     for slot in ("_parameters", "_buffers"):
         held = module.__dict__.get(slot)
         if isinstance(held, OffloadedDict):
-            module.__dict__[slot] = held.copy()
+            module.__dict__[slot] = held.plain()
 
 
 def computes_on(device: torch.device, modules: set[int]) -> bool:

@@ -16,9 +16,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..groups.holders import Holders
+from ..groups.param_group import GroupState, ParamGroup
 from ..memory.device_budget import Member
 from ..transfer.copy_engine import CopyEngine
-from .param_group import GroupState, ParamGroup
 
 __all__ = ["FARTHEST", "Prefetcher", "UsageOrder"]
 
@@ -77,6 +78,10 @@ class UsageOrder:
         place -= len(self._expected)
         following = self._after(self._expected) if wrap else ()
         return following[place] if place < len(following) else None
+
+    def is_over(self, distance: int) -> bool:
+        """Whether the pass is expected to be over when the group after ``distance`` others is used."""
+        return self._cursor + distance >= len(self._expected)
 
     @property
     def reuse(self) -> float:
@@ -138,6 +143,7 @@ class Prefetcher:
         self._member = member
         self._depth = FARTHEST if depth and budget.limit is not None else depth
         self._groups: Sequence[ParamGroup] = ()
+        self._holders: Holders
         self._orders: dict[int, UsageOrder] = {}
         self._order = UsageOrder()
         self._off_course = False
@@ -155,9 +161,10 @@ class Prefetcher:
         """The order in which the present entry is expected to use its groups, by number."""
         return self._order.order
 
-    def replace(self, groups: Sequence[ParamGroup]) -> None:
+    def replace(self, groups: Sequence[ParamGroup], holders: Holders) -> None:
         """These are the groups from now on; what was learned is of no use any more."""
         self._groups = groups
+        self._holders = holders
         for number, group in enumerate(groups):
             group.number = number
         self._orders.clear()
@@ -196,6 +203,8 @@ class Prefetcher:
             if number is None:
                 break
             group = self._groups[number]
+            if self._order.is_over(len(ahead)) and not group.cached and self._holders.have(group):
+                break  # what is written to it between the passes would be missing in the copy
             if group.state is GroupState.OFFLOADED and not self._start(group, stream):
                 break
             ahead.append(group)

@@ -178,14 +178,7 @@ class CopyEngine:
                     self._staging, slab.bytes, lambda part, start: part.copy_(memory[start : start + len(part)])
                 )
         event = side.record_event(slab.copied)
-        if self.stall_timer.watching:
-            event = side.record_event(self.stall_timer.event())
         return Transfer(slab, self.stall_timer, index=self._index, event=event, side_owned=self._record_stream)
-
-    def _record(self, slab: DeviceSlab) -> Any:
-        """Mark the end of the copy to ``slab``; returns an event that can be timed if the pass is measured."""
-        self._stream.record_event(slab.copied)
-        return self._stream.record_event(self.stall_timer.event()) if self.stall_timer.watching else slab.copied
 
     def release(self, storage: WeightStorage, transfer: Transfer) -> DeviceSlab | None:
         """The device is done with ``storage`` for now, and nobody needs what ``transfer`` brought.
@@ -285,7 +278,7 @@ class CopyEngine:
     def _read_and_copy(self, storage: WeightStorage, slab: DeviceSlab) -> Any:
         with self._stream:
             self._through(self._read_buffers, slab.bytes, storage.read_into)
-            return self._record(slab)
+            return self._stream.record_event(slab.copied)
 
     def _count(self, nbytes: int, *, staged: bool) -> None:
         self.copies += -(-nbytes // self._chunk(nbytes)) if staged else 1

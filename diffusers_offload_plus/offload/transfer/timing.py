@@ -140,16 +140,12 @@ class StallTimer:
         """A mark of this moment: of the current stream, or of the calling thread where there are no events."""
         if not self.has_events:
             return time.perf_counter()
-        event = self.event()
+        event = self._free.pop() if self._free else torch.Event(self._device, enable_timing=True)
         event.record(torch.accelerator.current_stream(self._device))
         return event
 
-    def event(self) -> Any:
-        """An event that can be timed, to be recorded at the end of a copy and passed to :meth:`note`."""
-        return self._free.pop() if self._free else torch.Event(self._device, enable_timing=True)
-
     def note(self, group: Hashable, bottleneck: Bottleneck, start: Any, end: Any) -> None:
-        """Record that computing waited for ``group`` from ``start`` to ``end``; not at all if ``end`` is earlier.
+        """Record that computing waited for ``group`` from ``start`` to ``end``.
 
         The marks belong to the timer from now on, which uses their events again.
         """

@@ -79,7 +79,7 @@ class Transfer:
             self._reading = None
         waited = self._order(stream)
         if start is not None and (waited or not timer.has_events):
-            timer.note(group, bottleneck, start, self._event if timer.has_events else timer.mark())
+            timer.note(group, bottleneck, start, timer.mark())
         elif self._blocked is not None and group is not None and timer.watching:
             timer.note(group, *self._blocked)
         self._blocked = None

@@ -41,12 +41,12 @@ WEIGHTS = Room(
         ),
         Mutant("ties are not seen", "_clusters", Replace("_[1:]", "_[:0]")),
         Mutant("offload does not restore", "ParamGroup.offload", Drop("self._stored.point()")),
-        Mutant("offload after a look does not restore", "ParamGroup._write_back", Drop("repoint(...)")),
-        Mutant("an in-place write on the device is dropped", "ParamGroup._store_writes", Never("_.is_buffer or ...")),
-        Mutant("bytes are not compared", "ParamGroup._store_writes", Never("compare is Compare.ALL")),
+        Mutant("offload after a look does not restore", "Writes.store", Drop("repoint(...)")),
+        Mutant("an in-place write on the device is dropped", "Writes._store", Never("_.is_buffer or ...")),
+        Mutant("bytes are not compared", "Writes._store", Never("compare is Compare.ALL")),
         Mutant(
             "bytes of trained weights are not compared",
-            "ParamGroup._store_writes",
+            "Writes._store",
             Never("compare is Compare.TRAINED and ..."),
         ),
         Mutant(
@@ -54,7 +54,7 @@ WEIGHTS = Room(
             "ParamGroup.offload",
             Replace("self._shows_writes", "True"),
         ),
-        Mutant("re-pointed on the device: dropped", "ParamGroup._store_writes", Never("self._adopt(...)")),
+        Mutant("re-pointed on the device: dropped", "Writes._store", Never("self._adopt(...)")),
         Mutant(
             "re-pointed on the host: not noticed",
             "ParamGroup.onload",

@@ -135,6 +135,25 @@ def test_backward_with_checkpointing_inside_onloaded_ends(policy: str, device: t
         assert_same(ours.grad.cpu(), theirs.grad.cpu())
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("inside", ["first", "second"])
+def test_backward_through_two_models_of_one_budget_ends(inside: str, device: torch.device, meter: Meter) -> None:
+    """The thread that holds the pass of one model waits while autograd's thread calls the other."""
+    pipe = Pipeline(first=seeded(Checkpointed), second=seeded(Checkpointed, 1))
+    plain = copy.deepcopy(pipe.components)
+    x = noise(device).requires_grad_()
+    plain["second"].to(device)(plain["first"].to(device)(x)).sum().backward()
+    want, x.grad = x.grad, None
+    dop.enable_group_offload(pipe, device, vram_budget=settings("whole", pipe, device)["vram_budget"] * 2)
+    with dop.onloaded(pipe.components[inside]):
+        pipe.components["second"](pipe.components["first"](x)).sum().backward()
+    assert_same(x.grad, want)
+    dop.disable_group_offload(pipe)
+    for name, model in pipe.components.items():
+        for ours, theirs in zip(model.parameters(), plain[name].parameters(), strict=True):
+            assert_same(ours.grad, theirs.grad)
+
+
 class Pipeline:
     def __init__(self, **components: nn.Module) -> None:
         self.components = components

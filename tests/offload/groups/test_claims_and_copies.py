@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import diffusers_offload_plus as dop
+from diffusers_offload_plus.offload.groups.param_group import GroupState, ParamGroup
 from diffusers_offload_plus.offload.hooks.attachment import attachment_of
-from diffusers_offload_plus.offload.runtime.param_group import GroupState, ParamGroup
 from tests.support.meter import Meter
 from tests.support.policies import settings
 

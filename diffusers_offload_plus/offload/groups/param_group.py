@@ -1,33 +1,28 @@
-"""One group at run time: where it is stored, its device copy, and the pointing of parameters at either.
-
-[Note: a write is copied, never lost]
-Offloading points parameters back at their stored values and drops the device copy. Before it is dropped, three things
-are looked at. A parameter that others pointed elsewhere is found by its address and layout. An in-place write is found
-by a version counter. Where counters prove nothing (training, ``onloaded``), bytes are compared. Buffers are always
-copied back. Only what was written travels from device to host.
-"""
+"""One group at run time: where it is stored, its device copy, and the pointing of parameters at either."""
 
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from ...errors import FileChangedError
 from ..memory.slabs import DeviceSlab
 from ..memory.staging import pageable
 from ..model.inventory import GroupSpec, Residency
 from ..model.pointers import Pointers
-from ..model.tensors import cast_tensor, is_wrapper, map_plain, plain_bytes, plain_tensors, repoint, same_bits
+from ..model.references import StoredMemory, TensorReferences
+from ..model.tensors import cast_tensor, map_plain, plain_tensors
 from ..modes import engine_mode
 from ..stores.host import HostAllocator
 from ..stores.layout import view_of
 from ..stores.storage import Allocator, WeightStorage
 from ..transfer.copy_engine import CopyEngine
 from ..transfer.transfer import Transfer
-from .comparisons import MOST_DEFERRED, Compare, Comparison, finish_comparisons
+from .comparisons import Compare
+from .writes import Writes, value_of
 
 __all__ = ["GroupState", "ParamGroup"]
 
@@ -39,7 +34,7 @@ class GroupState(enum.Enum):
     """Where the parameters of a group point."""
 
     OFFLOADED = "offloaded"
-    PREFETCHED = "prefetched"  # at the stored values; the device copy is on its way
+    PREFETCHED = "prefetched"  # at the stored values; the device copy is there, or on its way
     ONLOADED = "onloaded"
     IDLE = "idle"  # at the device copy between two passes; a read that does not compute sends them back
 
@@ -54,9 +49,9 @@ class ParamGroup:
         number: its place among the groups of the model.
         streams: it does not stay on the device for good.
         in_place: the device computes with the weights where they are stored.
-        written_back: bytes that travelled from device to host because somebody wrote them.
+        writes: finds what was written to the device copy, and stores it.
+        references: to its tensors.
         repacked: how often tensors that others had pointed elsewhere were stored anew.
-        comparisons: of what was trained, put off to the end of the pass.
         dicts: dictionaries of modules that hold tensors of this group alone. They are ``onloaded_dict`` while the
             group is onloaded, and ``watched_dict`` otherwise.
     """
@@ -71,12 +66,12 @@ class ParamGroup:
         self.users = 0
         self.runs = 0
         self.cached = False
-        self.written_back = 0
         self.repacked = 0
+        self.writes = Writes(copy_engine.budget)
         self.state = GroupState.OFFLOADED
-        self.comparisons: list[Comparison] = []
         self.dicts: list[Any] = []
         self._tensors = [entry.tensor for entry in spec.entries]
+        self.references = TensorReferences(self._tensors)
         self._copy_engine = copy_engine
         self._allocator = allocator
         self._transfer: Transfer | None = None
@@ -85,6 +80,7 @@ class ParamGroup:
         self._device: Pointers | None = None  # the views that the parameters point at, or did last
         self._copied: list[int] = []  # versions of the stored values that are on their way
         self._seen: list[int] = []  # versions of the parameters when they were onloaded
+        self._has_idled = False  # at its present device copy, so others may have written there without a trace
         self.storage = self._pack(allocator)
 
     @property
@@ -129,8 +125,8 @@ class ParamGroup:
         """
         if self._transfer is not None:
             return True
-        if self.comparisons:
-            self.finish_comparisons()
+        if self.writes.comparisons:
+            self.writes.finish_comparisons()
         # Whether the tensors point there is looked at when they are used: a copy that was of no use is made anew then.
         if reserve is not None and not reserve(0 if self.in_place else self.storage.nbytes):
             return False
@@ -191,7 +187,35 @@ class ParamGroup:
             self.onload()
         if self.state is GroupState.ONLOADED:
             self.state = GroupState.IDLE
+            self._has_idled = True
             self.stop_using()
+
+    def keep_for_next_pass(self) -> None:
+        """Leave the device copy for the next pass, and point the parameters at the stored values. Nothing waits for a
+        copy that is under way. Only for a group that others have no reference to."""
+        if self.state is not GroupState.ONLOADED:
+            return
+        device = self._device
+        assert device is not None
+        if self.in_place or self._has_idled or not (self._shows_writes and device.are_unwritten(self._seen)):
+            self.offload()
+            return
+        self._stored.point()
+        self._copied = self._stored.versions()
+        self.state = GroupState.PREFETCHED
+        self.stop_using()
+
+    @property
+    def memory_is_held(self) -> bool:
+        """Whether other code has a reference to the stored memory of its weights; see
+        [Note: who may write a weight between two passes]."""
+        return self._memory.is_held(pointed=self.state in (GroupState.OFFLOADED, GroupState.PREFETCHED))
+
+    def expect_references(self, others: Counter[int]) -> None:
+        """Record how many references to its tensors are known; ``others``: those of the engine and the modules, by
+        ``id``."""
+        pointers = {id(one): one for one in (self._stored, self._device, *self._views.values()) if one is not None}
+        self.references.expect(others, list(pointers.values()))
 
     def offload(self, *, compare: Compare = Compare.NONE) -> None:
         """Point the parameters back at their stored values and drop the device copy. What was written to it is
@@ -204,14 +228,17 @@ class ParamGroup:
         if state is GroupState.ONLOADED or state is GroupState.IDLE:
             device = self._device
             assert device is not None
-            if compare is Compare.TRAINED and not self.is_trained:
+            if self._has_idled:
+                compare = Compare.ALL
+            elif compare is Compare.TRAINED and not self.is_trained:
                 compare = Compare.NONE
             plain = compare is Compare.NONE and self._shows_writes
             if not self.in_place:
                 if plain and device.are_unwritten(self._seen):
                     self._stored.point()
                 else:
-                    self._write_back(device, compare)
+                    entries, slab = self.spec.entries, self._slab_on_device.bytes
+                    self.writes.store(entries, device, self._seen, self._stored, self.storage, slab, compare)
             self.state = GroupState.OFFLOADED
             self.stop_using()
         self.discard()
@@ -226,14 +253,17 @@ class ParamGroup:
         if transfer.slab is not None:
             self._copy_engine.account(-transfer.slab.nbytes, streams=self.streams and not self.cached)
         self._transfer = None
+        self._has_idled = False
         self._slab = self._copy_engine.release(self.storage, transfer)
         if self._copy_engine.device.type == "cpu":
             self._views.clear()  # memory there cannot be given back while views of it exist
+            self.references.forget()
         self.state = GroupState.OFFLOADED
 
     def drop_retired_views(self) -> None:
         """Drop views of memory that was left to others."""
         self._views = {slab: views for slab, views in self._views.items() if not slab.retired}
+        self.references.forget()
         if self.state is GroupState.OFFLOADED and not self.in_place:
             self._device = None
 
@@ -267,7 +297,7 @@ class ParamGroup:
         storage = allocator.store(self.spec.key, sources)
         packed = iter(storage.tensors)
         values = [map_plain(tensor.detach(), lambda _: next(packed)) for tensor in self._tensors]
-        self._point_stored(values)
+        self._point_stored(values, are_new=True)
         self._slab = self._device = None
         self.in_place = self._copy_engine.uses_in_place(storage)
         return storage
@@ -276,14 +306,16 @@ class ParamGroup:
         """Follow others who pointed a tensor elsewhere: within the storage or to memory of their own."""
         with engine_mode():
             if all(self._is_stored(t) for tensor in self._tensors for _, t in plain_tensors(tensor)):
-                self._point_stored([_alias(tensor) for tensor in self._tensors])
+                self._point_stored([value_of(tensor) for tensor in self._tensors], are_new=False)
                 return
             self._copy_engine.drain()
             self.storage = self._pack(self._allocator)
             self.repacked += 1
 
-    def _point_stored(self, values: list[torch.Tensor]) -> None:
+    def _point_stored(self, values: list[torch.Tensor], *, are_new: bool) -> None:
         self._stored = Pointers(self._tensors, values)
+        self._memory = StoredMemory(self._stored, is_new=are_new)
+        self.references.forget()
         self._stored.point()
         # Buffers may be written without a trace, and tensors without a version counter.
         self._shows_writes = self._stored.tracked and not any(entry.is_buffer for entry in self.spec.entries)
@@ -300,6 +332,7 @@ class ParamGroup:
             self._views = {known: views for known, views in self._views.items() if known.storage.nbytes()}
             views = self._views[slab] = Pointers(self._tensors, values, slab.storage)
             slab.note_views(views.inner)
+            self.references.forget()
         return views
 
     def _view(self, storage: torch.UntypedStorage, host: torch.Tensor) -> torch.Tensor:
@@ -309,92 +342,3 @@ class ParamGroup:
         offset = self.storage.offset_of(host)
         assert offset is not None
         return view_of(storage, offset, host, device)
-
-    def _write_back(self, device: Pointers, compare: Compare) -> None:
-        """Copy to the host what was written on the device, and point every parameter at the host."""
-        with engine_mode():
-            try:
-                adopted = self._store_writes(device, compare)
-            except FileChangedError:
-                adopted = self._rescue(device)
-            for index, (tensor, value) in enumerate(zip(self._tensors, self._stored.values, strict=True)):
-                if index not in adopted:
-                    repoint(tensor, value)
-
-    def _store_writes(self, device: Pointers, compare: Compare) -> set[int]:
-        """Copy writes back; returns the places of tensors that point at other values on the host now."""
-        slab = self._slab_on_device.bytes
-        if compare is Compare.ALL:
-            self._compare(slab, 0, slab.numel())
-        adopted, trained = set(), []
-        written = device.changed_since(self._seen)
-        for index, entry in enumerate(self.spec.entries):
-            if not device.points(index):
-                if self._adopt(entry.tensor, self._stored.values[index]):
-                    adopted.add(index)
-                continue
-            for _, plain in plain_tensors(entry.tensor):
-                if not plain.numel():
-                    continue
-                extent = self.storage.extent_at(int(plain.storage_offset()) * plain.element_size())
-                start, stop = extent.offset, extent.offset + extent.nbytes
-                if entry.is_buffer or index in written:
-                    self._copy_back(slab, start, stop)
-                elif compare is Compare.TRAINED and entry.tensor.requires_grad:
-                    trained.append((start, stop))
-        self._compare_trained(slab, list(dict.fromkeys(trained)))
-        return adopted
-
-    def _compare_trained(self, slab: torch.Tensor, ranges: list[tuple[int, int]]) -> None:
-        nbytes = sum(stop - start for start, stop in ranges)
-        if 0 < nbytes <= MOST_DEFERRED and self._copy_engine.budget.limit is None:
-            self.comparisons.append(Comparison.begin(slab, self.storage, ranges, self._note_written))
-            return
-        for start, stop in ranges:
-            self._compare(slab, start, stop)
-
-    def finish_comparisons(self) -> None:
-        """Wait for comparisons that were put off; see [Note: one wait for all comparisons]."""
-        with engine_mode():
-            finish_comparisons(self.comparisons)
-        self.comparisons.clear()
-
-    def _note_written(self, nbytes: int) -> None:
-        self.written_back += nbytes
-
-    def _compare(self, slab: torch.Tensor, start: int, stop: int) -> None:
-        piece = self._copy_engine.budget.scratch
-        for first in range(start, stop, piece):
-            last = min(first + piece, stop)
-            if not torch.equal(slab[first:last], self.storage.part(first, last).to(slab.device)):
-                self._copy_back(slab, first, last)
-
-    def _copy_back(self, slab: torch.Tensor, start: int, stop: int) -> None:
-        self.storage.write(start, slab[start:stop])
-        self.written_back += stop - start
-
-    def _adopt(self, tensor: torch.Tensor, stored: torch.Tensor) -> bool:
-        """Keep the values of a tensor that others gave new memory to, unless they are the old ones."""
-        value = map_plain(_alias(tensor), lambda t: t.to("cpu"))
-        if same_bits(value, stored):
-            return False
-        self.written_back += plain_bytes(value)
-        repoint(tensor, value)
-        return True
-
-    def _rescue(self, device: Pointers) -> set[int]:
-        """Keep what the device still has of a file that was changed by others."""
-        storage, host = self._slab_on_device.bytes.cpu().untyped_storage(), torch.device("cpu")
-
-        def on_host(plain: torch.Tensor) -> torch.Tensor:
-            return view_of(storage, int(plain.storage_offset()) * plain.element_size(), plain, host)
-
-        for index, tensor in enumerate(self._tensors):
-            if device.points(index):
-                repoint(tensor, map_plain(_alias(tensor), on_host))
-        return set(range(len(self._tensors)))
-
-
-def _alias(tensor: torch.Tensor) -> torch.Tensor:
-    """What ``tensor`` points at now, with the same inner tensor objects if it is a wrapper."""
-    return map_plain(tensor, lambda t: t) if is_wrapper(tensor) else tensor.data

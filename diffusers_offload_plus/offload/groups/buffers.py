@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from ..model.tensors import map_plain, plain_bytes, plain_tensors, relocate, repoint
+from ..model.references import storage_uses
+from ..model.tensors import is_packable, map_plain, plain_bytes, plain_tensors, relocate, repoint, span
 from ..transfer.copy_engine import CopyEngine
+from .writes import value_of
 
 __all__ = ["PersistentBuffers", "all_to_host"]
 
@@ -24,6 +27,7 @@ class PersistentBuffers:
         self._copy_engine = copy_engine
         self._tensors: list[torch.Tensor] = []
         self._bytes = 0
+        self._held: list[tuple[torch.Tensor, torch.Tensor]] = []  # with the host memory that others hold
         self.on_host = True
 
     @property
@@ -62,15 +66,52 @@ class PersistentBuffers:
         self._move(torch.device("cpu"))
         self.on_host = True
 
+    def return_held(self) -> None:
+        """Point tensors back at the host memory that they were brought from, with what was written to them, if other
+        code has a reference to that memory; see [Note: who may write a weight between two passes]."""
+        if not self._held:
+            return
+        held, self._held = self._held, []
+        for tensor, original in held:
+            pairs = [(t, o) for (_, t), (_, o) in zip(plain_tensors(tensor), plain_tensors(original), strict=True)]
+            if any(_layout(there) != _layout(here) for there, here in pairs):
+                continue  # others gave it another value meanwhile
+            if any(_uses(here) > 1 for _, here in pairs):
+                for there, here in pairs:
+                    span(here).copy_(span(there))
+                repoint(tensor, original)
+        self._recount()
+
     def _move(self, device: torch.device) -> None:
-        on_device = 0
+        pointing: Counter[int] | None = None
         for tensor in self._tensors:
-            if any(plain.device != device for _, plain in plain_tensors(tensor)):
-                repoint(tensor, map_plain(tensor.detach(), lambda t: relocate(t, device)))
+            if all(plain.device == device for _, plain in plain_tensors(tensor)):
+                continue
             if device.type != "cpu":
-                on_device += plain_bytes(tensor)
-        self._copy_engine.account(on_device - self._bytes)
-        self._bytes = on_device
+                pointing = pointing or Counter(_key(t) for known in self._tensors for _, t in plain_tensors(known))
+                if any(_uses(plain) > pointing[_key(plain)] for _, plain in plain_tensors(tensor)):
+                    self._held.append((tensor, value_of(tensor)))
+            repoint(tensor, map_plain(tensor.detach(), lambda t: relocate(t, device)))
+        self._recount()
+
+    def _recount(self) -> None:
+        on_device = [t for t in self._tensors if any(p.device.type != "cpu" for _, p in plain_tensors(t))]
+        nbytes = sum(map(plain_bytes, on_device))
+        self._copy_engine.account(nbytes - self._bytes)
+        self._bytes = nbytes
+
+
+def _key(plain: torch.Tensor) -> int:
+    return plain.untyped_storage()._cdata if is_packable(plain) else 0
+
+
+def _uses(plain: torch.Tensor) -> int:
+    """How many tensors have the memory of ``plain``; 0 if it has none that can be copied as bytes."""
+    return storage_uses(_key(plain)) if is_packable(plain) and plain.numel() else 0
+
+
+def _layout(plain: torch.Tensor) -> tuple[object, ...]:
+    return plain.dtype, plain.shape, plain.stride() if is_packable(plain) else None
 
 
 def all_to_host(root: nn.Module, device: torch.device) -> None:

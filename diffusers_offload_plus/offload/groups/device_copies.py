@@ -68,5 +68,5 @@ class DeviceCopies:
             pairs = zip(plain_tensors(given.entry.tensor), plain_tensors(given.value), strict=True)
             for (_, stored), (_, written) in pairs:
                 stored.data.copy_(written)
-            given.group.written_back += given.nbytes // 2
+            given.group.writes.nbytes += given.nbytes // 2
         self._copy_engine.account(-given.nbytes)

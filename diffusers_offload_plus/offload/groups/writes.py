@@ -1,0 +1,155 @@
+"""What was written to the device copy of a group, stored before the copy is dropped.
+
+[Note: a write is copied, never lost]
+Offloading points parameters back at their stored values and drops the device copy. Before it is dropped, three things
+are looked at. A parameter that others pointed elsewhere is found by its address and layout. An in-place write is found
+by a version counter. Where counters prove nothing (training, ``onloaded``, memory that others could write between two
+passes), bytes are compared. Buffers are always copied back. Only what was written travels from device to host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ...errors import FileChangedError
+from ..memory.device_budget import DeviceBudget
+from ..model.inventory import Entry
+from ..model.pointers import Pointers
+from ..model.tensors import is_wrapper, map_plain, plain_bytes, plain_tensors, repoint, same_bits
+from ..modes import engine_mode
+from ..stores.layout import view_of
+from ..stores.storage import WeightStorage
+from .comparisons import MOST_DEFERRED, Compare, Comparison, finish_comparisons
+
+__all__ = ["Writes", "value_of"]
+
+
+class Writes:
+    """Finds what was written on the device to the tensors of one group, and stores it.
+
+    Attributes:
+        nbytes: bytes that travelled from device to host because they were written, or may have been.
+        comparisons: of what was trained, put off to the end of the pass.
+    """
+
+    def __init__(self, budget: DeviceBudget) -> None:
+        self.nbytes = 0
+        self.comparisons: list[Comparison] = []
+        self._budget = budget
+
+    def store(
+        self,
+        entries: Sequence[Entry],
+        device: Pointers,
+        seen: list[int],
+        stored: Pointers,
+        storage: WeightStorage,
+        slab: torch.Tensor,
+        compare: Compare,
+    ) -> None:
+        """Store what was written, and point every tensor of the group at the host.
+
+        Args:
+            entries: the tensors of the group.
+            device: their values on the device; ``seen``: their versions when they were pointed there.
+            stored: their stored values, in ``storage``.
+            slab: the device copy as bytes, uint8 of shape ``(nbytes,)``.
+            compare: which bytes are compared; for the others version counters are trusted.
+        """
+        with engine_mode():
+            try:
+                adopted = self._store(entries, device, seen, stored, storage, slab, compare)
+            except FileChangedError:
+                adopted = _rescue(entries, device, slab)
+            for index, (entry, value) in enumerate(zip(entries, stored.values, strict=True)):
+                if index not in adopted:
+                    repoint(entry.tensor, value)
+
+    def finish_comparisons(self) -> None:
+        """Wait for comparisons that were put off; see [Note: one wait for all comparisons]."""
+        with engine_mode():
+            finish_comparisons(self.comparisons)
+        self.comparisons.clear()
+
+    def _store(
+        self,
+        entries: Sequence[Entry],
+        device: Pointers,
+        seen: list[int],
+        stored: Pointers,
+        storage: WeightStorage,
+        slab: torch.Tensor,
+        compare: Compare,
+    ) -> set[int]:
+        """Store what was written; returns the places of tensors that point at other values on the host now."""
+        if compare is Compare.ALL:
+            self._compare(storage, slab, 0, slab.numel())
+        adopted, trained = set(), []
+        written = device.changed_since(seen)
+        for index, entry in enumerate(entries):
+            if not device.points(index):
+                if self._adopt(entry.tensor, stored.values[index]):
+                    adopted.add(index)
+                continue
+            for _, plain in plain_tensors(entry.tensor):
+                if not plain.numel():
+                    continue
+                extent = storage.extent_at(int(plain.storage_offset()) * plain.element_size())
+                start, stop = extent.offset, extent.offset + extent.nbytes
+                if entry.is_buffer or index in written:
+                    self._copy_back(storage, slab, start, stop)
+                elif compare is Compare.TRAINED and entry.tensor.requires_grad:
+                    trained.append((start, stop))
+        self._compare_trained(storage, slab, list(dict.fromkeys(trained)))
+        return adopted
+
+    def _compare_trained(self, storage: WeightStorage, slab: torch.Tensor, ranges: list[tuple[int, int]]) -> None:
+        nbytes = sum(stop - start for start, stop in ranges)
+        if 0 < nbytes <= MOST_DEFERRED and self._budget.limit is None:
+            self.comparisons.append(Comparison.begin(slab, storage, ranges, self._note))
+            return
+        for start, stop in ranges:
+            self._compare(storage, slab, start, stop)
+
+    def _note(self, nbytes: int) -> None:
+        self.nbytes += nbytes
+
+    def _compare(self, storage: WeightStorage, slab: torch.Tensor, start: int, stop: int) -> None:
+        piece = self._budget.scratch
+        for first in range(start, stop, piece):
+            last = min(first + piece, stop)
+            if not torch.equal(slab[first:last], storage.part(first, last).to(slab.device)):
+                self._copy_back(storage, slab, first, last)
+
+    def _copy_back(self, storage: WeightStorage, slab: torch.Tensor, start: int, stop: int) -> None:
+        storage.write(start, slab[start:stop])
+        self.nbytes += stop - start
+
+    def _adopt(self, tensor: torch.Tensor, stored: torch.Tensor) -> bool:
+        """Keep the values of a tensor that others gave new memory to, unless they are the old ones."""
+        value = map_plain(value_of(tensor), lambda t: t.to("cpu"))
+        if same_bits(value, stored):
+            return False
+        self.nbytes += plain_bytes(value)
+        repoint(tensor, value)
+        return True
+
+
+def _rescue(entries: Sequence[Entry], device: Pointers, slab: torch.Tensor) -> set[int]:
+    """Keep what the device still has of a file that was changed by others."""
+    storage, host = slab.cpu().untyped_storage(), torch.device("cpu")
+
+    def on_host(plain: torch.Tensor) -> torch.Tensor:
+        return view_of(storage, int(plain.storage_offset()) * plain.element_size(), plain, host)
+
+    for index, entry in enumerate(entries):
+        if device.points(index):
+            repoint(entry.tensor, map_plain(value_of(entry.tensor), on_host))
+    return set(range(len(entries)))
+
+
+def value_of(tensor: torch.Tensor) -> torch.Tensor:
+    """What ``tensor`` points at now, with the same inner tensor objects if it is a wrapper."""
+    return map_plain(tensor, lambda t: t) if is_wrapper(tensor) else tensor.data
