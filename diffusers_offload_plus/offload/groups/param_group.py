@@ -309,6 +309,7 @@ class ParamGroup:
                 self._point_stored([value_of(tensor) for tensor in self._tensors], are_new=False)
                 return
             self._copy_engine.drain()
+            self._copy_engine.finish_work_on(self._tensors)
             self.storage = self._pack(self._allocator)
             self.repacked += 1
 

@@ -110,6 +110,7 @@ class OffloadEngine:
             UnsupportedModelError: the model cannot be offloaded.
             DiskTierError: the disk is full, or cannot be written.
         """
+        self._finish_work()
         inventory = take_inventory(self.root, self.policy, self.label)
         self.tiers.prepare(inventory.groups)
         self.fixed_bytes = fixed_bytes(inventory)
@@ -118,6 +119,7 @@ class OffloadEngine:
     def build(self) -> None:
         """Build groups, lookups and plan anew from the model as it is now. Groups whose tensors are the same keep
         their storage."""
+        self._finish_work()
         for tensor in (*self.root.parameters(), *self.root.buffers()):
             renew(tensor)
         with engine_mode():  # or what is stored by a pass in inference mode would be inference tensors for ever
@@ -202,6 +204,7 @@ class OffloadEngine:
             self.to_host()
             self.budget.leave(self)
             self._unwatch_lookups()
+            self._finish_work()
             with engine_mode():
                 all_to_host(self.root, self.device)
             self._saved.forget()
@@ -364,6 +367,9 @@ class OffloadEngine:
                 self.forward_pass.evict_all()
 
     # Helpers
+
+    def _finish_work(self) -> None:
+        self.copy_engine.finish_work_on((*self.root.parameters(), *self.root.buffers()))
 
     def _onload_residents(self) -> None:
         with engine_mode():

@@ -12,7 +12,7 @@ Memory that was used before by another group waits for that use alone; see [Note
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -215,6 +215,16 @@ class CopyEngine:
         if self._stream is not None:
             self._stream.synchronize()
         self.reading_host = False
+
+    def finish_work_on(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Wait for everything that was issued on the devices of ``tensors`` and on ours, on whatever stream.
+
+        Call before tensors are taken over that others may still be copying: a hook whose pass was interrupted, a copy
+        to the host that nobody has waited for.
+        """
+        for device in {self.device, *(tensor.device for tensor in tensors)}:
+            if supports_streams(device):
+                torch.accelerator.synchronize(device)
 
     def close(self) -> None:
         """End the reader thread."""
