@@ -273,6 +273,21 @@ class ParamGroup:
             return False
         return bool(tensor.untyped_storage()._cdata == self._slab_on_device.storage._cdata)
 
+    def places_at(self, offset: int) -> tuple[int, ...]:
+        """The places of the tensors that have the byte at ``offset`` of the group's storage, or share memory with one
+        that has it."""
+        start = self.storage.extent_at(offset).offset
+        places = self._places_at.get(start)
+        if places is None:
+            places = self._places_at[start] = tuple(
+                place for place, value in enumerate(self._stored.values) if start in self._extents_of(value)
+            )
+        return places
+
+    def _extents_of(self, stored: torch.Tensor) -> set[int]:
+        offsets = [self.storage.offset_of(plain) for _, plain in plain_tensors(stored) if plain.numel()]
+        return {self.storage.extent_at(offset).offset for offset in offsets if offset is not None}
+
     @property
     def _slab_on_device(self) -> DeviceSlab:
         assert self._transfer is not None
@@ -321,6 +336,7 @@ class ParamGroup:
         # Buffers may be written without a trace, and tensors without a version counter.
         self._shows_writes = self._stored.tracked and not any(entry.is_buffer for entry in self.spec.entries)
         self._views.clear()
+        self._places_at: dict[int, tuple[int, ...]] = {}  # by the first byte of each extent
 
     def _is_stored(self, tensor: torch.Tensor) -> bool:
         return tensor.numel() == 0 or self.storage.offset_of(tensor) is not None

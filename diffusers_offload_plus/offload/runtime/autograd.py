@@ -13,19 +13,20 @@ import contextlib
 import dataclasses
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from ...errors import OffloadPlusError
 from ..groups.param_group import ParamGroup
+from ..model.inventory import Entry
 from ..model.tensors import is_wrapper, map_plain
 from ..stores.layout import view_of
 from ..stores.storage import WeightStorage
 from ..transfer.copy_engine import CopyEngine
 
-__all__ = ["SavedWeights", "WeightsChangedError"]
+__all__ = ["SavedWeights", "WeightsChangedError", "follow_parameters"]
 
 
 class WeightsChangedError(OffloadPlusError, RuntimeError):
@@ -38,7 +39,8 @@ class _Note:
     storage: WeightStorage
     offset: int
     like: torch.Tensor  # on the meta device: dtype, size and strides
-    version: int
+    places: tuple[int, ...]  # of the tensors in the group whose bytes it may have
+    versions: tuple[int, ...]  # of these
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -54,14 +56,19 @@ class SavedWeights:
         groups: those whose weights autograd may save.
     """
 
+    groups: Sequence[ParamGroup]
+
     def __init__(self, copy_engine: CopyEngine) -> None:
-        self.groups: Sequence[ParamGroup] = ()
+        self.groups = ()
         self._copy_engine = copy_engine
         self._device = copy_engine.device
         self._lock = threading.Lock()
         self._hooks = (self._pack, self._unpack)  # the same objects each pass, or compiled forwards are traced anew
         self._present: tuple[WeightStorage, torch.Tensor] | None = None
-        self._landing: dict[int, list[Any]] = {}
+        # By ``id`` of tensors of the groups, which live as long as these. References to them would count as other
+        # code's; see [Note: who may write a weight between two passes].
+        self._entries: dict[int, Entry] = {}
+        self._handles: dict[int, list[Any]] = {}
         self._stash: dict[int, torch.Tensor] = {}
 
     @contextlib.contextmanager
@@ -79,12 +86,13 @@ class SavedWeights:
         with torch.autograd.graph.saved_tensors_hooks(*self._hooks):
             yield
 
-    def forget(self) -> None:
-        """Remove what was registered on parameters."""
-        for handles in self._landing.values():
-            for handle in handles:
+    def replace(self, groups: Sequence[ParamGroup]) -> None:
+        """These are the groups from now on. What was registered on other parameters is removed."""
+        self.groups = groups
+        self._entries = {id(entry.tensor): entry for group in groups for entry in group.spec.entries}
+        for key in [key for key in self._handles if key not in self._entries]:
+            for handle in self._handles.pop(key):
                 handle.remove()
-        self._landing.clear()
 
     # Saved tensors
 
@@ -105,7 +113,8 @@ class SavedWeights:
             return tensor.detach()
         offset = int(tensor.storage_offset()) * tensor.element_size()
         like = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
-        return _Note(group, group.storage, offset, like, _versions(group))
+        places = group.places_at(offset)
+        return _Note(group, group.storage, offset, like, places, _versions(group, places))
 
     def _unpack(self, packed: Any) -> torch.Tensor:
         if isinstance(packed, _NotedWrapper):
@@ -113,7 +122,7 @@ class SavedWeights:
             return map_plain(packed.template, lambda _: self._unpack(next(parts)))
         if not isinstance(packed, _Note):
             return packed  # type: ignore[no-any-return]
-        if _versions(packed.group) != packed.version:
+        if _versions(packed.group, packed.places) != packed.versions:
             raise WeightsChangedError(
                 f"Weights of '{packed.group.spec.name}' were changed in place between forward and backward. "
                 "Call backward before changing them (optimizer.step, load_state_dict), or run forward again."
@@ -145,43 +154,60 @@ class SavedWeights:
     # Gradients
 
     def _land_gradients(self) -> None:
-        for group in self.groups:
-            for entry in group.spec.entries:
-                tensor = entry.tensor
-                if tensor.requires_grad and tensor.is_leaf and id(tensor) not in self._landing:
-                    self._landing[id(tensor)] = [
-                        tensor.register_hook(_taking_off(tensor, self)),
-                        tensor.register_post_accumulate_grad_hook(_landing_of(self)),
-                    ]
+        for key, entry in self._entries.items():
+            tensor = entry.tensor
+            if tensor.requires_grad and tensor.is_leaf and key not in self._handles:
+                self._handles[key] = [tensor.register_hook(_taking_off(key, self)), _land_first(tensor, self)]
 
-    def set_aside(self, tensor: torch.Tensor) -> None:
-        """A gradient of ``tensor`` is about to be added to one on the host: autograd accumulates on the device, and
-        never mixes devices."""
-        if tensor.grad is not None and tensor.grad.device != self._device:
-            self._stash[id(tensor)] = tensor.grad
-            tensor.grad = None
+    def set_aside(self, key: int) -> None:
+        """A gradient is about to be added to one on the host: autograd accumulates on the device, and never mixes
+        devices.
+
+        Args:
+            key: ``id`` of the parameter.
+        """
+        entry = self._entries.get(key)
+        if entry is not None and entry.tensor.grad is not None and entry.tensor.grad.device != self._device:
+            self._stash[key] = entry.tensor.grad
+            entry.tensor.grad = None
 
     def land(self, tensor: torch.Tensor) -> None:
-        """The gradient of ``tensor`` is complete: bring it to the host, beside what was there before."""
+        """The gradient of ``tensor`` is complete: bring it to where the parameter is, beside what was there before."""
         fresh = tensor.grad
         before = self._stash.pop(id(tensor), None)
         if fresh is None:
             tensor.grad = before
             return
         landed = fresh.to(tensor.device)
-        tensor.grad = landed if before is None else before.add_(landed)
+        if before is not None:
+            _move(before, tensor.device)
+            landed = before.add_(landed)
+        tensor.grad = landed
+
+
+def follow_parameters(groups: Iterable[ParamGroup]) -> None:
+    """Bring gradients to where their parameters are now, for whoever adds to them or steps."""
+    for entry in (entry for group in groups for entry in group.spec.entries):
+        if entry.tensor.grad is not None:
+            _move(entry.tensor.grad, entry.tensor.device)
+
+
+def _move(gradient: torch.Tensor, device: torch.device) -> None:
+    """Bring ``gradient`` to ``device``; it stays the same object."""
+    if gradient.device != device:
+        gradient.data = gradient.to(device)
 
 
 # Autograd holds these where the garbage collector does not look: what they refer to strongly would never be freed.
 
 
-def _taking_off(tensor: torch.Tensor, weights: SavedWeights) -> Callable[[torch.Tensor], None]:
-    held, owner = weakref.ref(tensor), weakref.ref(weights)
+def _taking_off(key: int, weights: SavedWeights) -> Callable[[torch.Tensor], None]:
+    owner = weakref.ref(weights)
 
     def set_aside(_: torch.Tensor) -> None:
-        tensor, weights = held(), owner()
-        if tensor is not None and weights is not None:
-            weights.set_aside(tensor)
+        weights = owner()
+        if weights is not None:
+            weights.set_aside(key)
 
     return set_aside
 
@@ -197,6 +223,18 @@ def _dropping_of(weights: SavedWeights) -> Callable[[], None]:
     return drop
 
 
+def _land_first(tensor: torch.Tensor, weights: SavedWeights) -> Any:
+    """Land the gradients of ``tensor`` before hooks of others see them, which may be there already: an optimizer that
+    steps in backward needs gradient and parameter on one device."""
+    handle = tensor.register_post_accumulate_grad_hook(_landing_of(weights))
+    hooks: dict[int, Any] = tensor._post_accumulate_grad_hooks
+    others = [(key, hook) for key, hook in hooks.items() if key != handle.id]
+    for key, hook in others:  # autograd calls them in the order in which they were put in
+        del hooks[key]
+        hooks[key] = hook
+    return handle
+
+
 def _landing_of(weights: SavedWeights) -> Callable[[torch.Tensor], None]:
     owner = weakref.ref(weights)
 
@@ -208,5 +246,6 @@ def _landing_of(weights: SavedWeights) -> Callable[[torch.Tensor], None]:
     return land
 
 
-def _versions(group: ParamGroup) -> int:
-    return sum(entry.tensor._version for entry in group.spec.entries if not entry.tensor.is_inference())
+def _versions(group: ParamGroup, places: tuple[int, ...]) -> tuple[int, ...]:
+    tensors = (group.spec.entries[place].tensor for place in places)
+    return tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors)

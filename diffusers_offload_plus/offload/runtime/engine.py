@@ -33,7 +33,7 @@ from ..policy import OffloadPolicy
 from ..transfer.copy_engine import CopyEngine
 from ..transfer.tiers import Tiers
 from .arguments import elements_of, to_device, valid_output
-from .autograd import SavedWeights
+from .autograd import SavedWeights, follow_parameters
 from .forward_pass import CalledModule, ForwardPass
 from .lookups import computes_on, uninstall, watch_lookups
 from .questions import Question
@@ -149,7 +149,8 @@ class OffloadEngine:
             self.groups = [*groups, *known.values()]  # for tear_down, or another attempt
             self.tiers.forget()
             raise
-        self.groups = self._saved.groups = groups
+        self.groups = groups
+        self._saved.replace(groups)
         self.streamed = [group for group in groups if group.streams]
         self._residents = [group for group in groups if not group.streams]
         self.units = inventory.units
@@ -207,7 +208,7 @@ class OffloadEngine:
             self._finish_work()
             with engine_mode():
                 all_to_host(self.root, self.device)
-            self._saved.forget()
+            self._saved.replace([])
             self.copy_engine.drain()
             with engine_mode():
                 for group in self.groups if leave else ():
@@ -215,7 +216,7 @@ class OffloadEngine:
                         group.to_plain_memory()
                     except DiskTierError as error:
                         failed = failed or error
-            self.groups = self.streamed = self._residents = self._saved.groups = []
+            self.groups = self.streamed = self._residents = []
             self.forward_pass.replace([], [], self.tree)  # what it knew of the groups would hold their memory
             self._managed = {}
             self.copy_engine.close()
@@ -281,9 +282,11 @@ class OffloadEngine:
             depth = len(self.forward_pass.frames)
             try:
                 self.forward_pass.enter(CalledModule(module, groups), Compare.ALL, prefetch=False)
+                follow_parameters(groups)
                 yield
             finally:
                 self.forward_pass.exit(depth)
+                follow_parameters(groups)
 
     def materialize(self, group: ParamGroup, entry: Entry, question: Question = Question.VALUES) -> torch.Tensor:
         """Answer a lookup of an offloaded tensor that no hook announced; see [Note: lookups].
