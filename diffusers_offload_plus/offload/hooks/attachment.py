@@ -25,6 +25,7 @@ class Attachment:
 
     Attributes:
         stale: other code removed or displaced hooks; they are put back before the next use.
+        detached: hooks are removed for good. Forwards that other code took before go straight to the module's own.
         config: the stock configuration that diffusers reads from a hook.
     """
 
@@ -33,8 +34,9 @@ class Attachment:
         self.policy = policy
         self.label = label
         self.stale = False
+        self.detached = False
         self.engine = OffloadEngine(root, policy, label, budget)
-        self.engine.refresh = self._refresh
+        self.engine.refresh = self._refresh_in_call
         self.engine.intact = self._intact
         self.config = stock_config(policy.onload_device, policy.offload_device)
         self._hooked: dict[int, nn.Module] = {}
@@ -62,6 +64,7 @@ class Attachment:
             self._unhook(module)
         self._hooked.clear()
         self._hooks_below.clear()
+        self.detached = True
         try:
             self.engine.tear_down(leave=leave)
         finally:
@@ -94,6 +97,24 @@ class Attachment:
         self._hooks_below.clear()
         self.engine.tree.note_compiled()
         self.stale = False
+        self._invalidate()
+
+    def _refresh_in_call(self) -> None:
+        """Put hooks back, and plan anew, in a call that found the model changed.
+
+        Where other code wraps the root's forward, that code runs at this moment. It may have put other modules in the
+        place of blocks until its call ends. So the root is hooked above it, and structure is looked at in the next
+        call, before that code runs; unless there are weights that have to be onloaded now.
+        """
+        hook, device = self.hook_on(self.root), self.engine.device
+        elsewhere = any(tensor.device != device for tensor in self.engine.tree.unknown_tensors())
+        if hook is None or hook.reclaim() or self.stale or elsewhere:
+            self._refresh()
+            return
+        self._unhook_displaced(self.root)
+        self._hook(self.root)
+        self.stale = False
+        self._hooks_below.clear()
         self._invalidate()
 
     def _to_hook(self) -> Iterator[nn.Module]:

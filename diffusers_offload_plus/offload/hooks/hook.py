@@ -37,12 +37,14 @@ class HookOwner(Protocol):
 
     Attributes:
         stale: other code removed or displaced hooks; they are put back before the next use.
+        detached: the model is not offloaded any more.
         config: a stock configuration with our devices.
     """
 
     root: nn.Module
     label: str
     stale: bool
+    detached: bool
     engine: OffloadEngine
     config: Any
 
@@ -75,6 +77,8 @@ class GroupOffloadPlusHook(ModelHook):
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Called by the registry in place of the module's forward."""
+        if self.attachment.detached:  # called through a forward that other code took before
+            return self._forward()(*args, **kwargs)
         if torch.compiler.is_compiling():
             if self.compiled is None:
                 raise CompileOrderError(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ from torch.nn.parameter import is_lazy
 from ...errors import UnsupportedModelError
 from ..policy import OffloadPolicy
 from ..stores.layout import address_range, cluster
-from .partition import Unit, partition
+from .partition import Unit, partition, paths
 from .tensors import has_memory, is_packable, plain_bytes, plain_tensors
 
 __all__ = ["Decision", "Entry", "GroupSpec", "Inventory", "Residency", "take_inventory"]
@@ -105,17 +105,20 @@ class Inventory:
     decisions: list[Decision]
 
 
-def take_inventory(root: nn.Module, policy: OffloadPolicy, label: str, *, values: bool = True) -> Inventory:
+def take_inventory(
+    root: nn.Module, policy: OffloadPolicy, label: str, *, known: Collection[int] = (), values: bool = True
+) -> Inventory:
     """Look at all tensors of ``root`` and decide which of them move together. Changes nothing.
 
     Args:
+        known: ids of modules that were triggers of units before; see [Note: wrapped blocks].
         values: refuse tensors on the meta device. If they are allowed, they count with the size that they would have.
             They have no address, so none is taken to share memory with another.
 
     Raises:
         UnsupportedModelError: a tensor has no values (meta device, uninitialised) or cannot be offloaded.
     """
-    units = partition(root, policy)
+    units = partition(root, policy, known)
     entries = _entries(root, label, values)
     users: dict[int, set[int]] = {}
     for index, unit in enumerate(units):
@@ -165,11 +168,14 @@ def _direct(module: nn.Module) -> Iterable[torch.Tensor]:
 
 def _entries(root: nn.Module, label: str, values: bool) -> dict[int, Entry]:
     found: dict[int, Entry] = {}
-    for kind, named in (
-        ("parameter", root.named_parameters(remove_duplicate=False)),
-        ("buffer", root.named_buffers(remove_duplicate=False)),
-    ):
+    modules = list(paths(root))
+    for kind, slot in (("parameter", "_parameters"), ("buffer", "_buffers")):
+        named = (
+            (f"{path}.{n}" if path else n, t) for path, module in modules for n, t in getattr(module, slot).items()
+        )
         for name, tensor in named:
+            if tensor is None:
+                continue
             if kind == "parameter" and not isinstance(tensor, torch.nn.Parameter):
                 continue  # ``functional_call`` put it there for one call
             entry = found.get(id(tensor))
@@ -183,6 +189,13 @@ def _entries(root: nn.Module, label: str, values: bool) -> dict[int, Entry]:
                 tensor=tensor, names=[name], is_buffer=kind == "buffer", nbytes=plain_bytes(tensor)
             )
     return found
+
+
+def _named_tensors(modules: list[tuple[str, nn.Module]], slot: str) -> Iterator[tuple[str, torch.Tensor]]:
+    for path, module in modules:
+        for name, tensor in getattr(module, slot).items():
+            if tensor is not None:
+                yield f"{path}.{name}" if path else name, tensor
 
 
 def _require_values(name: str, kind: str, tensors: list[torch.Tensor], values: bool) -> None:

@@ -101,6 +101,7 @@ class ModuleTree:
     """The modules of ``root`` with their names, submodules, parameters and buffers as they were recorded."""
 
     def __init__(self, root: nn.Module) -> None:
+        self._root = root
         self._names = {id(module): name for name, module in root.named_modules()}
         self._recorded = {id(module): _Part([module]) for module in root.modules()}
         self._parts: dict[int, _Part] = {}
@@ -132,6 +133,12 @@ class ModuleTree:
             intact: whether the hooks below a module still fire.
         """
         return self._part(called).unchanged and intact(called)
+
+    def unknown_tensors(self) -> Iterator[torch.Tensor]:
+        """Parameters and buffers that the root has now and that were not recorded."""
+        known = self.references()
+        slots: list[dict[str, Any]] = [s for m in self._root.modules() for s in (m._parameters, m._buffers)]
+        return (t for slot in slots for t in dict.values(slot) if t is not None and id(t) not in known)
 
     def buffers_changed(self, called: nn.Module) -> bool:
         """Whether a buffer below ``called`` was replaced by another tensor. Records the present buffers."""

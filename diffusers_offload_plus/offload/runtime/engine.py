@@ -127,7 +127,8 @@ class OffloadEngine:
 
     def _build(self) -> None:
         self.to_host()
-        inventory = take_inventory(self.root, self.policy, self.label)
+        blocks = {id(trigger) for unit in self.units for _, trigger in unit.triggers if trigger is not self.root}
+        inventory = take_inventory(self.root, self.policy, self.label, known=blocks)
         known = {group.spec.key: group for group in self.groups}
         self.tiers.prepare(inventory.groups, [group.spec for group in self.groups])
         self._built = False
