@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import diffusers_offload_plus as dop
+from diffusers_offload_plus.offload.stores.layout import ALIGNMENT
 from tests.support.policies import settings, soaked
 from tests.zoo.case import tensors_in
 from tests.zoo.models import MODELS
@@ -55,8 +56,9 @@ def noise(device: torch.device | str, *shape: int, seed: int = 7) -> torch.Tenso
 
 
 def nbytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers."""
-    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    """Device bytes of all parameters and buffers, each where a kernel expects it to begin."""
+    sizes = (t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
 
 
 def held(model: nn.Module) -> dict[str, torch.Tensor]:

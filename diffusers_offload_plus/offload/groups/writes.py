@@ -124,8 +124,9 @@ class Writes:
                 self._copy_back(storage, slab, first, last)
 
     def _copy_back(self, storage: WeightStorage, slab: torch.Tensor, start: int, stop: int) -> None:
-        storage.write(start, slab[start:stop])
-        self.nbytes += stop - start
+        for first, last in storage.layout.pieces(start, stop):
+            storage.write(first, slab[first:last])
+            self.nbytes += last - first
 
     def _adopt(self, tensor: torch.Tensor, stored: torch.Tensor) -> bool:
         """Keep the values of a tensor that others gave new memory to, unless they are the old ones."""

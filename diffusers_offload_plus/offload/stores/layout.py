@@ -9,7 +9,8 @@ from __future__ import annotations
 import bisect
 import ctypes
 import dataclasses
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -17,7 +18,9 @@ from ...errors import UnsupportedModelError
 
 __all__ = ["ALIGNMENT", "Extent", "SlabLayout", "address_range", "bytes_at", "cluster", "lay_out", "view_of"]
 
-ALIGNMENT = 64  # bytes; what CPU and CUDA allocators of torch give at least
+ALIGNMENT = 512
+"""Bytes: what torch's CUDA allocator gives every tensor. cuBLASLt picks kernels by the alignment of pointers (up to
+256 bytes), and other kernels round differently."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,20 @@ class SlabLayout:
 
     def extent_at(self, offset: int) -> Extent:
         """The extent that the byte at ``offset`` of the slab belongs to."""
-        return self.extents[bisect.bisect_right(self.extents, offset, key=lambda extent: extent.offset) - 1]
+        return self.extents[self._place(offset)]
+
+    def pieces(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """The parts of a range of the slab that lie in extents, each within one; what is between extents is left
+        out."""
+        for extent in itertools.islice(self.extents, max(0, self._place(start)), None):
+            if extent.offset >= stop:
+                return
+            first, last = max(start, extent.offset), min(stop, extent.offset + extent.nbytes)
+            if first < last:
+                yield first, last
+
+    def _place(self, offset: int) -> int:
+        return bisect.bisect_right(self.extents, offset, key=lambda extent: extent.offset) - 1
 
 
 def view_of(storage: torch.UntypedStorage, byte_offset: int, like: torch.Tensor, device: torch.device) -> torch.Tensor:

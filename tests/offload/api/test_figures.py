@@ -14,6 +14,7 @@ from diffusers.hooks import apply_group_offloading
 from torch import nn
 
 import diffusers_offload_plus as dop
+from diffusers_offload_plus.offload.stores.layout import ALIGNMENT
 from tests.support.meter import Meter
 from tests.zoo.models import MODELS
 from tests.zoo.quantized import QUANTISERS
@@ -24,7 +25,7 @@ MODES = {
     "leaf": {"offload_type": "leaf_level"},
     "leaf-stream": {"offload_type": "leaf_level", "use_stream": True},
 }
-ALIGNMENT, PAGE = 64, 4096
+PAGE = 4096
 
 
 class Figures(NamedTuple):
@@ -144,8 +145,9 @@ def test_the_plan_follows_a_cast(mode: str, device: torch.device) -> None:
         MODELS["flux"].run(model, "forward", device)
         after = plan_of(model)
         ratio = narrow.itemsize / wide.itemsize
-        assert after.device_bound == pytest.approx(ratio * before.device_bound, rel=0.02)
-        assert after.streamed_bytes == pytest.approx(ratio * before.streamed_bytes, rel=0.02)
+        padding = ALIGNMENT * len(list(model.parameters()))
+        assert after.device_bound == pytest.approx(ratio * before.device_bound, abs=padding)
+        assert after.streamed_bytes == pytest.approx(ratio * before.streamed_bytes, abs=padding)
 
 
 def plan_of(model: nn.Module) -> Any:

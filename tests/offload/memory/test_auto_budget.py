@@ -21,7 +21,7 @@ from tests.offload.api.test_pipelines import expected
 from tests.offload.api.test_real_models import forget_caches
 from tests.offload.memory.test_budgets import computed, engine_of
 from tests.support.meter import Meter
-from tests.support.models import WIDTH, Stack, noise, seeded
+from tests.support.models import WIDTH, Stack, nbytes, noise, seeded
 from tests.zoo.pipelines import PIPELINES, PROMPT, models_of
 
 ROWS = 200
@@ -33,10 +33,6 @@ def deep() -> Any:
 
 def inputs(device: torch.device, rows: int = ROWS) -> torch.Tensor:
     return noise(device, rows, WIDTH)
-
-
-def weights_of(model: nn.Module) -> int:
-    return sum(p.nbytes for p in model.parameters())
 
 
 def beside(model: nn.Module, x: torch.Tensor, device: torch.device) -> tuple[int, torch.Tensor]:
@@ -105,7 +101,7 @@ def test_what_is_measured_is_free_of_weights(record_stream: bool, device: torch.
 def test_weights_take_what_passes_leave(part: float, level: str, device: torch.device, meter: Meter) -> None:
     model, x = deep(), inputs(device)
     need, want = beside(model, x, device)
-    weights = weights_of(model)
+    weights = nbytes(model)
     total = x.nbytes + int(1.1 * need) + int(part * 1.1 * weights)
     with device_with(total, device):
         dop.enable_group_offload(model, device, vram_budget="auto", offload_type=level)
@@ -167,7 +163,7 @@ def test_larger_inputs_are_measured_before_they_fail(device: torch.device, meter
 def test_what_others_put_on_the_device_comes_off(device: torch.device, meter: Meter) -> None:
     model, x = deep(), inputs(device)
     need, want = beside(model, x, device)
-    total = x.nbytes + int(1.2 * need) + int(1.2 * weights_of(model))
+    total = x.nbytes + int(1.2 * need) + int(1.2 * nbytes(model))
     with device_with(total, device):
         dop.enable_group_offload(model, device, vram_budget="auto")
         for _ in range(2):
@@ -189,7 +185,7 @@ def test_what_others_put_on_the_device_comes_off(device: torch.device, meter: Me
 def test_a_pass_that_failed_is_measured_anew(device: torch.device, meter: Meter) -> None:
     model, x = deep(), inputs(device)
     need, want = beside(model, x, device)
-    with device_with(2 * x.nbytes + 2 * need + 2 * weights_of(model), device):
+    with device_with(2 * x.nbytes + 2 * need + 2 * nbytes(model), device):
         dop.enable_group_offload(model, device, vram_budget="auto")
         computed(model, x)
 

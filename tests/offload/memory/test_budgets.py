@@ -17,7 +17,7 @@ from diffusers_offload_plus.offload.planning.plan import OffloadPlan
 from tests.offload.api.test_pipelines import expected
 from tests.offload.api.test_real_models import forget_caches
 from tests.support.meter import Meter, meter_for
-from tests.support.models import WIDTH, Block, Pair, Stack, assert_same, attributes, noise, seeded
+from tests.support.models import WIDTH, Block, Pair, Stack, assert_same, attributes, nbytes, noise, seeded
 from tests.support.policies import DIRECTORY, POLICIES, settings
 from tests.zoo.models import MODELS
 from tests.zoo.pipelines import PIPELINES, PROMPT, models_of
@@ -206,7 +206,7 @@ def test_what_never_leaves_the_device_may_grow(how: str, device: torch.device, m
             return super().forward(x) + self.table[:1].to(x.dtype)
 
     model: Any = seeded(Buffered)
-    limit = sum(t.nbytes for t in (*model.parameters(), *model.buffers())) + 4096
+    limit = nbytes(model) + 4096
     twin = copy.deepcopy(model).to(device)
     dop.enable_group_offload(model, device, vram_budget=limit)
     x = noise(device)

@@ -24,13 +24,13 @@ import torch
 import xxhash
 
 from ....errors import DiskTierError
-from ..layout import ALIGNMENT
 from ..mapped_file import MappedFile, named_error, view_bytes
 from .safetensors_files import header_of, ranges_of
 
 __all__ = ["FORMAT", "FilePlan", "plan_file", "sync_data", "verify_file", "write_file"]
 
 FORMAT = "offload-plus-1"
+FILE_ALIGNMENT = 64  # bytes; more would be padding that nobody needs: on a CPU no kernel asks for more
 _PADDING = "padding."
 WRITTEN_AT_ONCE = 32 << 20  # bytes
 _START_WRITING = 2  # SYNC_FILE_RANGE_WRITE of <linux/fs.h>
@@ -59,11 +59,11 @@ def plan_file(contents: Sequence[torch.Tensor], label: str, *, checksums: bool) 
         end = offset + content.numel()
         name = f"{number}.{_digest(content) if checksums else ''}"
         header[name] = {"dtype": "U8", "shape": [end - offset], "data_offsets": [offset, end]}
-        offset = -(-end // ALIGNMENT) * ALIGNMENT
+        offset = -(-end // FILE_ALIGNMENT) * FILE_ALIGNMENT
         if offset != end:
             header[f"{_PADDING}{number}"] = {"dtype": "U8", "shape": [offset - end], "data_offsets": [end, offset]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    text += b" " * (-(8 + len(text)) % FILE_ALIGNMENT)
     data = 8 + len(text)
     return FilePlan(struct.pack("<Q", len(text)) + text, [data + start for start in starts], data + offset)
 
