@@ -90,8 +90,9 @@ class ParamGroup:
 
     @property
     def tier(self) -> str:
-        """Where its weights are stored: "disk", "pinned host", "host", or either of these shared with processes."""
-        return self.storage.tier
+        """Where its weights are stored: "disk", "pinned host", "host", or either of these shared with processes.
+        "staged host": they could not be pinned, and pass through pinned buffers."""
+        return "staged host" if self._copy_engine.stages(self.storage) else self.storage.tier
 
     @property
     def device_bytes(self) -> int:

@@ -105,12 +105,23 @@ def registered(pages: mmap.mmap) -> torch.Tensor:
     address, portable = array.ctypes.data, 1
     result = int(runtime.cudaHostRegister(address, array.nbytes, portable))
     if result != 0:
+        _clear_last_error()
         raise OSError(result, "cudaHostRegister failed")
 
     def unregister() -> None:
         with contextlib.suppress(RuntimeError):
-            runtime.cudaHostUnregister(address)
+            if int(runtime.cudaHostUnregister(address)) != 0:
+                _clear_last_error()
 
     # The array is freed before its pages are unmapped. At interpreter exit the driver unregisters them itself.
     weakref.finalize(array, unregister).atexit = False
     return torch.from_numpy(array)
+
+
+def _clear_last_error() -> None:
+    """Take back the error that a failed call of the CUDA runtime leaves, for which the next kernel would be blamed.
+
+    torch has no function that reads it, but each launch does, and raises it.
+    """
+    with contextlib.suppress(RuntimeError):
+        torch.ones(1, device="cuda")

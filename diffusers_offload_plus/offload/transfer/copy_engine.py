@@ -131,6 +131,11 @@ class CopyEngine:
         """Whether the device computes with ``storage`` where it lies."""
         return self.device.type == "cpu" and storage.is_aligned
 
+    def stages(self, storage: WeightStorage) -> bool:
+        """Whether ``storage`` was to be pinned and could not be, so that the reader thread copies it piece by piece
+        into pinned buffers. A copy from pageable memory would make the calling thread wait."""
+        return self._pins and self._stream is not None and storage.tier == "host"
+
     @property
     def current_stream(self) -> Any:
         """The stream that computes now; None where the device has none."""
@@ -144,7 +149,7 @@ class CopyEngine:
             stream: the current stream, where the caller knows it.
         """
         memory = storage.in_memory
-        if memory is None:
+        if memory is None or self.stages(storage):
             return self._start_reading(storage, own)
         if self.device.type == "cpu" and storage.is_aligned:
             return Transfer(None, self.stall_timer)
@@ -244,7 +249,8 @@ class CopyEngine:
         return Transfer(slab, self.stall_timer, index=self._index, blocked=blocked)
 
     def _start_reading(self, storage: WeightStorage, own: DeviceSlab | None) -> Transfer:
-        self.disk_bytes += storage.nbytes
+        on_disk = storage.in_memory is None
+        self.disk_bytes += storage.nbytes if on_disk else 0
         if isinstance(storage, DiskSlab) and self.uses_in_place(storage):
             reading = self._reader.submit(storage.populate, _what(storage))
             return Transfer(None, self.stall_timer, reading=reading)
@@ -261,7 +267,8 @@ class CopyEngine:
         self._wait_until_free(slab)
         work = functools.partial(self._read_and_copy, storage, slab)
         reading = self._reader.submit(work, _what(storage))
-        return Transfer(slab, self.stall_timer, index=self._index, reading=reading)
+        source = Bottleneck.DISK if on_disk else Bottleneck.LINK
+        return Transfer(slab, self.stall_timer, index=self._index, reading=reading, source=source)
 
     def _slab(self, nbytes: int, own: DeviceSlab | None, stream: Any = None) -> DeviceSlab:
         """Device memory of this size that the current stream may use, or may once the slab's ``free`` has happened."""
@@ -316,5 +323,5 @@ def lockable() -> str:
 
 
 def _what(storage: WeightStorage) -> str:
-    files = storage.files() if isinstance(storage, DiskSlab) else []
-    return f"{storage.nbytes} bytes of {', '.join(file.path for file in files)}"
+    places = [file.path for file in storage.files()] if isinstance(storage, DiskSlab) else ["host memory"]
+    return f"{storage.nbytes} bytes of {', '.join(places)}"

@@ -23,7 +23,7 @@ class Transfer:
         slab: the device memory; None for what is used where it is stored. Its values may be read after :meth:`wait`.
     """
 
-    __slots__ = ("_blocked", "_event", "_index", "_reading", "_side_owned", "_stall_timer", "slab")
+    __slots__ = ("_blocked", "_event", "_index", "_reading", "_side_owned", "_source", "_stall_timer", "slab")
 
     def __init__(
         self,
@@ -34,6 +34,7 @@ class Transfer:
         event: Any = None,
         side_owned: bool = False,
         reading: Reading | None = None,
+        source: Bottleneck = Bottleneck.DISK,
         blocked: tuple[Bottleneck, Any, Any] | None = None,
     ) -> None:
         self.slab = slab
@@ -43,6 +44,7 @@ class Transfer:
         self._event = event
         self._side_owned = side_owned  # the memory belongs to the side stream
         self._reading = reading
+        self._source = source  # what a thread reads from
 
     @property
     def nbytes(self) -> int:
@@ -51,7 +53,7 @@ class Transfer:
 
     @property
     def under_way(self) -> bool:
-        """Whether a thread is still reading it from disk."""
+        """Whether a thread is still reading it."""
         return self._reading is not None and not self._reading.done
 
     def wait(self, group: Hashable = None, stream: Any = None) -> None:
@@ -71,7 +73,7 @@ class Transfer:
             return
         if timer.watching and group is not None:
             if self.under_way:
-                bottleneck = Bottleneck.DISK
+                bottleneck = self._source
             if self._reading is not None or (self._event is not None and self.slab and not self.slab.streams):
                 start = timer.mark()
         if self._reading is not None:
