@@ -9,6 +9,7 @@ passes), bytes are compared. Buffers are always copied back. Only what was writt
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -108,8 +109,9 @@ class Writes:
     def _compare_trained(self, storage: WeightStorage, slab: torch.Tensor, ranges: list[tuple[int, int]]) -> None:
         nbytes = sum(stop - start for start, stop in ranges)
         if 0 < nbytes <= MOST_DEFERRED and self._budget.limit is None:
-            self.comparisons.append(Comparison.begin(slab, storage, ranges, self._note))
-            return
+            with contextlib.suppress(torch.OutOfMemoryError):
+                self.comparisons.append(Comparison.begin(slab, storage, ranges, self._note))
+                return
         for start, stop in ranges:
             self._compare(storage, slab, start, stop)
 
@@ -120,7 +122,7 @@ class Writes:
         piece = self._budget.scratch
         for first in range(start, stop, piece):
             last = min(first + piece, stop)
-            if not torch.equal(slab[first:last], storage.part(first, last).to(slab.device)):
+            if not _equal(slab[first:last], storage.part(first, last)):
                 self._copy_back(storage, slab, first, last)
 
     def _copy_back(self, storage: WeightStorage, slab: torch.Tensor, start: int, stop: int) -> None:
@@ -136,6 +138,13 @@ class Writes:
         self.nbytes += plain_bytes(value)
         repoint(tensor, value)
         return True
+
+
+def _equal(written: torch.Tensor, stored: torch.Tensor) -> bool:
+    try:
+        return torch.equal(written, stored.to(written.device))
+    except torch.OutOfMemoryError:  # when memory has to be freed there may be none to compare in
+        return torch.equal(written.cpu(), stored)
 
 
 def _rescue(entries: Sequence[Entry], device: Pointers, slab: torch.Tensor) -> set[int]:

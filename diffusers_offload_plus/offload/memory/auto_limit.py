@@ -4,6 +4,8 @@
 A pass is measured if its called module has not been measured, or not with inputs of that size. It runs with as few
 weights on the device as possible, and the most memory that it takes besides them is recorded. From the next pass on
 the limit for weights is the device's memory less that, less a margin, and less what other code has put on the device.
+What other programs have taken is looked at before each pass. If they took more, weights are evicted, and the
+allocator's free memory is given back to the device.
 If a pass needs more than was measured, nothing raises here: weights that are not in use are evicted, and if that is
 not enough the device raises. A pass that raised is measured anew.
 
@@ -54,6 +56,11 @@ class DeviceMemory:
         """Measure the peak from now on."""
         self._module.reset_peak_memory_stats(self._device)
 
+    def give_back(self) -> None:
+        """Return the allocator's free memory to the device, for other programs."""
+        if hasattr(self._module, "empty_cache"):
+            self._module.empty_cache()
+
 
 @dataclasses.dataclass(slots=True)
 class _PassRecord:
@@ -102,6 +109,7 @@ class AutoLimit:
         self._records: list[_PassRecord] = []
         self._last: dict[int, int] = {}
         self._unsure: set[tuple[int, int]] = set()
+        self._shrank = False
 
     @property
     def measures(self) -> bool:
@@ -124,6 +132,7 @@ class AutoLimit:
         Returns:
             The limit for the pass.
         """
+        self._look()
         known = self._needs.get((member, called))
         measured = size is not None and not torch.is_grad_enabled() and (known is None or size > known.size)
         limit = self.least if measured or torch.is_grad_enabled() else self._limit_of(member, used)
@@ -135,9 +144,21 @@ class AutoLimit:
         record = self._records[-1]
         if record.measured:
             self.note(used)
-            self.capacity = self._memory.capacity()
             record.before = record.most = record.lowest = self._memory.taken() - used
             self._memory.restart()
+
+    def _look(self) -> None:
+        """See how much memory other programs have left."""
+        now = self._memory.capacity()
+        self._shrank = now < self.capacity - self.slack // 2
+        if self._shrank or now > self.capacity:
+            self.capacity = now
+
+    def give_back(self) -> None:
+        """Return free memory to the device if other programs have taken some since the last pass. Call when weights
+        above the limit have been evicted."""
+        if self._shrank:
+            self._memory.give_back()
 
     def note(self, used: int) -> None:
         """Record what is on the device besides weights. Call before the bytes of weights change.

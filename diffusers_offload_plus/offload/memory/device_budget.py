@@ -14,8 +14,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
+
+import torch
 
 from ...errors import BudgetExceededError
 from ..formatting import format_bytes
@@ -175,6 +177,15 @@ class DeviceBudget:
             size: elements of its inputs; None: ``auto`` does not measure the pass.
         """
         self._note_run(member)
+        try:
+            with self._measured(member, called, size):
+                yield
+        except torch.OutOfMemoryError as error:
+            self._explain(error, member)
+            raise
+
+    @contextlib.contextmanager
+    def _measured(self, member: Member, called: int, size: int | None) -> Iterator[None]:
         if self.auto is None:
             yield
             return
@@ -183,6 +194,7 @@ class DeviceBudget:
         self.limit = self.auto.begin(id(member), called, size, self.used)
         try:
             self._shrink(member)
+            self.auto.give_back()
             self.auto.started(self.used)
             yield
             finished = True
@@ -259,6 +271,42 @@ class DeviceBudget:
                 "Enable group offloading again with that. Nothing is lost."
             )
         return required or self._short(nbytes) <= 0
+
+    def relieve(self, member: Member) -> bool:
+        """Free all device memory that can be freed, because the device has none left: free slabs, and groups that are
+        not in use, of all members.
+
+        Returns:
+            Whether any was freed.
+        """
+        before = self.used
+        for other in [*self._members, member]:
+            other.evict(before)
+        self.slabs.trim(self.slabs.nbytes)
+        return self.used < before
+
+    def retry(self, member: Member, work: Callable[[], None]) -> None:
+        """Do ``work``; if the device runs out of memory meanwhile, free what can be freed and do it once more."""
+        try:
+            work()
+        except torch.OutOfMemoryError:
+            if not self.relieve(member):
+                raise
+            work()
+
+    def _explain(self, error: BaseException, member: Member) -> None:
+        """Add to an error of a device without memory what weights held of it, and what would help."""
+        least = self._least()
+        held = f"'{member.label}' is offloaded: offloaded weights held {format_bytes(self.used)} of the device"
+        if self.limit is not None:
+            held += f", of a `vram_budget` of {format_bytes(self.limit)}"
+        if self.used > least:
+            advice = f"`vram_budget={least}` would leave {format_bytes(self.used - least)} more for all else."
+        else:
+            advice = (
+                "No smaller budget would do: use smaller inputs, or smaller modules (`offload_type='leaf_level'`)."
+            )
+        error.add_note(f"{held}. {advice} Nothing is lost.")
 
     def memory_given_back(self) -> None:
         """Tell the measurement that weights have freed device memory, so that it is not taken for activations."""

@@ -110,7 +110,7 @@ class OffloadEngine:
             UnsupportedModelError: the model cannot be offloaded.
             DiskTierError: the disk is full, or cannot be written.
         """
-        self._finish_work()
+        self.copy_engine.finish_work_on((*self.root.parameters(), *self.root.buffers()))
         inventory = take_inventory(self.root, self.policy, self.label)
         self.tiers.prepare(inventory.groups)
         self.fixed_bytes = fixed_bytes(inventory)
@@ -119,7 +119,7 @@ class OffloadEngine:
     def build(self) -> None:
         """Build groups, lookups and plan anew from the model as it is now. Groups whose tensors are the same keep
         their storage."""
-        self._finish_work()
+        self.copy_engine.finish_work_on((*self.root.parameters(), *self.root.buffers()))
         for tensor in (*self.root.parameters(), *self.root.buffers()):
             renew(tensor)
         with engine_mode():  # or what is stored by a pass in inference mode would be inference tensors for ever
@@ -206,7 +206,7 @@ class OffloadEngine:
             self.to_host()
             self.budget.leave(self)
             self._unwatch_lookups()
-            self._finish_work()
+            self.copy_engine.finish_work_on((*self.root.parameters(), *self.root.buffers()))
             with engine_mode():
                 all_to_host(self.root, self.device)
             self._saved.replace([])
@@ -372,14 +372,14 @@ class OffloadEngine:
 
     # Helpers
 
-    def _finish_work(self) -> None:
-        self.copy_engine.finish_work_on((*self.root.parameters(), *self.root.buffers()))
-
     def _onload_residents(self) -> None:
         with engine_mode():
-            for group in self._residents:
-                group.onload(self._reserve)
-            self.persistent.to_device(functools.partial(self._reserve, pooled=False))
+            self.budget.retry(self, self._bring_residents)
+
+    def _bring_residents(self) -> None:
+        for group in self._residents:
+            group.onload(self._reserve)
+        self.persistent.to_device(functools.partial(self._reserve, pooled=False))
 
     def _reserve(self, nbytes: int, *, pooled: bool = True) -> bool:
         return self.budget.reserve(nbytes, self, required=True, displace=True, pooled=pooled)

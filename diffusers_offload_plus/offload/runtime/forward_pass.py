@@ -203,7 +203,12 @@ class ForwardPass:
                 for group in groups:
                     use(group)
                     on_device[group] = None
-                    group.onload(reserve, stream)
+                    try:
+                        group.onload(reserve, stream)
+                    except torch.OutOfMemoryError:
+                        if not self._budget.relieve(self._member):
+                            raise
+                        group.onload(reserve, stream)
         elif self._deferred:
             self._offload_deferred()
         elif not first and self._budget.limit is None:
@@ -310,9 +315,17 @@ class ForwardPass:
             if self._cached:
                 self._cached.pop(group, None)
         if not self._is_profiled:
-            group.onload(self._reserve, stream)
+            self._bring(group, stream)
             return
         with profiled("onload", group.spec.name):
+            self._bring(group, stream)
+
+    def _bring(self, group: ParamGroup, stream: Any) -> None:
+        try:
+            group.onload(self._reserve, stream)
+        except torch.OutOfMemoryError:
+            if not self._budget.relieve(self._member):
+                raise
             group.onload(self._reserve, stream)
 
     def _is_trained(self, group: ParamGroup) -> bool:

@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from ..groups.holders import Holders
 from ..groups.param_group import GroupState, ParamGroup
 from ..memory.device_budget import Member
@@ -224,9 +226,13 @@ class Prefetcher:
             self._order.end()
 
     def _start(self, group: ParamGroup, stream: Any) -> bool:
-        if self._budget.limit is None:
-            return group.prefetch(None, stream)
-        return group.prefetch(self._reserve_cached if group.cached else self._reserve_streamed, stream)
+        reserve = None
+        if self._budget.limit is not None:
+            reserve = self._reserve_cached if group.cached else self._reserve_streamed
+        try:
+            return group.prefetch(reserve, stream)
+        except torch.OutOfMemoryError:
+            return False  # it is copied when it is needed, when others can be evicted for it
 
     def _reserve_cached(self, nbytes: int) -> bool:
         displace = self._budget.may_displace(self._member)

@@ -154,18 +154,13 @@ class CopyEngine:
         if self.device.type == "cpu" and storage.is_aligned:
             return Transfer(None, self.stall_timer)
         nbytes = storage.nbytes
-        if self._staging is None:
-            self.copies += 1
-            self.bytes += nbytes
-        else:
-            self._count(nbytes, staged=True)
         side = self._stream
         if side is None:
             slab = self._slab(nbytes, own, stream)
+            self._count(nbytes, staged=False)
             start = self._mark()
             slab.bytes.copy_(memory, non_blocking=self._non_blocking)
             return self._blocking(slab, Bottleneck.LINK, start)
-        self.reading_host = True
         if self._record_stream:
             with side:
                 slab = self._slab(nbytes, own)
@@ -175,6 +170,12 @@ class CopyEngine:
                 side.wait_stream(slab.owner)
             else:
                 self._wait_until_free(slab)
+        self.reading_host = True
+        if self._staging is None:
+            self.copies += 1
+            self.bytes += nbytes
+        else:
+            self._count(nbytes, staged=True)
         with side:
             if self._staging is None:
                 slab.bytes.copy_(memory, non_blocking=True)
@@ -222,7 +223,7 @@ class CopyEngine:
         self.reading_host = False
 
     def finish_work_on(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Wait for everything that was issued on the devices of ``tensors`` and on ours, on whatever stream.
+        """Wait for everything that was issued on our device and on those of ``tensors``, on whatever stream.
 
         Call before tensors are taken over that others may still be copying: a hook whose pass was interrupted, a copy
         to the host that nobody has waited for.
@@ -250,11 +251,12 @@ class CopyEngine:
 
     def _start_reading(self, storage: WeightStorage, own: DeviceSlab | None) -> Transfer:
         on_disk = storage.in_memory is None
-        self.disk_bytes += storage.nbytes if on_disk else 0
         if isinstance(storage, DiskSlab) and self.uses_in_place(storage):
+            self.disk_bytes += storage.nbytes
             reading = self._reader.submit(storage.populate, _what(storage))
             return Transfer(None, self.stall_timer, reading=reading)
         slab = self._slab(storage.nbytes, own)
+        self.disk_bytes += storage.nbytes if on_disk else 0
         self._count(storage.nbytes, staged=self.device.type != "cpu")
         if self.device.type == "cpu":
             reading = self._reader.submit(functools.partial(storage.read_into, slab.bytes), _what(storage))
