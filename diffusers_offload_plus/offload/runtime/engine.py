@@ -238,6 +238,7 @@ class OffloadEngine:
                 if self.groups or self.persistent.tensors:
                     self._recount_buffers(self.root)
                 self.persistent.to_host()
+                follow_parameters(self.groups)
 
     def buffers_to_device(self) -> None:
         """A buffer is looked up that was brought to the host; if that is to compute with it, all go to the device."""
@@ -279,15 +280,15 @@ class OffloadEngine:
             tensors = {
                 id(t) for part in module.modules() for t in (*part._parameters.values(), *part._buffers.values())
             }
-            groups = tuple(g for g in self.groups if any(id(entry.tensor) in tensors for entry in g.spec.entries))
+            groups = tuple(g for g in self.streamed if any(id(entry.tensor) in tensors for entry in g.spec.entries))
             depth = len(self.forward_pass.frames)
             try:
                 self.forward_pass.enter(CalledModule(module, groups), Compare.ALL, prefetch=False)
-                follow_parameters(groups)
+                follow_parameters(self.groups)
                 yield
             finally:
                 self.forward_pass.exit(depth)
-                follow_parameters(groups)
+                follow_parameters(self.groups)
 
     def materialize(self, group: ParamGroup, entry: Entry, question: Question = Question.VALUES) -> torch.Tensor:
         """Answer a lookup of an offloaded tensor that no hook announced; see [Note: lookups].
@@ -358,6 +359,7 @@ class OffloadEngine:
             for group in self._residents:
                 if group.state is GroupState.ONLOADED and group.memory_is_held:
                     group.offload(compare=Compare.ALL)
+                    follow_parameters([group])
             self.persistent.return_held()
 
     def evict(self, nbytes: int) -> None:
