@@ -18,6 +18,7 @@ from diffusers_offload_plus.offload.hooks.attachment import attachment_of
 from diffusers_offload_plus.offload.model.inventory import Residency
 from diffusers_offload_plus.offload.model.tensors import plain_tensors
 from tests.support.meter import Meter
+from tests.support.models import nbytes
 from tests.support.policies import DIRECTORY, POLICIES
 from tests.twin import trees
 from tests.twin.modules import CONDITIONS, ROWS, WIDTH, Counting, Dense, Failure, Model, Scale
@@ -65,9 +66,8 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 
 def budget(model: nn.Module, part: str) -> int:
     """Device bytes for all of ``model`` and what may be added to it, or for some of it."""
-    sizes = [t.nbytes for t in (*model.parameters(), *model.buffers())]
-    blocks = [sum(p.nbytes for p in block.parameters()) for block in model.children()]
-    return 20_000 + 6 * sum(sizes) if part == "all" else 2_000 + sum(sizes) // 3 + 2 * max(blocks, default=0)
+    total, blocks = nbytes(model), [nbytes(block) for block in model.children()]
+    return 20_000 + 6 * total if part == "all" else 2_000 + total // 3 + 2 * max(blocks, default=0)
 
 
 class Twins(RuleBasedStateMachine):
