@@ -64,13 +64,15 @@ class PersistentBuffers:
 
     def _move(self, device: torch.device) -> None:
         on_device = 0
-        for tensor in self._tensors:
-            if any(plain.device != device for _, plain in plain_tensors(tensor)):
-                repoint(tensor, map_plain(tensor.detach(), lambda t: relocate(t, device)))
-            if device.type != "cpu":
-                on_device += plain_bytes(tensor)
-        self._copy_engine.account(on_device - self._bytes)
-        self._bytes = on_device
+        try:
+            for tensor in self._tensors:
+                if any(plain.device != device for _, plain in plain_tensors(tensor)):
+                    repoint(tensor, map_plain(tensor.detach(), lambda t: relocate(t, device)))
+                if device.type != "cpu":
+                    on_device += plain_bytes(tensor)
+        finally:
+            self._copy_engine.account(on_device - self._bytes)
+            self._bytes = on_device
 
 
 def all_to_host(root: nn.Module, device: torch.device) -> None:

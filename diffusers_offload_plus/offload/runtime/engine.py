@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import DiskTierError
+from ..failures import Failures
 from ..memory.device_budget import DeviceBudget
 from ..model.inventory import Entry, Residency, take_inventory
 from ..model.module_tree import ModuleTree
+from ..model.originals import Originals
 from ..model.partition import Unit
 from ..model.tensors import renew
 from ..modes import engine_mode
@@ -34,7 +35,7 @@ from .buffers import PersistentBuffers, all_to_host
 from .comparisons import Compare
 from .device_copies import DeviceCopies
 from .forward_pass import CalledModule, ForwardPass
-from .lookups import computes_on, uninstall, watch_lookups
+from .lookups import computes_on, unwatch_lookups, watch_lookups
 from .param_group import GroupState, ParamGroup
 from .questions import Question
 
@@ -52,6 +53,7 @@ class OffloadEngine:
             those that do not stay on the device for good.
         refresh: called when the model's structure has changed; set by whoever installs the hooks.
         intact: says whether the hooks on the root, a module and all below it still fire; set likewise.
+        originals: values held until nothing has to be undone any more: of weights that are stored on disk.
         fixed_bytes: device bytes of what never leaves the device while the model is offloaded.
     """
 
@@ -83,6 +85,7 @@ class OffloadEngine:
         self._cached_for: int | None = None  # the limit
         self._nests: tuple[frozenset[int], ...] = ()  # of what streams
         self._built = False  # all of it: groups, lookups, what stays on the device
+        self.originals = Originals()
         self._managed: dict[int, Entry] = {}
         self._persistent_parameters: list[torch.Tensor] = []
         self._saved = SavedWeights(self.copy_engine)
@@ -111,6 +114,7 @@ class OffloadEngine:
         """
         inventory = take_inventory(self.root, self.policy, self.label)
         self.tiers.prepare(inventory.groups)
+        self.originals = Originals(self.tiers.tensors_on_disk(inventory.groups))
         self.fixed_bytes = fixed_bytes(inventory)
         self.budget.join(self)
 
@@ -128,7 +132,6 @@ class OffloadEngine:
         known = {group.spec.key: group for group in self.groups}
         self.tiers.prepare(inventory.groups, [group.spec for group in self.groups])
         self._built = False
-        self._unwatch_lookups()
         groups: list[ParamGroup] = []
         self.copy_engine.drain()
         try:
@@ -146,13 +149,13 @@ class OffloadEngine:
             self.groups = [*groups, *known.values()]  # for tear_down, or another attempt
             self.tiers.forget()
             raise
+        unwatch_lookups([*self.root.modules(), *self.tree.modules()], self.groups)
         self.groups = self._saved.groups = groups
         self.streamed = [group for group in groups if group.spec.residency is Residency.STREAMED]
         self.units = inventory.units
         self._nests = tuple(nested_groups(self.units, [group.spec for group in self.streamed]))
-        self._inventory = dataclasses.replace(
-            inventory, persistent=[]
-        )  # buffers replaced since must not be kept alive
+        # Buffers replaced since must not be kept alive.
+        self._inventory = dataclasses.replace(inventory, persistent=[])
         persistent = inventory.persistent if self.moves else []
         self._persistent_parameters = [entry.tensor for entry in persistent if not entry.is_buffer]
         self.persistent.replace([entry.tensor for entry in persistent])
@@ -189,36 +192,37 @@ class OffloadEngine:
         self._cached_for = self.budget.limit
 
     def tear_down(self, *, leave: bool = True) -> None:
-        """Every weight back in plain host memory, lookups as they were. The engine must not be used after.
+        """Every weight back in plain host memory or, if that is still held, where it was before; lookups as they were.
 
-        Args:
-            leave: False: the weights stay where they are stored, for another engine to take over.
-
-        Raises:
-            DiskTierError: some weights could not be read; they stay where they are, and all else is done.
+        An error does not end it half-way: all else is done, and what failed is tried once more. Weights that cannot be
+        moved stay where they are; notes on the error name them. With ``leave=False`` all stay where they are stored,
+        for another engine to take over.
         """
-        failed: DiskTierError | None = None
+        failures = Failures()
         with self._lock:
-            self._sweep()
-            self.to_host()
+            failures.attempt(self._sweep)
+            failures.attempt(self.to_host)
             self.budget.leave(self)
-            self._unwatch_lookups()
-            with engine_mode():
-                all_to_host(self.root, self.device)
+            unwatch_lookups([*self.root.modules(), *self.tree.modules()], self.groups)
             self._saved.forget()
-            self.copy_engine.drain()
             with engine_mode():
+                if self._managed:
+                    failures.attempt(functools.partial(all_to_host, self.root, self.device))
+                failures.attempt(self.copy_engine.drain)
+                as_before = self.originals.give_back()
                 for group in self.groups if leave else ():
-                    try:
-                        group.to_plain_memory()
-                    except DiskTierError as error:
-                        failed = failed or error
-            self.groups = self.streamed = self._saved.groups = []
+                    if not all(id(entry.tensor) in as_before for entry in group.spec.entries):
+                        failures.attempt(group.to_plain_memory, f"'{group.spec.name}' stays as it is ({group.tier})")
+                failures.retry()
+            self.tiers.forget()
+            self.groups = [] if leave else [group for group in self.groups if group.tier == "disk"]
+            self.originals = Originals(entry.tensor for group in self.groups for entry in group.spec.entries)
+            self.streamed = self._saved.groups = []
             self.forward_pass.replace([], [])  # what it knew of the groups would hold their memory
             self._managed = {}
-            self.copy_engine.close()
-        if failed is not None:
-            raise failed
+            self._built = False
+            failures.attempt(self.copy_engine.close)
+        failures.raise_first()
 
     def to_host(self) -> None:
         """Bring what stays on the device between passes back to the host, with what was written to it. No effect
@@ -226,14 +230,16 @@ class OffloadEngine:
         with self._lock:
             if self.forward_pass.frames:
                 return
+            failures = Failures()
             with engine_mode():
-                self.forward_pass.evict_all()
-                self._device_copies.end_all()
+                failures.attempt(self.forward_pass.evict_all)
+                failures.attempt(self._device_copies.end_all)
                 for group in self.groups:
-                    group.offload(compare=Compare.ALL)
+                    failures.attempt(functools.partial(group.offload, compare=Compare.ALL))
                 if self.groups or self.persistent.tensors:
                     self._recount_buffers(self.root)
-                self.persistent.to_host()
+                failures.attempt(self.persistent.to_host)
+            failures.raise_first()
 
     def buffers_to_device(self) -> None:
         """A buffer is looked up that was brought to the host; if that is to compute with it, all go to the device."""
@@ -360,7 +366,11 @@ class OffloadEngine:
         self._onload_residents()
 
     def _sweep(self, finished: bool = False) -> None:
-        self.forward_pass.sweep(finished)
+        try:
+            self.forward_pass.sweep(finished)
+        except BaseException:
+            self.forward_pass.sweep()  # what is left
+            raise
 
     def evict(self, nbytes: int) -> None:
         """Take groups that are not in use off the device until ``nbytes`` are free, or none is left."""
@@ -388,11 +398,3 @@ class OffloadEngine:
         # Forward and ``.to`` put new tensors in place of buffers; whatever is there now is what the model has.
         if self.moves and self.tree.buffers_changed(below):
             self.persistent.replace([*self._persistent_parameters, *self.tree.loose_buffers(self._managed)])
-
-    def _unwatch_lookups(self) -> None:
-        for group in self.groups:
-            group.dicts.clear()
-        for module in self.root.modules():
-            uninstall(module)
-        for module in self.tree.modules():
-            uninstall(module)

@@ -215,8 +215,8 @@ class ForwardPass:
                     self._release(group, called, frame.compare)
                     continue
                 if not group.cached and group not in self.prefetcher.ahead:  # as nearly always
-                    self._on_device.pop(group, None)
                     group.offload()
+                    self._on_device.pop(group, None)
                 else:
                     group.stop_using()
 
@@ -273,12 +273,12 @@ class ForwardPass:
         self._deferred.clear()
 
     def _offload(self, group: ParamGroup, compare: Compare) -> None:
-        self._on_device.pop(group, None)
         if not self._is_profiled:
             group.offload(compare=compare)
-            return
-        with profiled("offload", group.spec.name):
-            group.offload(compare=compare)
+        else:
+            with profiled("offload", group.spec.name):
+                group.offload(compare=compare)
+        self._on_device.pop(group, None)  # last: if that fails, the end of the pass tries again
 
     def _onload(self, group: ParamGroup, stream: Any = None) -> None:
         if group.streams:
@@ -322,10 +322,10 @@ class ForwardPass:
 
     def evict_group(self, group: ParamGroup) -> None:
         """Take a group off the device that nobody uses, whatever was written to it meanwhile."""
-        self._cached.pop(group, None)
         if group.state is GroupState.IDLE or group.device_bytes:
+            with engine_mode():
+                group.offload(compare=Compare.ALL)
             self._on_device.pop(group, None)
             self.prefetcher.note_evicted(group)
             self._budget.evictions += 1
-            with engine_mode():
-                group.offload(compare=Compare.ALL)
+        self._cached.pop(group, None)

@@ -20,14 +20,14 @@ from ..memory.slabs import DeviceSlab
 from ..memory.staging import pageable
 from ..model.inventory import GroupSpec, Residency
 from ..model.pointers import Pointers
-from ..model.tensors import cast_tensor, is_wrapper, map_plain, plain_bytes, plain_tensors, repoint, same_bits
+from ..model.tensors import alias, cast_tensor, map_plain, plain_bytes, plain_tensors, repoint, same_bits
 from ..modes import engine_mode
 from ..stores.host import HostAllocator
 from ..stores.layout import view_of
 from ..stores.storage import Allocator, WeightStorage
 from ..transfer.copy_engine import CopyEngine
 from ..transfer.transfer import Transfer
-from .comparisons import MOST_DEFERRED, Compare, Comparison, finish_comparisons
+from .comparisons import MOST_DEFERRED, Compare, Comparison, are_stored, finish_comparisons
 
 __all__ = ["GroupState", "ParamGroup"]
 
@@ -250,7 +250,8 @@ class ParamGroup:
         return self._transfer.slab
 
     def to_plain_memory(self) -> None:
-        """Move the weights of an offloaded group to ordinary host memory, with nothing of the group left on them."""
+        """Move the weights to ordinary host memory, with nothing of the group left on them."""
+        self.offload(compare=Compare.ALL)
         if self.storage.tier != "host":
             self.storage = self._pack(HostAllocator(pageable))
 
@@ -276,7 +277,7 @@ class ParamGroup:
         """Follow others who pointed a tensor elsewhere: within the storage or to memory of their own."""
         with engine_mode():
             if all(self._is_stored(t) for tensor in self._tensors for _, t in plain_tensors(tensor)):
-                self._point_stored([_alias(tensor) for tensor in self._tensors])
+                self._point_stored([alias(tensor) for tensor in self._tensors])
                 return
             self._copy_engine.drain()
             self.storage = self._pack(self._allocator)
@@ -366,7 +367,7 @@ class ParamGroup:
         piece = self._copy_engine.budget.scratch
         for first in range(start, stop, piece):
             last = min(first + piece, stop)
-            if not torch.equal(slab[first:last], self.storage.part(first, last).to(slab.device)):
+            if not are_stored(slab[first:last], self.storage, first):
                 self._copy_back(slab, first, last)
 
     def _copy_back(self, slab: torch.Tensor, start: int, stop: int) -> None:
@@ -375,7 +376,7 @@ class ParamGroup:
 
     def _adopt(self, tensor: torch.Tensor, stored: torch.Tensor) -> bool:
         """Keep the values of a tensor that others gave new memory to, unless they are the old ones."""
-        value = map_plain(_alias(tensor), lambda t: t.to("cpu"))
+        value = map_plain(alias(tensor), lambda t: t.to("cpu"))
         if same_bits(value, stored):
             return False
         self.written_back += plain_bytes(value)
@@ -391,10 +392,5 @@ class ParamGroup:
 
         for index, tensor in enumerate(self._tensors):
             if device.points(index):
-                repoint(tensor, map_plain(_alias(tensor), on_host))
+                repoint(tensor, map_plain(alias(tensor), on_host))
         return set(range(len(self._tensors)))
-
-
-def _alias(tensor: torch.Tensor) -> torch.Tensor:
-    """What ``tensor`` points at now, with the same inner tensor objects if it is a wrapper."""
-    return map_plain(tensor, lambda t: t) if is_wrapper(tensor) else tensor.data

@@ -74,6 +74,7 @@ class CopyEngine:
         self.reading_host = False
         self.streaming = 0
         self.externally_held = 0
+        self._unsent: DeviceSlab | None = None  # of the transfer that is being started
 
     def account(self, nbytes: int, *, streams: bool = False) -> None:
         """Account for ``nbytes`` of device memory taken (negative: given back).
@@ -143,6 +144,16 @@ class CopyEngine:
             own: the slab that :meth:`release` returned when they were last there.
             stream: the current stream, where the caller knows it.
         """
+        self._unsent = None
+        try:
+            transfer = self._start(storage, own, stream)
+        except BaseException:
+            self._drop_unsent()
+            raise
+        self._unsent = None
+        return transfer
+
+    def _start(self, storage: WeightStorage, own: DeviceSlab | None, stream: Any) -> Transfer:
         memory = storage.in_memory
         if memory is None:
             return self._start_reading(storage, own)
@@ -262,10 +273,10 @@ class CopyEngine:
 
     def _slab(self, nbytes: int, own: DeviceSlab | None, stream: Any = None) -> DeviceSlab:
         """Device memory of this size that the current stream may use, or may once the slab's ``free`` has happened."""
-        slab = self.budget.slabs.take(nbytes) if self._pools else own
+        slab = self._unsent = self.budget.slabs.take(nbytes) if self._pools else own
         if slab is None:
             with engine_mode():
-                slab = DeviceSlab(nbytes, self.device)
+                slab = self._unsent = DeviceSlab(nbytes, self.device)
         elif slab.free is not None:
             return slab
         elif not slab.storage.nbytes():
@@ -273,6 +284,14 @@ class CopyEngine:
         if self._index is not None:
             slab.owner = stream or current_stream(self._index)
         return slab
+
+    def _drop_unsent(self) -> None:
+        """Give the memory back that the transfer got which could not be started."""
+        slab, self._unsent = self._unsent, None
+        if slab is not None:
+            self.drain()  # a part of it may be under way
+            if self.device.type != "cpu":
+                slab.storage.resize_(0)  # groups have views of it
 
     def _wait_until_free(self, slab: DeviceSlab) -> None:
         """Let the side stream wait until it may overwrite ``slab``; see [Note: compute waits on events]."""
@@ -284,7 +303,11 @@ class CopyEngine:
 
     def _read_and_copy(self, storage: WeightStorage, slab: DeviceSlab) -> Any:
         with self._stream:
-            self._through(self._read_buffers, slab.bytes, storage.read_into)
+            try:
+                self._through(self._read_buffers, slab.bytes, storage.read_into)
+            except BaseException:
+                self._stream.synchronize()  # the memory is given up, and a part of the copy may be under way
+                raise
             return self._record(slab)
 
     def _count(self, nbytes: int, *, staged: bool) -> None:

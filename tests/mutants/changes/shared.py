@@ -83,7 +83,7 @@ SHARED = Room(
             Replace('_1 != "host"', '_1 not in ("host", "shared host")'),
         ),
         Mutant(
-            "shared weights are copied to compute on the CPU", "CopyEngine.start", Never("_ and storage.is_aligned")
+            "shared weights are copied to compute on the CPU", "CopyEngine._start", Never("_ and storage.is_aligned")
         ),
     ],
 )
