@@ -1,4 +1,4 @@
-"""Enabling: whatever fails, all components are as they were, or all are as asked."""
+"""Enabling, with other settings too: whatever fails, all components are as they were, or all are as asked."""
 
 from __future__ import annotations
 
@@ -7,29 +7,141 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+import diffusers_offload_plus as dop
+from diffusers_offload_plus.offload.hooks.attachment import attachment_of
 from tests.offload.failures.world import World, try_every_fault
-from tests.support.faults import FLAVOURS
 from tests.support.meter import Meter
+from tests.support.policies import soaked
 
-POLICIES = ("block", "block-stream", "leaf-lean", "shared-leaf-stream", "half", "disk", "disk-block-stream-budget")
+flavours = pytest.mark.parametrize(
+    "flavour", ["out-of-memory", "interrupt", "EMFILE", *soaked("memory-error", "ENOSPC", "EIO")]
+)
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
-@pytest.mark.parametrize("policy", POLICIES)
-def test_enabling_several(policy: str, flavour: str, device: torch.device, meter: Meter, tmp_path: Path) -> None:
-    """One component is put on the device whole; the others are offloaded, one after the other."""
+def fails(policy: str, flavour: str) -> bool:
+    """Whether there is anything that can fail like that: without disk or sharing no file is touched."""
+    return flavour not in ("ENOSPC", "EIO", "EMFILE") or policy.startswith(("disk", "shared"))
+
+
+def place(folder: Path, policy: str, **more: Any) -> dict[str, Any]:
+    return {"offload_to_disk_path": str(folder / "store"), **more} if policy.startswith("disk") else {}
+
+
+@flavours
+@pytest.mark.parametrize(
+    "policy", ["block-stream", "shared", "disk-stream", *soaked("block", "leaf-lean", "half", "disk-leaf-stream")]
+)
+def test_several_components(policy: str, flavour: str, device: torch.device, meter: Meter, tmp_path: Path) -> None:
+    """One is put on the device whole; the others are offloaded, one after the other."""
 
     def operation(world: World) -> None:
-        world.enable(policy, exclude_modules=["decoder"], **_in(tmp_path, policy))
+        world.enable(policy, exclude_modules=["decoder"], **place(tmp_path, policy))
 
     def done(world: World) -> None:
         assert world.is_offloaded("encoder", "denoiser")
         assert {p.device for p in world.parts["decoder"].parameters()} == {device}
 
     faults = try_every_fault(lambda: World(device), operation, flavour, done=done)
-    assert faults > 3 or (flavour in ("ENOSPC", "EIO", "EMFILE") and "disk" not in policy and "shared" not in policy)
+    assert faults > 3 or not fails(policy, flavour)
 
 
-def _in(folder: Path, policy: str) -> dict[str, Any]:
-    return {"offload_to_disk_path": str(folder / "store")} if policy.startswith("disk") else {}
+@flavours
+def test_models_that_are_on_the_device(flavour: str, device: torch.device, meter: Meter) -> None:
+    """They go back there, and weights that share memory share it again."""
+
+    def make() -> World:
+        world = World(device)
+        for part in world.parts.values():
+            part.to(device)
+        return world
+
+    def done(world: World) -> None:
+        assert world.is_offloaded("encoder", "denoiser", "decoder")
+
+    faults = try_every_fault(make, lambda world: world.enable("block-stream"), flavour, done=done)
+    assert faults > 3 or not fails("block-stream", flavour)
+
+
+@flavours
+@pytest.mark.parametrize("keep", [False, True])
+def test_weights_that_are_in_a_checkpoint_or_kept(
+    keep: bool, flavour: str, device: torch.device, meter: Meter, tmp_path: Path
+) -> None:
+    from tests.offload.stores.disk.setup import save_checkpoint
+
+    world = World(device)
+    file = save_checkpoint(world.parts["denoiser"], tmp_path / "model.safetensors")
+    where = {"offload_to_disk_path": str(tmp_path / "store"), "checkpoint": str(file), "keep": keep}
+
+    def make() -> World:
+        return World(device, {"denoiser": _loaded(file)})
+
+    def done(world: World) -> None:
+        assert world.is_offloaded("denoiser")
+
+    operation = lambda world: world.enable("disk-leaf-stream", **where, protect=None if keep else "copy")  # noqa: E731
+    assert try_every_fault(make, operation, flavour, done=done) > 3 or flavour == "memory-error"
+
+
+def _loaded(file: Path) -> nn.Module:
+    from safetensors.torch import load_file
+
+    part = World(torch.device("cpu")).parts["denoiser"]
+    part.load_state_dict(load_file(file), assign=True)
+    part.outlet.weight = part.inlet.weight
+    return part
+
+
+CHANGES = {
+    "host to pinned": ("block", "leaf-stream"),
+    "host to disk": ("block-stream", "disk"),
+    "disk to host": ("disk", "block-stream"),
+    "disk to disk": ("disk", "disk-leaf-stream"),
+    "budget": ("half", "block"),
+    "shared to disk": ("shared", "disk"),
+}
+
+
+@flavours
+@pytest.mark.parametrize(
+    "change", ["host to disk", "disk to host", *soaked("host to pinned", "disk to disk", "budget", "shared to disk")]
+)
+def test_other_settings(change: str, flavour: str, device: torch.device, meter: Meter, tmp_path: Path) -> None:
+    """An offloaded component becomes one that is not, and the others get other settings."""
+    before, after = CHANGES[change]
+
+    def make() -> World:
+        world = World(device)
+        world.enable(before, **place(tmp_path, before))
+        world.assert_computes(passes=1)
+        return world
+
+    def operation(world: World) -> None:
+        world.enable(after, exclude_modules=["encoder"], **place(tmp_path, after))
+
+    def done(world: World) -> None:
+        assert world.is_offloaded("denoiser", "decoder")
+        assert {p.device for p in world.parts["encoder"].parameters()} == {device}
+
+    assert try_every_fault(make, operation, flavour, done=done) > 3 or not fails(before + after, flavour)
+
+
+def test_one_stays_and_another_comes(device: torch.device, meter: Meter) -> None:
+    """A component that comes to a pipeline whose others stay as they are shares their budget, or does not come."""
+
+    def make() -> World:
+        world = World(device)
+        first = {"vram_budget": 60_000}
+        dop.enable_group_offload(world.parts["encoder"], device, **first)
+        return world
+
+    def done(world: World) -> None:
+        budgets = {id(attachment_of(part).engine.budget) for part in world.parts.values()}  # type: ignore[union-attr]
+        assert len(budgets) == 1
+
+    def operation(world: World) -> None:
+        dop.enable_group_offload(world.pipe, device, vram_budget=60_000)
+
+    assert try_every_fault(make, operation, "interrupt", done=done) > 3

@@ -7,7 +7,6 @@ import copy
 import gc
 import itertools
 import os
-import time
 import types
 from collections.abc import Callable
 from typing import Any
@@ -17,11 +16,20 @@ from torch import nn
 
 import diffusers_offload_plus as dop
 from diffusers_offload_plus.offload.hooks.attachment import Attachment, attachment_of
+from diffusers_offload_plus.offload.stores.shared import server
+from tests.offload.stores.shared.ranks import eventually
 from tests.support.faults import failing
 from tests.support.models import Stack, assert_plain, assert_same, attributes, held, noise, seeded
-from tests.support.policies import settings
+from tests.support.policies import DIRECTORY, settings
 
 __all__ = ["Part", "World", "try_every_fault"]
+
+
+BLOCKS: dict[str, dict[str, Any]] = {
+    "shared": {"use_stream": True, "share_host_copy": True},
+    "disk-stream": {"use_stream": True, "offload_to_disk_path": DIRECTORY},
+}
+"""Policies beside those of the other tests, with few groups and so few operations that can fail."""
 
 
 class Part(Stack):
@@ -48,7 +56,8 @@ class World:
 
     def enable(self, policy: str, **more: Any) -> None:
         """Offload them."""
-        dop.enable_group_offload(self.pipe, self.device, **{**settings(policy, self.pipe, self.device), **more})
+        chosen = BLOCKS.get(policy) or settings(policy, self.pipe, self.device)
+        dop.enable_group_offload(self.pipe, self.device, **{**chosen, **more})
 
     def is_offloaded(self, *names: str) -> bool:
         """Whether these are offloaded and no others."""
@@ -82,12 +91,18 @@ class World:
 class Resources:
     """What the process holds."""
 
-    def __init__(self) -> None:
+    def __init__(self, world: World) -> None:
         from tests import simulated
 
         gc.collect()
-        found = simulated.stats()
-        self.device, self.pinned = found.live, found.pinned
+        # Whoever served shared memory that was released is about to close what it has.
+        eventually(lambda: not any(m._released and m._descriptor >= 0 for m in server._MEMBERS))
+        usage = simulated.stats()
+        attachments = [found for part in world.parts.values() if (found := attachment_of(part)) is not None]
+        # Free memory that is kept for the next pass, within a budget, and the buffers that weights pass through.
+        free = sum(budget.slabs.nbytes for budget in {a.engine.budget for a in attachments})
+        buffers = sum(a.engine.copy_engine.staging_bytes for a in attachments)
+        self.device, self.pinned = usage.live - free, usage.pinned - buffers
         self.descriptors = {entry: _target(entry) for entry in os.listdir("/proc/self/fd")}
 
     def more_than(self, before: Resources) -> str:
@@ -116,7 +131,7 @@ class Before:
         self._places = {name: _places(part) for name, part in world.parts.items()}
         self._attributes = {name: attributes(part) for name, part in world.parts.items()}
         self._attachments = {name: _attachment(part) for name, part in world.parts.items()}
-        self.resources = Resources()
+        self.resources = Resources(world)
 
     def assert_as_before(self) -> None:
         """Weights, the objects that hold them, where they are, hooks, and what the process holds."""
@@ -131,9 +146,7 @@ class Before:
             if attachment_of(part) is None and not self._attributes[name].get("_diffusers_hook"):
                 assert "WatchedDict" not in {type(m._parameters).__name__ for m in part.modules()}
         world.assert_values()
-        deadline = time.monotonic() + 5  # a thread that served shared memory closes what it had
-        while (more := Resources().more_than(self.resources)) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        more = Resources(world).more_than(self.resources)
         assert not more
 
 

@@ -77,15 +77,15 @@ class SharedMemory:
         Raises:
             NotShared: the system refuses.
         """
-        descriptor = -1
-        try:
-            descriptor = os.memfd_create("diffusers_offload_plus", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            os.ftruncate(descriptor, nbytes)
-            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
-        except OSError as error:
-            if descriptor >= 0:
-                os.close(descriptor)
-            raise NotShared(f"{nbytes} bytes of shared memory cannot be had: {_explain(error)}") from error
+        with contextlib.ExitStack() as undo:
+            try:
+                descriptor = os.memfd_create("diffusers_offload_plus", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+                undo.callback(os.close, descriptor)
+                os.ftruncate(descriptor, nbytes)
+                fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+            except OSError as error:
+                raise NotShared(f"{nbytes} bytes of shared memory cannot be had: {_explain(error)}") from error
+            undo.pop_all()
         return cls(descriptor, nbytes)
 
     @classmethod
@@ -96,13 +96,15 @@ class SharedMemory:
             NotShared: it is not what :meth:`create` makes for ``nbytes``.
         """
         fixed = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
-        try:
-            seals, found = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS), os.fstat(descriptor).st_size
-        except OSError:
-            seals, found = 0, -1
-        if seals & fixed != fixed or found != nbytes:
-            os.close(descriptor)
-            raise NotShared(f"what another process offers is not {nbytes} sealed bytes ({found}, seals {seals:#x})")
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, descriptor)
+            try:
+                seals, found = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS), os.fstat(descriptor).st_size
+            except OSError:
+                seals, found = 0, -1
+            if seals & fixed != fixed or found != nbytes:
+                raise NotShared(f"what another process offers is not {nbytes} sealed bytes: {found}, seals {seals:#x}")
+            undo.pop_all()
         return cls(descriptor, nbytes)
 
     def __del__(self) -> None:

@@ -101,11 +101,11 @@ def _ask(name: str) -> Offer:
         raise
     except OSError as error:
         raise NotShared(f"the process that has the shared memory cannot be reached: {_explain(error)}") from error
-    try:
-        return _offer(connection)
-    except BaseException:
-        connection.close()
-        raise
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(connection)
+        offer = _offer(connection)
+        undo.pop_all()
+        return offer
 
 
 def _offer(connection: socket.socket) -> Offer:

@@ -135,16 +135,17 @@ def listen(name: str) -> socket.socket | None:
     Raises:
         OSError: the system refuses.
     """
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listener.bind(f"\0{name}")
-        listener.listen(128)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            return None
-        raise
-    return listener
+    with contextlib.ExitStack() as undo:
+        listener = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        try:
+            listener.bind(f"\0{name}")
+            listener.listen(128)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return None
+            raise
+        undo.pop_all()
+        return listener
 
 
 def connect(name: str, timeout: float) -> socket.socket:
@@ -154,15 +155,13 @@ def connect(name: str, timeout: float) -> socket.socket:
         PermissionError: that process is of another user, or of another container.
         OSError: nobody listens, or there is no answer.
     """
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
+    with contextlib.ExitStack() as undo:
+        connection = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         connection.settimeout(timeout)
         connection.connect(f"\0{name}")
         _require_own(connection)
-    except OSError:
-        connection.close()
-        raise
-    return connection
+        undo.pop_all()
+        return connection
 
 
 def receive(connection: socket.socket, nbytes: int) -> tuple[bytes, int | None]:
