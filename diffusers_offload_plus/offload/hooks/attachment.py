@@ -102,8 +102,7 @@ class Attachment:
         try:
             self.engine.build()
         except BaseException:
-            for module in self._hooked.values():  # so that the next use tries again
-                self._hook(module)
+            self._put_hooks_back()  # so that the next use tries again
             raise
         modules = list(self._to_hook())
         wanted = {id(module) for module in modules}
@@ -117,6 +116,10 @@ class Attachment:
         self.engine.tree.note_compiled()
         self.stale = False
         self._invalidate()
+
+    def _put_hooks_back(self) -> None:
+        for module in self._hooked.values():
+            self._hook(module)
 
     def _to_hook(self) -> Iterator[nn.Module]:
         # The triggers of units onload. Hooks on other modules only open a frame; they are on the modules where

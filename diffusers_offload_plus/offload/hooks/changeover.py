@@ -61,6 +61,8 @@ class Changeover:
         if present is not None:
             if present.policy == policy:
                 return present
+            if not present.engine.persistent.on_host:
+                self.undo_with(present.engine.onload_residents)
             present.engine.to_host()
             present.engine.wait_for_copies()
         attachment = Attachment(module, policy, label, budget)

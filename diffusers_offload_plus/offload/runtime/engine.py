@@ -168,7 +168,7 @@ class OffloadEngine:
         )
         self.budget.join(self)
         self._choose_cached()
-        self._onload_residents()
+        self.onload_residents()
         self._built = True
 
     @property
@@ -247,7 +247,7 @@ class OffloadEngine:
             return
         with self._lock, engine_mode():
             self._recount_buffers(self.root)
-            self._onload_residents()
+            self.onload_residents()
 
     # A hooked module runs
 
@@ -363,7 +363,7 @@ class OffloadEngine:
         if self.budget.limit != self._cached_for:
             self._choose_cached()
         self.forward_pass.begin(entry)
-        self._onload_residents()
+        self.onload_residents()
 
     def _sweep(self, finished: bool = False) -> None:
         try:
@@ -384,7 +384,7 @@ class OffloadEngine:
 
     # Helpers
 
-    def _onload_residents(self) -> None:
+    def onload_residents(self) -> None:
         with engine_mode():
             for group in self.groups:
                 if group.spec.residency is Residency.RESIDENT:

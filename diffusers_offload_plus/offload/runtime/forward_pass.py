@@ -147,7 +147,7 @@ class ForwardPass:
         self._on_device.clear()
         if written_next:
             self._copy_engine.drain()  # an optimizer may write host memory that a copy still reads
-        if self.compare is Compare.TRAINED:
+        if self.compare is not Compare.NONE:
             self._finish_comparisons()
         if self._budget.slabs.retired != self._retired:
             self._retired = self._budget.slabs.retired
@@ -200,6 +200,13 @@ class ForwardPass:
 
     def exit(self, depth: int) -> None:
         """End all frames but the outermost ``depth``."""
+        try:
+            self._exit(depth)
+        except BaseException:
+            self.compare = Compare.ALL  # the end of the pass tries again, and has to find what the frame has written
+            raise
+
+    def _exit(self, depth: int) -> None:
         frames = self.frames
         while len(frames) > depth:
             frame = frames.pop()

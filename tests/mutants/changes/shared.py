@@ -23,7 +23,7 @@ SHARED = Room(
                 'mmap.MAP_SHARED if "memfd" in os.readlink(f"/proc/self/fd/{descriptor}") else mmap.MAP_PRIVATE',
             ),
         ),
-        Mutant("bytes offered by others are not compared", "SharedAllocator._share", Never("not _.equals(...)")),
+        Mutant("bytes offered by others are not compared", "SharedAllocator._share", Never("not _.holds(...)")),
         Mutant(
             "the content does not decide who shares",
             "SharedAllocator._content_name",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import diffusers_offload_plus as dop
+from diffusers_offload_plus.offload.hooks.diffusers_api import HOOK_NAME, registry_of
 from tests.offload.failures.test_enabling import fails, flavours, place
 from tests.offload.failures.world import World, try_every_fault
 from tests.support.meter import Meter
@@ -78,11 +80,38 @@ def test_a_write_in_onloaded_is_kept(
                 tensor.data.fill_(0.25)
 
     def operation(world: World) -> None:
-        with dop.onloaded(world.parts["denoiser"]) as model:
+        with torch.set_grad_enabled(policy == "half"), dop.onloaded(world.parts["denoiser"]) as model:
             write(world.plain["denoiser"])
             write(model)
 
     try_every_fault(make, operation, flavour, done=World.assert_values, undone=False)
+
+
+def test_hooks_that_others_removed(device: torch.device, meter: Meter) -> None:
+    """diffusers takes them off, changes the model and reads a setting, which puts them back. If that fails, the next
+    pass has them."""
+
+    def make() -> World:
+        world = World(device)
+        world.enable("block-stream")
+        world.assert_computes(1)
+        return world
+
+    def operation(world: World) -> None:
+        part, plain = world.parts["denoiser"], world.plain["denoiser"]
+        registry = registry_of(part)
+        assert registry is not None
+        hook: Any = registry.get_hook(HOOK_NAME)
+        registry.remove_hook(HOOK_NAME, recurse=True)
+        for model in (part, plain):
+            model.blocks.insert(1, seeded(Block, 5))
+        assert hook.config is not None
+
+    def done(world: World) -> None:
+        assert registry_of(world.parts["denoiser"]) is not None
+        world.assert_values()
+
+    assert try_every_fault(make, operation, "out-of-memory", done=done, undone=False) > 0
 
 
 @flavours

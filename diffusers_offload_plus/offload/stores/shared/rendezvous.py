@@ -52,24 +52,28 @@ class Offer(NamedTuple):
             NotShared: there was no progress for a minute, or the connection fails.
             ConnectionError: the process that was filling it is gone.
         """
-        seen, deadline, ready = -1, 0.0, self.ready
-        self.connection.settimeout(POLL)
-        while not ready:
+        seen, deadline = -1, 0.0
+        while not self.ready and not self._hears():
             found = progress()
             if found != seen:
                 seen, deadline = found, time.monotonic() + PATIENCE
             elif time.monotonic() > deadline:
                 raise NotShared(f"the process that fills the shared memory made no progress for {PATIENCE:.0f} s")
-            try:
-                if not self.connection.recv(1):
-                    raise ConnectionError("the process that was filling the shared memory is gone")
-                ready = True
-            except TimeoutError:
-                continue
-            except ConnectionError:
-                raise
-            except OSError as error:
-                raise NotShared(f"the process that fills the shared memory is not heard: {_explain(error)}") from error
+
+    def _hears(self) -> bool:
+        """Whether the other process says within a moment that the memory is filled."""
+        try:
+            self.connection.settimeout(POLL)
+            said = self.connection.recv(1)
+        except TimeoutError:
+            return False
+        except ConnectionError:
+            raise
+        except OSError as error:
+            raise NotShared(f"the process that fills the shared memory is not heard: {_explain(error)}") from error
+        if not said:
+            raise ConnectionError("the process that was filling the shared memory is gone")
+        return True
 
 
 def rendezvous(name: str) -> socket.socket | Offer:

@@ -171,10 +171,13 @@ def receive(connection: socket.socket, nbytes: int) -> tuple[bytes, int | None]:
     Raises:
         OSError: the connection fails.
     """
-    state, descriptors, _, _ = socket.recv_fds(connection, nbytes, 1, socket.MSG_CMSG_CLOEXEC)
+    state, descriptors, _, _ = socket.recv_fds(connection, nbytes, 1)
     for surplus in descriptors[1:]:
         os.close(surplus)
-    return state, descriptors[0] if descriptors else None
+    if not descriptors:
+        return state, None
+    os.set_inheritable(descriptors[0], False)  # a program that is started later must not keep the memory
+    return state, descriptors[0]
 
 
 def _require_own(connection: socket.socket) -> None:
