@@ -27,7 +27,7 @@ from unittest import mock
 
 import torch
 
-__all__ = ["FLAVOURS", "Faults", "failing"]
+__all__ = ["FLAVOURS", "Faults", "Flavour", "failing"]
 
 Flavour = Callable[[str], BaseException | None]
 ENGINE = "diffusers_offload_plus.offload"
@@ -82,11 +82,11 @@ class Faults:
 
 
 @contextlib.contextmanager
-def failing(number: int, flavour: str) -> Iterator[Faults]:
+def failing(number: int, flavour: str | Flavour) -> Iterator[Faults]:
     """Within the block, operation ``number`` (from 1 on) that can fail in this way does."""
     from tests.simulated import allocations
 
-    found = Faults(number, FLAVOURS[flavour])
+    found = Faults(number, FLAVOURS[flavour] if isinstance(flavour, str) else flavour)
 
     def announced(space: str, nbytes: int) -> None:
         if (space != "host" or nbytes >= LEAST_HOST_BYTES) and _for_engine(sys._getframe(1)):

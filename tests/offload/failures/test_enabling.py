@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from torch import nn
 
 import diffusers_offload_plus as dop
 from diffusers_offload_plus.offload.hooks.attachment import attachment_of
+from diffusers_offload_plus.offload.hooks.changeover import Changeover
 from tests.offload.failures.world import World, try_every_fault
 from tests.support.meter import Meter
 from tests.support.policies import soaked
@@ -79,6 +83,9 @@ def test_weights_that_are_in_a_checkpoint_or_kept(
 
     def done(world: World) -> None:
         assert world.is_offloaded("denoiser")
+        report = dop.offload_report(world.parts["denoiser"]).components[0]
+        # A file that cannot be read is of no use; one for which something has run out is, later.
+        assert not keep or flavour == "EIO" or report.disk_written_bytes == 0
 
     operation = lambda world: world.enable("disk-leaf-stream", **where, protect=None if keep else "copy")  # noqa: E731
     assert try_every_fault(make, operation, flavour, done=done) > 3 or flavour == "memory-error"
@@ -142,3 +149,26 @@ def test_one_stays_and_another_comes(device: torch.device, meter: Meter) -> None
         dop.enable_group_offload(world.pipe, device, vram_budget=60_000)
 
     assert try_every_fault(make, operation, "interrupt", done=done) > 3
+
+
+def test_nothing_is_left_to_the_garbage_collector(
+    device: torch.device, meter: Meter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was prepared for components that are not attached has files open, and is dropped at once."""
+    world = World(device)
+    before = len(os.listdir("/proc/self/fd"))
+
+    def fails(self: Changeover, attachment: object) -> None:
+        raise MemoryError
+
+    gc.collect()
+    gc.disable()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Changeover, "attach", fails)
+            with contextlib.suppress(MemoryError):
+                world.enable("disk-stream", **place(tmp_path, "disk"))
+        assert len(os.listdir("/proc/self/fd")) == before
+    finally:
+        gc.enable()
+    world.assert_values()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import diffusers_offload_plus as dop
 from diffusers_offload_plus.offload.hooks.diffusers_api import HOOK_NAME, registry_of
 from tests.offload.failures.test_enabling import fails, flavours, place
 from tests.offload.failures.world import World, try_every_fault
+from tests.support.faults import failing
 from tests.support.meter import Meter
 from tests.support.models import Block, held, noise, seeded
 from tests.support.policies import soaked
@@ -27,8 +29,8 @@ def offloaded(world: World) -> None:
 
 
 @flavours
-@policies
-@pytest.mark.parametrize("passes", [0, 1], ids=["first", "second"])
+@pytest.mark.parametrize("policy", ["block-stream", "lean", "half", *soaked("disk-stream", "block", "shared", "auto")])
+@pytest.mark.parametrize("passes", [0, *soaked(1)], ids=["first", "second"])
 def test_a_pass(passes: int, policy: str, flavour: str, device: torch.device, meter: Meter, tmp_path: Path) -> None:
     def make() -> World:
         world = World(device)
@@ -43,6 +45,40 @@ def test_a_pass(passes: int, policy: str, flavour: str, device: torch.device, me
 
     faults = try_every_fault(make, operation, flavour, done=offloaded)
     assert faults > 3 or not fails(policy, flavour)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_copy_in_pieces(number: int, device: torch.device, meter: Meter, tmp_path: Path) -> None:
+    """A piece is on its way when there is no buffer for the next: the memory is not given up under it."""
+    world = World(device)
+    world.enable("disk-in-pieces", **place(tmp_path, "disk"))
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        torch.no_grad(),
+        failing(number, lambda kind: KeyboardInterrupt() if kind == "pinned" else None) as faults,
+    ):
+        world.parts["denoiser"](noise(device))
+    assert faults.hit or number == 3
+    world.assert_computes()
+    world.close()
+
+
+@flavours
+@pytest.mark.parametrize("policy", ["half", *soaked("block-stream")])
+def test_a_pass_with_gradients(policy: str, flavour: str, device: torch.device, meter: Meter) -> None:
+    """At its end weights are compared, so that may fail as well."""
+
+    def make() -> World:
+        world = World(device)
+        world.enable(policy)
+        world.assert_computes(1)
+        return world
+
+    def operation(world: World) -> None:
+        with torch.enable_grad():
+            world.parts["denoiser"](noise(device))
+
+    try_every_fault(make, operation, flavour, done=offloaded)
 
 
 @flavours

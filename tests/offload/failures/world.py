@@ -27,7 +27,9 @@ __all__ = ["Part", "World", "try_every_fault"]
 
 BLOCKS: dict[str, dict[str, Any]] = {
     "shared": {"use_stream": True, "share_host_copy": True},
+    "lean": {"use_stream": True, "low_cpu_mem_usage": True},
     "disk-stream": {"use_stream": True, "offload_to_disk_path": DIRECTORY},
+    "disk-in-pieces": {"use_stream": True, "offload_to_disk_path": DIRECTORY, "host_budget": 16_000},
 }
 """Policies beside those of the other tests, with few groups and so few operations that can fail."""
 
