@@ -47,7 +47,7 @@ def test_a_pass(passes: int, policy: str, flavour: str, device: torch.device, me
     assert faults > 3 or not fails(policy, flavour)
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("number", [1, 2])
 def test_a_copy_in_pieces(number: int, device: torch.device, meter: Meter, tmp_path: Path) -> None:
     """A piece is on its way when there is no buffer for the next: the memory is not given up under it."""
     world = World(device)
@@ -58,7 +58,7 @@ def test_a_copy_in_pieces(number: int, device: torch.device, meter: Meter, tmp_p
         failing(number, lambda kind: KeyboardInterrupt() if kind == "pinned" else None) as faults,
     ):
         world.parts["denoiser"](noise(device))
-    assert faults.hit or number == 3
+    assert faults.hit
     world.assert_computes()
     world.close()
 
