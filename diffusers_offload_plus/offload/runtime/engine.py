@@ -206,7 +206,7 @@ class OffloadEngine:
             unwatch_lookups([*self.root.modules(), *self.tree.modules()], self.groups)
             self._saved.forget()
             with engine_mode():
-                if self._managed:
+                if self.units:  # it was built once: what is on the device is its business
                     failures.attempt(functools.partial(all_to_host, self.root, self.device))
                 failures.attempt(self.copy_engine.drain)
                 as_before = self.originals.give_back()
