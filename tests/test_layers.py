@@ -18,6 +18,7 @@ ROOMS = [
     "offload.formatting",
     "offload.policy",
     "offload.modes",
+    "offload.failures",
     "offload.memory",
     "offload.stores",
     "offload.stores.disk",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Literal, NamedTuple
 
@@ -25,6 +25,7 @@ __all__ = [
     "Copy",
     "DeviceUsage",
     "Stats",
+    "allocations",
     "capacity",
     "copy_log",
     "extension",
@@ -151,3 +152,14 @@ def capacity(nbytes: int, device: int = 0) -> Iterator[None]:
         yield
     finally:
         extension().set_capacity(device, previous)
+
+
+@contextlib.contextmanager
+def allocations(hook: Callable[[str, int], None]) -> Iterator[None]:
+    """Within the block, ``hook(space, nbytes)`` is called before each allocation that PyTorch makes, on any thread:
+    ``space`` is "device", "pinned" or "host" (ordinary host memory). What it raises is what the allocation raises."""
+    extension().set_allocation_hook(hook)
+    try:
+        yield
+    finally:
+        extension().set_allocation_hook(None)

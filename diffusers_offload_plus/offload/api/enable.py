@@ -12,8 +12,11 @@ import torch
 from torch import nn
 
 from ...errors import HookConflictError, InvalidPolicyError, NotOffloadedError
-from ..hooks.attachment import Attachment, attachment_of
-from ..hooks.diffusers_api import HOOK_NAME, STOCK_HELPER_HOOKS, registry_of, stock_hooks, stock_settings
+from ..failures import Failures
+from ..hooks.attachment import attachment_of
+from ..hooks.changeover import Changeover
+from ..hooks.diffusers_api import stock_hooks, stock_settings
+from ..hooks.stock import RemovedHooks
 from ..memory.auto_limit import AutoLimit, DeviceMemory
 from ..memory.device_budget import DeviceBudget
 from ..memory.process import give_memory_back
@@ -94,7 +97,8 @@ def enable_group_offload(
         HookConflictError: a component is offloaded by other means.
         DiskTierError: the disk is full, or it cannot be written.
 
-    In each case nothing has been changed.
+    In each case, and after any other error (no memory, an interruption), everything is as it was before. Where that
+    cannot be, because the weights cannot be moved back, a note on the error says so.
     """
     policy = policy_for(
         onload_device=onload_device,
@@ -123,12 +127,12 @@ def enable_group_offload(
         check_model(module, policies[name], name)
     policies, limit = fit_budgets(components, policies)
     budget = _budget_of(components, policies, limit)
-    prepared = [_prepare(module, policies[name], name, budget) for name, module in components.items()]
-    for module in excluded.values():
-        disable_group_offload(module, missing_ok=True)
-        module.to(policy.onload_device)
-    for attachment in prepared:
-        _attach(attachment)
+    with Changeover() as changeover:
+        prepared = [changeover.prepare(module, policies[name], name, budget) for name, module in components.items()]
+        for attachment in prepared:
+            changeover.attach(attachment)
+        for module in excluded.values():
+            changeover.move(module, policy.device)
     if policy.disk is not None or policy.share_host_copy:
         give_memory_back()
 
@@ -142,6 +146,8 @@ def disable_group_offload(target: Any, *, missing_ok: bool = False) -> None:
 
     Raises:
         NotOffloadedError: nothing of ``target`` is offloaded by this package.
+        DiskTierError: some weights cannot be read. They stay on disk, and a note on the error names them; all else is
+            done, as after any other error.
     """
     found = {id(a): a for a in map(attachment_of, components_of(target).values()) if a is not None}
     if not found and not missing_ok:
@@ -154,7 +160,10 @@ def disable_group_offload(target: Any, *, missing_ok: bool = False) -> None:
                 f"{type(target).__name__} is part of '{attachment.label}', which is offloaded as a whole. "
                 f"Call `disable_group_offload` on '{attachment.label}' itself."
             )
-        attachment.detach()
+    failures = Failures()
+    for attachment in found.values():
+        failures.attempt(attachment.detach)
+    failures.raise_first()
 
 
 def upgrade(target: Any) -> None:
@@ -165,7 +174,7 @@ def upgrade(target: Any) -> None:
         HookConflictError: a component is offloaded to disk by stock hooks. Stock diffusers may have mixed up its files
             with those of another component, so they cannot be trusted.
     """
-    prepared: list[Attachment] = []
+    chosen: dict[str, tuple[nn.Module, OffloadPolicy]] = {}
     for name, module in components_of(target).items():
         found = stock_hooks(module)
         if not found:
@@ -181,14 +190,16 @@ def upgrade(target: Any) -> None:
         settings = stock_settings(found[0][2].config, module)
         policy = policy_for(**settings)
         check_model(module, policy, name, allow_stock=True)
-        prepared.append(Attachment(module, policy, name))
-    if not prepared:
+        chosen[name] = module, policy
+    if not chosen:
         raise NotOffloadedError(
             f"{type(target).__name__} carries no stock group-offloading hooks. Call `enable_group_offload` instead."
         )
-    for attachment in prepared:
-        _remove_stock_hooks(attachment.root)
-        _attach(attachment)
+    with Changeover() as changeover:
+        for name, (module, policy) in chosen.items():
+            attachment = changeover.prepare(module, policy, name, None)
+            changeover.undo_with(RemovedHooks(module).put_back)
+            changeover.attach(attachment)
 
 
 def _budget_of(
@@ -207,33 +218,6 @@ def _budget_of(
     policy = next(iter(policies.values()))
     auto = AutoLimit(DeviceMemory(policy.device)) if policy.vram_budget is AUTO else None
     return DeviceBudget(limit, auto)
-
-
-def _prepare(module: nn.Module, policy: OffloadPolicy, label: str, budget: DeviceBudget | None) -> Attachment:
-    """The attachment for ``module``: the present one if its settings are the same, else a new one.
-
-    No hook and no value is changed.
-    """
-    present = attachment_of(module)
-    if present is not None:
-        if present.policy == policy:
-            return present
-        present.engine.to_host()
-        present.engine.wait_for_copies()
-    attachment = Attachment(module, policy, label, budget)
-    attachment.prepare()
-    return attachment
-
-
-def _attach(attachment: Attachment) -> None:
-    present = attachment_of(attachment.root)
-    if present is attachment:
-        present.restore()
-        return
-    if present is not None:
-        logger.info("Group offloading of '%s' is planned anew: its settings have changed.", attachment.label)
-        present.detach(leave=False)
-    attachment.attach()
 
 
 def _for_model(policy: OffloadPolicy, module: nn.Module, components: dict[str, nn.Module]) -> OffloadPolicy:
@@ -264,13 +248,3 @@ def _require_known_blocks(policy: OffloadPolicy, components: dict[str, nn.Module
                 f"`block_modules` names '{name}', but none of {', '.join(components)} has a module called that. "
                 "Give names as `named_modules()` lists them."
             )
-
-
-def _remove_stock_hooks(module: nn.Module) -> None:
-    # Stock hooks may leave a group on the device after an exception. That is no problem: our inventory takes values
-    # from any device.
-    for part in list(module.modules()):
-        registry = registry_of(part)
-        if registry is not None:
-            for name in (HOOK_NAME, *STOCK_HELPER_HOOKS):
-                registry.remove_hook(name, recurse=False)

@@ -82,8 +82,12 @@ def load_offloaded(
         target, onload_device, offload_to_disk_path=str(offload_to_disk_path), checkpoint=folder, **settings
     )
     if torch_dtype is not None:
-        for module in components_of(target).values():
-            _cast(module, torch_dtype)
+        try:
+            for module in components_of(target).values():
+                _cast(module, torch_dtype)
+        except BaseException:
+            _drop(target)
+            raise
     return target
 
 
@@ -163,6 +167,15 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> None:
         for name, buffer in module.named_buffers():
             cast_tensor(buffer, None if id(buffer) in managed else dtype_of(name))
     engine.refresh()
+
+
+def _drop(target: Any) -> None:
+    # Nobody gets it. Its weights must not come to memory, which may be too small for them.
+    for module in components_of(target).values():
+        attachment = attachment_of(module)
+        if attachment is not None:
+            attachment.detach(leave=False)
+            attachment.abandon()
 
 
 def _is_of_transformers(cls: type) -> bool:

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from ..model.references import storage_uses
-from ..model.tensors import is_packable, map_plain, plain_bytes, plain_tensors, relocate, repoint, span
+from ..model.tensors import alias, is_packable, map_plain, plain_bytes, plain_tensors, relocate, repoint, span
 from ..transfer.copy_engine import CopyEngine
-from .writes import value_of
 
 __all__ = ["PersistentBuffers", "all_to_host"]
 
@@ -84,15 +83,17 @@ class PersistentBuffers:
 
     def _move(self, device: torch.device) -> None:
         pointing: Counter[int] | None = None
-        for tensor in self._tensors:
-            if all(plain.device == device for _, plain in plain_tensors(tensor)):
-                continue
-            if device.type != "cpu":
-                pointing = pointing or Counter(_key(t) for known in self._tensors for _, t in plain_tensors(known))
-                if any(_uses(plain) > pointing[_key(plain)] for _, plain in plain_tensors(tensor)):
-                    self._held.append((tensor, value_of(tensor)))
-            repoint(tensor, map_plain(tensor.detach(), lambda t: relocate(t, device)))
-        self._recount()
+        try:
+            for tensor in self._tensors:
+                if all(plain.device == device for _, plain in plain_tensors(tensor)):
+                    continue
+                if device.type != "cpu":
+                    pointing = pointing or Counter(_key(t) for known in self._tensors for _, t in plain_tensors(known))
+                    if any(_uses(plain) > pointing[_key(plain)] for _, plain in plain_tensors(tensor)):
+                        self._held.append((tensor, alias(tensor)))
+                repoint(tensor, map_plain(tensor.detach(), lambda t: relocate(t, device)))
+        finally:
+            self._recount()
 
     def _recount(self) -> None:
         on_device = [t for t in self._tensors if any(p.device.type != "cpu" for _, p in plain_tensors(t))]

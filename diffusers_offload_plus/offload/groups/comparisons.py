@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from ...errors import FileChangedError
 from ..stores.storage import WeightStorage
 
-__all__ = ["MOST_DEFERRED", "Compare", "Comparison", "finish_comparisons"]
+__all__ = ["MOST_DEFERRED", "Compare", "Comparison", "are_stored", "finish_comparisons"]
 
 MOST_DEFERRED = 1 << 20  # bytes of one group; more are compared at once
 
@@ -73,10 +74,29 @@ class Comparison:
         self.note_written(done)
 
 
+def are_stored(on_device: torch.Tensor, storage: WeightStorage, start: int) -> bool:
+    """Whether bytes of a device copy are those stored from ``start`` on. If there is no memory to compare them in, or
+    what is stored cannot be read, the answer is no: they are stored anew then, which is always right.
+
+    Raises:
+        FileChangedError: what is stored was changed by others.
+    """
+    try:
+        return torch.equal(on_device, storage.part(start, start + on_device.numel()).to(on_device.device))
+    except FileChangedError:
+        raise
+    except (RuntimeError, MemoryError, OSError):
+        return False
+
+
 def finish_comparisons(comparisons: Sequence[Comparison]) -> None:
     """Wait for all answers at once, and store what differs."""
-    if comparisons:
+    if not comparisons:
+        return
+    try:
         answers = torch.stack([comparison.differs for comparison in comparisons]).tolist()
-        for comparison, differs in zip(comparisons, answers, strict=True):
-            if differs:
-                comparison.write_back()
+    except torch.OutOfMemoryError:
+        answers = [comparison.differs.item() for comparison in comparisons]
+    for comparison, differs in zip(comparisons, answers, strict=True):
+        if differs:
+            comparison.write_back()

@@ -14,7 +14,7 @@ from ..memory.staging import pageable
 from ..model.inventory import GroupSpec, Residency
 from ..model.pointers import Pointers
 from ..model.references import StoredMemory, TensorReferences
-from ..model.tensors import cast_tensor, map_plain, plain_tensors
+from ..model.tensors import alias, cast_tensor, map_plain, plain_tensors
 from ..modes import engine_mode
 from ..stores.host import HostAllocator
 from ..stores.layout import view_of
@@ -22,7 +22,7 @@ from ..stores.storage import Allocator, WeightStorage
 from ..transfer.copy_engine import CopyEngine
 from ..transfer.transfer import Transfer
 from .comparisons import Compare
-from .writes import Writes, value_of
+from .writes import Writes
 
 __all__ = ["GroupState", "ParamGroup"]
 
@@ -296,7 +296,8 @@ class ParamGroup:
         return self._transfer.slab
 
     def to_plain_memory(self) -> None:
-        """Move the weights of an offloaded group to ordinary host memory, with nothing of the group left on them."""
+        """Move the weights to ordinary host memory, with nothing of the group left on them."""
+        self.offload(compare=Compare.ALL)
         if self.storage.tier != "host":
             self.storage = self._pack(HostAllocator(pageable))
 
@@ -322,7 +323,7 @@ class ParamGroup:
         """Follow others who pointed a tensor elsewhere: within the storage or to memory of their own."""
         with engine_mode():
             if all(self._is_stored(t) for tensor in self._tensors for _, t in plain_tensors(tensor)):
-                self._point_stored([value_of(tensor) for tensor in self._tensors], are_new=False)
+                self._point_stored([alias(tensor) for tensor in self._tensors], are_new=False)
                 return
             self._copy_engine.drain()
             self._copy_engine.finish_work_on(self._tensors)

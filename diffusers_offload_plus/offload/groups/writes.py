@@ -18,13 +18,13 @@ from ...errors import FileChangedError
 from ..memory.device_budget import DeviceBudget
 from ..model.inventory import Entry
 from ..model.pointers import Pointers
-from ..model.tensors import is_wrapper, map_plain, plain_bytes, plain_tensors, repoint, same_bits
+from ..model.tensors import alias, map_plain, plain_bytes, plain_tensors, repoint, same_bits
 from ..modes import engine_mode
 from ..stores.layout import view_of
 from ..stores.storage import WeightStorage
-from .comparisons import MOST_DEFERRED, Compare, Comparison, finish_comparisons
+from .comparisons import MOST_DEFERRED, Compare, Comparison, are_stored, finish_comparisons
 
-__all__ = ["Writes", "value_of"]
+__all__ = ["Writes"]
 
 
 class Writes:
@@ -122,7 +122,7 @@ class Writes:
         piece = self._budget.scratch
         for first in range(start, stop, piece):
             last = min(first + piece, stop)
-            if not _equal(slab[first:last], storage.part(first, last)):
+            if not are_stored(slab[first:last], storage, first):
                 self._copy_back(storage, slab, first, last)
 
     def _copy_back(self, storage: WeightStorage, slab: torch.Tensor, start: int, stop: int) -> None:
@@ -132,19 +132,12 @@ class Writes:
 
     def _adopt(self, tensor: torch.Tensor, stored: torch.Tensor) -> bool:
         """Keep the values of a tensor that others gave new memory to, unless they are the old ones."""
-        value = map_plain(value_of(tensor), lambda t: t.to("cpu"))
+        value = map_plain(alias(tensor), lambda t: t.to("cpu"))
         if same_bits(value, stored):
             return False
         self.nbytes += plain_bytes(value)
         repoint(tensor, value)
         return True
-
-
-def _equal(written: torch.Tensor, stored: torch.Tensor) -> bool:
-    try:
-        return torch.equal(written, stored.to(written.device))
-    except torch.OutOfMemoryError:  # when memory has to be freed there may be none to compare in
-        return torch.equal(written.cpu(), stored)
 
 
 def _rescue(entries: Sequence[Entry], device: Pointers, slab: torch.Tensor) -> set[int]:
@@ -156,10 +149,5 @@ def _rescue(entries: Sequence[Entry], device: Pointers, slab: torch.Tensor) -> s
 
     for index, entry in enumerate(entries):
         if device.points(index):
-            repoint(entry.tensor, map_plain(value_of(entry.tensor), on_host))
+            repoint(entry.tensor, map_plain(alias(entry.tensor), on_host))
     return set(range(len(entries)))
-
-
-def value_of(tensor: torch.Tensor) -> torch.Tensor:
-    """What ``tensor`` points at now, with the same inner tensor objects if it is a wrapper."""
-    return map_plain(tensor, lambda t: t) if is_wrapper(tensor) else tensor.data

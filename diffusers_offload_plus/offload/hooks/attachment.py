@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..memory.device_budget import DeviceBudget
+from ..model.originals import Originals
 from ..model.partition import is_compiled, runs
 from ..policy import OffloadPolicy
 from ..runtime.engine import OffloadEngine
@@ -47,15 +48,12 @@ class Attachment:
         self.engine.prepare()
 
     def attach(self) -> None:
-        """Store the weights on their tier and register the hooks. If that fails, nothing is changed."""
-        try:
-            self._refresh()
-        except BaseException:
-            self.detach()
-            raise
+        """Store the weights on their tier and register the hooks. If that fails, :meth:`detach` undoes it."""
+        self._refresh()
 
     def detach(self, *, leave: bool = True) -> None:
-        """Remove all our hooks and leave the weights, bit for bit, in plain host memory.
+        """Remove all our hooks and leave the weights, bit for bit, in plain host memory. An error does not end it
+        half-way: weights that cannot be moved stay where they are, and the error is raised when all else is done.
 
         Args:
             leave: False: the weights stay where they are stored, for another attachment to take over.
@@ -69,6 +67,25 @@ class Attachment:
             self.engine.tear_down(leave=leave)
         finally:
             self._invalidate()
+
+    def take_back(self) -> None:
+        """Offload the model again, after another attachment took the weights over and was detached."""
+        self.engine.originals.give_back()
+        self.attach()
+        self.settle()
+
+    def settle(self) -> None:
+        """Let go of what is held so that attaching can be undone: it is not to be undone any more."""
+        self.engine.originals = Originals()
+
+    def abandon(self) -> None:
+        """Let go of all that was prepared or stored: the model never got this attachment, or has another one now."""
+        engine = self.engine
+        self.settle()
+        engine.groups = []
+        engine.tiers.forget()
+        engine.budget.leave(engine)
+        engine.refresh, engine.intact = (lambda: None), (lambda module: True)  # they would keep it alive
 
     def restore(self) -> None:
         """Put back hooks that other code removed. No effect unless stale."""
@@ -85,7 +102,11 @@ class Attachment:
         self.stale = False
         for module in self.root.modules():
             self._unhook_displaced(module)
-        self.engine.build()
+        try:
+            self.engine.build()
+        except BaseException:
+            self._put_hooks_back()  # so that the next use tries again
+            raise
         modules = list(self._to_hook())
         wanted = {id(module) for module in modules}
         for module in list(self._hooked.values()):
@@ -116,6 +137,10 @@ class Attachment:
         self.stale = False
         self._hooks_below.clear()
         self._invalidate()
+
+    def _put_hooks_back(self) -> None:
+        for module in self._hooked.values():
+            self._hook(module)
 
     def _to_hook(self) -> Iterator[nn.Module]:
         # The triggers of units onload. Hooks on other modules only open a frame; they are on the modules where

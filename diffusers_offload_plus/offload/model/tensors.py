@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 __all__ = [
+    "alias",
     "cast_tensor",
     "default_dtype",
     "has_memory",
@@ -67,6 +68,11 @@ def map_plain(tensor: torch.Tensor, function: Callable[[torch.Tensor], torch.Ten
     rebuild: Any = type(tensor)
     result: torch.Tensor = rebuild.__tensor_unflatten__(inner, context, tensor.size(), tensor.stride())
     return result
+
+
+def alias(tensor: torch.Tensor) -> torch.Tensor:
+    """What ``tensor`` points at now, with the same inner tensor objects if it is a wrapper."""
+    return map_plain(tensor, lambda t: t) if is_wrapper(tensor) else tensor.data
 
 
 def repoint(tensor: torch.Tensor, value: torch.Tensor) -> None:

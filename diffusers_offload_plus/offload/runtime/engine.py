@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import DiskTierError
+from ..failures import Failures
 from ..groups.buffers import PersistentBuffers, all_to_host
 from ..groups.comparisons import Compare
 from ..groups.device_copies import DeviceCopies
@@ -24,6 +24,7 @@ from ..memory.device_budget import DeviceBudget
 from ..memory.pass_lock import works_for
 from ..model.inventory import Entry, take_inventory
 from ..model.module_tree import ModuleTree
+from ..model.originals import Originals
 from ..model.partition import Unit
 from ..model.tensors import renew
 from ..modes import engine_mode
@@ -35,7 +36,7 @@ from ..transfer.tiers import Tiers
 from .arguments import elements_of, to_device, valid_output
 from .autograd import SavedWeights, follow_parameters
 from .forward_pass import CalledModule, ForwardPass
-from .lookups import computes_on, uninstall, watch_lookups
+from .lookups import computes_on, unwatch_lookups, watch_lookups
 from .questions import Question
 
 __all__ = ["OffloadEngine"]
@@ -52,6 +53,7 @@ class OffloadEngine:
             those that do not stay on the device for good.
         refresh: called when the model's structure has changed; set by whoever installs the hooks.
         intact: says whether the hooks on the root, a module and all below it still fire; set likewise.
+        originals: values held until nothing has to be undone any more: of weights that are stored on disk.
         fixed_bytes: device bytes of what never leaves the device while the model is offloaded.
     """
 
@@ -84,6 +86,7 @@ class OffloadEngine:
         self._cached_for: int | None = None  # the limit
         self._nests: tuple[frozenset[int], ...] = ()  # of what streams
         self._built = False  # all of it: groups, lookups, what stays on the device
+        self.originals = Originals()
         self._managed: dict[int, Entry] = {}
         self._persistent_parameters: list[torch.Tensor] = []
         self._saved = SavedWeights(self.copy_engine)
@@ -110,16 +113,17 @@ class OffloadEngine:
             UnsupportedModelError: the model cannot be offloaded.
             DiskTierError: the disk is full, or cannot be written.
         """
-        self.copy_engine.finish_work_on((*self.root.parameters(), *self.root.buffers()))
+        self.copy_engine.finish_work_on(self.root)
         inventory = take_inventory(self.root, self.policy, self.label)
         self.tiers.prepare(inventory.groups)
+        self.originals = Originals(self.tiers.tensors_on_disk(inventory.groups))
         self.fixed_bytes = fixed_bytes(inventory)
         self.budget.join(self)
 
     def build(self) -> None:
         """Build groups, lookups and plan anew from the model as it is now. Groups whose tensors are the same keep
         their storage."""
-        self.copy_engine.finish_work_on((*self.root.parameters(), *self.root.buffers()))
+        self.copy_engine.finish_work_on(self.root)
         for tensor in (*self.root.parameters(), *self.root.buffers()):
             renew(tensor)
         with engine_mode():  # or what is stored by a pass in inference mode would be inference tensors for ever
@@ -132,7 +136,6 @@ class OffloadEngine:
         known = {group.spec.key: group for group in self.groups}
         self.tiers.prepare(inventory.groups, [group.spec for group in self.groups])
         self._built = False
-        self._unwatch_lookups()
         groups: list[ParamGroup] = []
         self.copy_engine.drain()
         try:
@@ -150,15 +153,15 @@ class OffloadEngine:
             self.groups = [*groups, *known.values()]  # for tear_down, or another attempt
             self.tiers.forget()
             raise
+        unwatch_lookups([*self.root.modules(), *self.tree.modules()], self.groups)
         self.groups = groups
         self._saved.replace(groups)
         self.streamed = [group for group in groups if group.streams]
         self._residents = [group for group in groups if not group.streams]
         self.units = inventory.units
         self._nests = tuple(nested_groups(self.units, [group.spec for group in self.streamed]))
-        self._inventory = dataclasses.replace(
-            inventory, persistent=[]
-        )  # buffers replaced since must not be kept alive
+        # Buffers replaced since must not be kept alive.
+        self._inventory = dataclasses.replace(inventory, persistent=[])
         persistent = inventory.persistent if self.moves else []
         self._persistent_parameters = [entry.tensor for entry in persistent if not entry.is_buffer]
         self.persistent.replace([entry.tensor for entry in persistent])
@@ -192,37 +195,37 @@ class OffloadEngine:
         self._cached_for = self.budget.limit
 
     def tear_down(self, *, leave: bool = True) -> None:
-        """Every weight back in plain host memory, lookups as they were. The engine must not be used after.
+        """Every weight back in plain host memory or, if that is still held, where it was before; lookups as they were.
 
-        Args:
-            leave: False: the weights stay where they are stored, for another engine to take over.
-
-        Raises:
-            DiskTierError: some weights could not be read; they stay where they are, and all else is done.
+        After an error all else is done, and what failed is tried once more; notes on the error name what stays where
+        it is. With ``leave=False`` all stays where it is stored, for another engine to take over.
         """
-        failed: DiskTierError | None = None
+        failures = Failures()
         with self._lock:
-            self._sweep()
-            self.to_host()
+            failures.attempt(self._sweep)
+            failures.attempt(self.to_host)
             self.budget.leave(self)
-            self._unwatch_lookups()
-            self.copy_engine.finish_work_on((*self.root.parameters(), *self.root.buffers()))
-            with engine_mode():
-                all_to_host(self.root, self.device)
+            unwatch_lookups([*self.root.modules(), *self.tree.modules()], self.groups)
             self._saved.replace([])
-            self.copy_engine.drain()
+            failures.attempt(functools.partial(self.copy_engine.finish_work_on, self.root))
             with engine_mode():
+                if self.units:  # it was built once: what is on the device is its business
+                    failures.attempt(functools.partial(all_to_host, self.root, self.device))
+                failures.attempt(self.copy_engine.drain)
+                as_before = self.originals.give_back()
                 for group in self.groups if leave else ():
-                    try:
-                        group.to_plain_memory()
-                    except DiskTierError as error:
-                        failed = failed or error
-            self.groups = self.streamed = self._residents = []
+                    if not all(id(entry.tensor) in as_before for entry in group.spec.entries):
+                        failures.attempt(group.to_plain_memory, f"'{group.spec.name}' stays as it is ({group.tier})")
+                failures.retry()
+            self.tiers.forget()
+            self.groups = [] if leave else [group for group in self.groups if group.tier == "disk"]
+            self.originals = Originals(entry.tensor for group in self.groups for entry in group.spec.entries)
+            self.streamed = self._residents = []
             self.forward_pass.replace([], [], self.tree)  # what it knew of the groups would hold their memory
             self._managed = {}
-            self.copy_engine.close()
-        if failed is not None:
-            raise failed
+            self._built = False
+            failures.attempt(self.copy_engine.close)
+        failures.raise_first()
 
     def to_host(self) -> None:
         """Bring what stays on the device between passes back to the host, with what was written to it. No effect
@@ -230,15 +233,17 @@ class OffloadEngine:
         with self._lock:
             if self.forward_pass.frames:
                 return
+            failures = Failures()
             with engine_mode():
-                self.forward_pass.evict_all()
-                self._device_copies.end_all()
+                failures.attempt(self.forward_pass.evict_all)
+                failures.attempt(self._device_copies.end_all)
                 for group in self.groups:
-                    group.offload(compare=Compare.ALL)
+                    failures.attempt(functools.partial(group.offload, compare=Compare.ALL))
                 if self.groups or self.persistent.tensors:
                     self._recount_buffers(self.root)
-                self.persistent.to_host()
+                failures.attempt(self.persistent.to_host)
                 follow_parameters(self.groups)
+            failures.raise_first()
 
     def buffers_to_device(self) -> None:
         """A buffer is looked up that was brought to the host; if that is to compute with it, all go to the device."""
@@ -246,7 +251,7 @@ class OffloadEngine:
             return
         with self._lock, engine_mode():
             self._recount_buffers(self.root)
-            self._onload_residents()
+            self.onload_residents()
 
     # A hooked module runs
 
@@ -351,10 +356,14 @@ class OffloadEngine:
         if self.budget.limit != self._cached_for:
             self._choose_cached()
         self.forward_pass.begin(entry)
-        self._onload_residents()
+        self.onload_residents()
 
     def _sweep(self, finished: bool = False) -> None:
-        self.forward_pass.sweep(finished)
+        try:
+            self.forward_pass.sweep(finished)
+        except BaseException:
+            self.forward_pass.sweep()  # what is left
+            raise
         with engine_mode():
             for group in self._residents:
                 if group.state is GroupState.ONLOADED and group.memory_is_held:
@@ -374,14 +383,12 @@ class OffloadEngine:
 
     # Helpers
 
-    def _onload_residents(self) -> None:
+    def onload_residents(self) -> None:
         with engine_mode():
-            self.budget.retry(self, self._bring_residents)
-
-    def _bring_residents(self) -> None:
-        for group in self._residents:
-            group.onload(self._reserve)
-        self.persistent.to_device(functools.partial(self._reserve, pooled=False))
+            for group in self._residents:
+                self.budget.retry(self, functools.partial(group.onload, self._reserve))
+            move = functools.partial(self.persistent.to_device, functools.partial(self._reserve, pooled=False))
+            self.budget.retry(self, move)
 
     def _reserve(self, nbytes: int, *, pooled: bool = True) -> bool:
         return self.budget.reserve(nbytes, self, required=True, displace=True, pooled=pooled)
@@ -390,11 +397,3 @@ class OffloadEngine:
         # Forward and ``.to`` put new tensors in place of buffers; whatever is there now is what the model has.
         if self.moves and self.tree.buffers_changed(below):
             self.persistent.replace([*self._persistent_parameters, *self.tree.loose_buffers(self._managed)])
-
-    def _unwatch_lookups(self) -> None:
-        for group in self.groups:
-            group.dicts.clear()
-        for module in self.root.modules():
-            uninstall(module)
-        for module in self.tree.modules():
-            uninstall(module)

@@ -148,7 +148,7 @@ class ForwardPass:
         self._on_device.clear()
         if written_next:
             self._copy_engine.drain()  # an optimizer may write host memory that a copy still reads
-        if self.compare is Compare.TRAINED:
+        if self.compare is not Compare.NONE:
             self._finish_comparisons()
         if self._budget.slabs.retired != self._retired:
             self._retired = self._budget.slabs.retired
@@ -228,6 +228,13 @@ class ForwardPass:
 
     def exit(self, depth: int) -> None:
         """End all frames but the outermost ``depth``."""
+        try:
+            self._exit(depth)
+        except BaseException:
+            self.compare = Compare.ALL  # the end of the pass tries again, and has to find what the frame has written
+            raise
+
+    def _exit(self, depth: int) -> None:
         frames = self.frames
         while len(frames) > depth:
             frame = frames.pop()
@@ -243,8 +250,8 @@ class ForwardPass:
                     self._release(group, called, frame.compare)
                     continue
                 if not group.cached and group not in self.prefetcher.ahead:  # as nearly always
-                    self._on_device.pop(group, None)
                     group.offload()
+                    self._on_device.pop(group, None)
                 else:
                     group.stop_using()
 
@@ -301,12 +308,12 @@ class ForwardPass:
         self._deferred.clear()
 
     def _offload(self, group: ParamGroup, compare: Compare) -> None:
-        self._on_device.pop(group, None)
         if not self._is_profiled:
             group.offload(compare=compare)
-            return
-        with profiled("offload", group.spec.name):
-            group.offload(compare=compare)
+        else:
+            with profiled("offload", group.spec.name):
+                group.offload(compare=compare)
+        self._on_device.pop(group, None)  # last: if that fails, the end of the pass tries again
 
     def _onload(self, group: ParamGroup, stream: Any = None) -> None:
         if group.streams:
@@ -358,10 +365,10 @@ class ForwardPass:
 
     def evict_group(self, group: ParamGroup) -> None:
         """Take a group off the device that nobody uses, whatever was written to it meanwhile."""
-        self._cached.pop(group, None)
         if group.state is GroupState.IDLE or group.device_bytes:
+            with engine_mode():
+                group.offload(compare=Compare.ALL)
             self._on_device.pop(group, None)
             self.prefetcher.note_evicted(group)
             self._budget.evictions += 1
-            with engine_mode():
-                group.offload(compare=Compare.ALL)
+        self._cached.pop(group, None)

@@ -25,7 +25,16 @@ from ..model.inventory import Entry
 from .forward_pass import ForwardPass
 from .questions import Question, question_of
 
-__all__ = ["OffloadedDict", "OnloadedDict", "WatchedDict", "computes_on", "install", "uninstall", "watch_lookups"]
+__all__ = [
+    "OffloadedDict",
+    "OnloadedDict",
+    "WatchedDict",
+    "computes_on",
+    "install",
+    "uninstall",
+    "unwatch_lookups",
+    "watch_lookups",
+]
 
 
 class _Engine(Protocol):
@@ -178,6 +187,14 @@ def uninstall(module: nn.Module) -> None:
         held = module.__dict__.get(slot)
         if isinstance(held, OffloadedDict):
             module.__dict__[slot] = held.plain()
+
+
+def unwatch_lookups(modules: Iterable[nn.Module], groups: Iterable[ParamGroup]) -> None:
+    """Stop watching ``modules``, where tensors of ``groups`` were watched."""
+    for group in groups:
+        group.dicts.clear()
+    for module in modules:
+        uninstall(module)
 
 
 def computes_on(device: torch.device, modules: set[int]) -> bool:

@@ -36,7 +36,7 @@ import torch
 from ...errors import DiskTierError, FileChangedError
 from .page_cache import PAGE, in_memory, residency_is_told
 
-__all__ = ["FileRange", "MappedFile", "check_mapped", "named_error", "private_bytes", "view_bytes"]
+__all__ = ["FileRange", "MappedFile", "check_mapped", "is_shortage", "named_error", "private_bytes", "view_bytes"]
 
 READ_AHEAD = 1 << 20  # bytes; a smaller range is in the first window that the system reads ahead
 _COLD, _POPULATE_READ = 20, 22  # of <linux/mman.h>; not all of Python's modules name these
@@ -63,12 +63,13 @@ class MappedFile:
         with named_error("open", path):
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if descriptor is None else descriptor
         try:
-            status = os.fstat(self._descriptor)
+            with named_error("look at", path):
+                status = os.fstat(self._descriptor)
+                self._residency_is_told = residency_is_told(self._descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
                 raise DiskTierError(errno.EINVAL, "not a regular file with content", path)
             self.size = status.st_size
             self._stamp = (status.st_size, status.st_mtime_ns)
-            self._residency_is_told = residency_is_told(self._descriptor)
             with named_error("map", path):
                 self._storage: Any = _map_privately(self._descriptor, self.size)
         except BaseException:
@@ -97,10 +98,12 @@ class MappedFile:
         return int(self._storage.data_ptr())
 
     def check(self) -> None:
-        """Raise :class:`FileChangedError` if the file was changed in place or truncated since it was opened."""
+        """Raise :class:`FileChangedError` if the file was changed in place or truncated since it was opened, or
+        :class:`DiskTierError` if the system does not say."""
         if self._descriptor < 0:
             return
-        status = os.fstat(self._descriptor)
+        with named_error("look at", self.path):
+            status = os.fstat(self._descriptor)
         found = (status.st_size, status.st_mtime_ns)
         if found != self._stamp:
             raise FileChangedError(
@@ -182,13 +185,18 @@ class MappedFile:
             return  # as nearly always: going through the page tables takes ten times as long
         if nbytes >= READ_AHEAD:
             self.read_ahead(offset, nbytes)  # the disk is asked for all of it at once, not window by window
-        if self._advise(offset, nbytes, _POPULATE_READ) in (errno.EFAULT, errno.EIO, _EHWPOISON):
-            raise DiskTierError(errno.EIO, f"cannot read bytes {offset} to {offset + nbytes}", self.path)
+        number = self._advise(offset, nbytes, _POPULATE_READ)
+        if number in (errno.EFAULT, errno.EIO, errno.ENOMEM, _EHWPOISON):
+            number = errno.ENOMEM if number == errno.ENOMEM else errno.EIO
+            raise DiskTierError(number, f"cannot read bytes {offset} to {offset + nbytes}", self.path)
 
     def _is_in_memory(self, offset: int, nbytes: int) -> bool:
         # The cache may hold pages past the end of a file that was truncated; touching them is a SIGBUS all the same.
-        if not self._residency_is_told or self._descriptor < 0 or os.fstat(self._descriptor).st_size < self.size:
+        if not self._residency_is_told or self._descriptor < 0:
             return False
+        with named_error("look at", self.path):
+            if os.fstat(self._descriptor).st_size < self.size:
+                return False
         return in_memory(self.address + offset, nbytes)
 
     def read_ahead(self, offset: int, nbytes: int) -> None:
@@ -242,6 +250,11 @@ def named_error(action: str, path: str, what: str = "file") -> Iterator[None]:
         raise
     except OSError as error:
         raise DiskTierError(error.errno, f"cannot {action} this {what}: {error.strerror}", path) from error
+
+
+def is_shortage(error: OSError) -> bool:
+    """Whether the error says that something has run out (space, descriptors, memory), not that a file is of no use."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def view_bytes(tensor: torch.Tensor) -> memoryview:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..memory.device_budget import DeviceBudget, Usage
 from ..memory.process import lockable_bytes
@@ -74,6 +75,7 @@ class CopyEngine:
         self.reading_host = False
         self.streaming = 0
         self.externally_held = 0
+        self._unsent: DeviceSlab | None = None  # of the transfer that is being started
 
     def account(self, nbytes: int, *, streams: bool = False) -> None:
         """Account for ``nbytes`` of device memory taken (negative: given back).
@@ -148,6 +150,16 @@ class CopyEngine:
             own: the slab that :meth:`release` returned when they were last there.
             stream: the current stream, where the caller knows it.
         """
+        self._unsent = None
+        try:
+            transfer = self._start(storage, own, stream)
+        except BaseException:
+            self._drop_unsent()
+            raise
+        self._unsent = None
+        return transfer
+
+    def _start(self, storage: WeightStorage, own: DeviceSlab | None, stream: Any) -> Transfer:
         memory = storage.in_memory
         if memory is None or self.stages(storage):
             return self._start_reading(storage, own)
@@ -222,12 +234,13 @@ class CopyEngine:
             self._stream.synchronize()
         self.reading_host = False
 
-    def finish_work_on(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Wait for everything that was issued on our device and on those of ``tensors``, on whatever stream.
+    def finish_work_on(self, owner: nn.Module | Iterable[torch.Tensor]) -> None:
+        """Wait for everything that was issued on our device and on those of some tensors, on whatever stream.
 
         Call before tensors are taken over that others may still be copying: a hook whose pass was interrupted, a copy
         to the host that nobody has waited for.
         """
+        tensors = (*owner.parameters(), *owner.buffers()) if isinstance(owner, nn.Module) else owner
         for device in {self.device, *(tensor.device for tensor in tensors)}:
             if supports_streams(device):
                 torch.accelerator.synchronize(device)
@@ -274,10 +287,10 @@ class CopyEngine:
 
     def _slab(self, nbytes: int, own: DeviceSlab | None, stream: Any = None) -> DeviceSlab:
         """Device memory of this size that the current stream may use, or may once the slab's ``free`` has happened."""
-        slab = self.budget.slabs.take(nbytes) if self._pools else own
+        slab = self._unsent = self.budget.slabs.take(nbytes) if self._pools else own
         if slab is None:
             with engine_mode():
-                slab = DeviceSlab(nbytes, self.device)
+                slab = self._unsent = DeviceSlab(nbytes, self.device)
         elif slab.free is not None:
             return slab
         elif not slab.storage.nbytes():
@@ -285,6 +298,14 @@ class CopyEngine:
         if self._index is not None:
             slab.owner = stream or current_stream(self._index)
         return slab
+
+    def _drop_unsent(self) -> None:
+        """Give the memory back that the transfer got which could not be started."""
+        slab, self._unsent = self._unsent, None
+        if slab is not None:
+            self.drain()  # a part of it may be under way
+            if self.device.type != "cpu":
+                slab.storage.resize_(0)  # groups have views of it
 
     def _wait_until_free(self, slab: DeviceSlab) -> None:
         """Let the side stream wait until it may overwrite ``slab``; see [Note: compute waits on events]."""
@@ -296,7 +317,11 @@ class CopyEngine:
 
     def _read_and_copy(self, storage: WeightStorage, slab: DeviceSlab) -> Any:
         with self._stream:
-            self._through(self._read_buffers, slab.bytes, storage.read_into)
+            try:
+                self._through(self._read_buffers, slab.bytes, storage.read_into)
+            except BaseException:
+                self._stream.synchronize()  # the memory is given up, and a part of the copy may be under way
+                raise
             return self._stream.record_event(slab.copied)
 
     def _count(self, nbytes: int, *, staged: bool) -> None:

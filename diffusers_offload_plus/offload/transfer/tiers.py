@@ -98,6 +98,10 @@ class Tiers:
             if allocator is not None:
                 allocator.forget()
 
+    def tensors_on_disk(self, specs: Sequence[GroupSpec]) -> list[torch.Tensor]:
+        """The tensors of those ``specs``, as given to the last :meth:`prepare`, that are stored on disk."""
+        return [entry.tensor for spec in specs if id(spec) in self._on_disk for entry in spec.entries]
+
     def allocator_of(self, spec: GroupSpec) -> Allocator | None:
         """What stores the group; None if it stays as it is, in the memory of the device that computes."""
         if id(spec) in self._on_disk:

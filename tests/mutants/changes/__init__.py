@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from tests.mutants.changes.budgets import BUDGETS
 from tests.mutants.changes.disk import DISK
+from tests.mutants.changes.failures import FAILURES
 from tests.mutants.changes.runtime import RUNTIME
 from tests.mutants.changes.shared import SHARED
 from tests.mutants.changes.transfer import TRANSFER
@@ -27,4 +28,4 @@ from tests.mutants.changes.weights import WEIGHTS
 
 __all__ = ["ROOMS"]
 
-ROOMS = [WEIGHTS, RUNTIME, TRANSFER, BUDGETS, DISK, SHARED]
+ROOMS = [WEIGHTS, RUNTIME, TRANSFER, BUDGETS, DISK, SHARED, FAILURES]

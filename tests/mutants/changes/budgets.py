@@ -44,11 +44,11 @@ BUDGETS = Room(
             "auto: the choice of before the measurement stays", "OffloadEngine._begin", Never("_ != self._cached_for")
         ),
         Mutant("auto: what is freed during a pass hides what that needs", "AutoLimit.note", Drop("_.lowest = _")),
-        Mutant("auto: the limit of the pass inside stays", "DeviceBudget.pass_scope", Never("_ is not None")),
+        Mutant("auto: the limit of the pass inside stays", "DeviceBudget._measured", Never("_ is not None")),
         Mutant("auto: no limit while training", "AutoLimit.begin", Replace("_1 or torch.is_grad_enabled()", "_1")),
         Mutant(
             "what a cast made too large for the limit stays",
-            "DeviceBudget.pass_scope",
+            "DeviceBudget._measured",
             Drop("self._shrink(...)", after="self.auto.end(...)"),
         ),
         Mutant("what is cached is streamed through too", "choose_cached", Replace("budget - sum(...)", "budget")),

@@ -25,14 +25,14 @@ RUNTIME = Room(
         "test_pipelines",
     ),
     mutants=[
-        Mutant("buffers stay on the host", "OffloadEngine._onload_residents", Drop("self.persistent.to_device(...)")),
+        Mutant("buffers stay on the host", "OffloadEngine.onload_residents", Drop("self.budget.retry(self, move)")),
         Mutant("buffers replaced by forward are forgotten", "OffloadEngine._recount_buffers", Body("return")),
         Mutant(
             "an exception skips the offload",
             "OffloadEngine.run",
             Replace("_1.exit(_2)", '_1.exit(_2) if __import__("sys").exc_info()[0] is None else None'),
         ),
-        Mutant("a group is never offloaded", "ForwardPass.exit", Drop("_.offload()")),
+        Mutant("a group is never offloaded", "ForwardPass._exit", Drop("_.offload()")),
         Mutant(
             "a group that was read is never offloaded",
             "ForwardPass._offload",

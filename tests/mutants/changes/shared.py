@@ -23,7 +23,7 @@ SHARED = Room(
                 'mmap.MAP_SHARED if "memfd" in os.readlink(f"/proc/self/fd/{descriptor}") else mmap.MAP_PRIVATE',
             ),
         ),
-        Mutant("bytes offered by others are not compared", "SharedAllocator._share", Never("not _.equals(...)")),
+        Mutant("bytes offered by others are not compared", "SharedAllocator._share", Never("not _.holds(...)")),
         Mutant(
             "the content does not decide who shares",
             "SharedAllocator._content_name",
@@ -83,7 +83,7 @@ SHARED = Room(
             Replace('_1 != "host"', '_1 not in ("host", "shared host")'),
         ),
         Mutant(
-            "shared weights are copied to compute on the CPU", "CopyEngine.start", Never("_ and storage.is_aligned")
+            "shared weights are copied to compute on the CPU", "CopyEngine._start", Never("_ and storage.is_aligned")
         ),
     ],
 )

@@ -24,7 +24,7 @@ TRANSFER = Room(
     mutants=[
         Mutant("no wait before a read", "Transfer._order", Drop("_.wait_event(...)")),
         Mutant("a second stream does not wait", "Transfer._order", Replace("_ in streams", "bool(streams)")),
-        Mutant("no wait before an overwrite", "CopyEngine.start", Drop("_.wait_stream(...)")),
+        Mutant("no wait before an overwrite", "CopyEngine._start", Drop("_.wait_stream(...)")),
         Mutant("memory is reused before it is free", "CopyEngine._wait_until_free", Drop("_.wait_event(...)")),
         Mutant("nobody knows when memory is free", "SlabPool.give", Replace("[_ for _ in _.streams.values()]", "[]")),
         Mutant("freed before it was used", "Transfer._order", Drop("_.record_stream(...)")),

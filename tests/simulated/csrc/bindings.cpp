@@ -78,6 +78,21 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
     Lock lock;
     ledger().capacity[device] = nbytes;
   });
+  module.def("set_allocation_hook", [](py::object function) {
+    if (function.is_none()) {
+      set_allocation_hook(nullptr);
+      return;
+    }
+    // Freed only with the interpreter's lock, whoever drops it last.
+    std::shared_ptr<py::object> kept(new py::object(std::move(function)), [](py::object* held) {
+      py::gil_scoped_acquire locked;
+      delete held;
+    });
+    set_allocation_hook([kept](const char* space, size_t nbytes) {
+      py::gil_scoped_acquire locked;
+      (*kept)(space, nbytes);
+    });
+  });
   module.def("link_speed", [](int link) {
     Lock lock;
     const LinkSpeed& speed = speeds().links.at(link);

@@ -1,8 +1,12 @@
 #include "memory.h"
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <mutex>
 
+#include <c10/core/CPUAllocator.h>
 #include <c10/util/Exception.h>
 #include <c10/util/StringUtil.h>
 
@@ -203,8 +207,49 @@ void release_pointer(void* pointer) {
   }
 }
 
+std::atomic<bool> hooked{false};
+std::mutex hook_mutex;
+std::shared_ptr<AllocationHook> hook;
+
+void announce(const char* space, size_t nbytes) {
+  if (nbytes == 0 || !hooked.load(std::memory_order_relaxed)) {
+    return;
+  }
+  std::shared_ptr<AllocationHook> present;
+  {
+    std::lock_guard<std::mutex> guard(hook_mutex);
+    present = hook;
+  }
+  if (present != nullptr) {
+    (*present)(space, nbytes);
+  }
+}
+
+// Stands before PyTorch's own allocator of ordinary host memory, so that its allocations are announced too.
+struct HostAllocator final : c10::Allocator {
+  explicit HostAllocator(c10::Allocator* inner) : inner_(inner) {}
+
+  c10::DataPtr allocate(size_t nbytes) override {
+    announce("host", nbytes);
+    return inner_->allocate(nbytes);
+  }
+  bool is_simple_data_ptr(const c10::DataPtr& pointer) const override {
+    return inner_->is_simple_data_ptr(pointer);
+  }
+  c10::DeleterFnPtr raw_deleter() const override {
+    return inner_->raw_deleter();
+  }
+  void copy_data(void* destination, const void* source, std::size_t nbytes) const override {
+    inner_->copy_data(destination, source, nbytes);
+  }
+
+ private:
+  c10::Allocator* inner_;
+};
+
 struct SimAllocator final : c10::DeviceAllocator {
   c10::DataPtr allocate(size_t nbytes) override {
+    announce("device", nbytes);
     Lock lock;
     const auto device = current_device();
     void* pointer = nbytes != 0 ? memory().allocate(Space::Device, device, nbytes) : nullptr;
@@ -252,6 +297,7 @@ struct SimAllocator final : c10::DeviceAllocator {
 
 struct PinnedAllocator final : c10::Allocator {
   c10::DataPtr allocate(size_t nbytes) override {
+    announce("pinned", nbytes);
     Lock lock;
     void* pointer = memory().allocate(Space::Pinned, current_device(), std::max<size_t>(nbytes, 1));
     return {pointer, pointer, &release_pointer, c10::Device(c10::DeviceType::CPU)};
@@ -265,6 +311,14 @@ struct PinnedAllocator final : c10::Allocator {
 };
 
 } // namespace
+
+void set_allocation_hook(AllocationHook next) {
+  static std::once_flag once;
+  std::call_once(once, [] { c10::SetCPUAllocator(new HostAllocator(c10::GetCPUAllocator()), 1); });
+  std::lock_guard<std::mutex> guard(hook_mutex);
+  hooked = bool(next);
+  hook = next ? std::make_shared<AllocationHook>(std::move(next)) : nullptr;
+}
 
 c10::DeviceAllocator& device_allocator() {
   static auto* instance = new SimAllocator();

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <deque>
+#include <functional>
 #include <map>
 #include <set>
 #include <vector>
@@ -85,6 +86,11 @@ class Memory {
   std::deque<std::pair<void*, size_t>> quarantine_;
   size_t quarantined_ = 0;
 };
+
+// Called before each allocation of device, pinned ("pinned") and ordinary host memory ("host") by PyTorch, with no lock
+// held; what it throws is what the allocation throws. An empty one is never called.
+using AllocationHook = std::function<void(const char* space, size_t nbytes)>;
+void set_allocation_hook(AllocationHook hook);
 
 Memory& memory();
 c10::DeviceAllocator& device_allocator();

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import functools
 import itertools
@@ -16,7 +15,7 @@ import torch
 from ....errors import DiskTierError
 from ..host import in_host_memory
 from ..layout import Extent, bytes_at
-from ..mapped_file import FileRange, MappedFile, check_mapped, named_error
+from ..mapped_file import FileRange, MappedFile, check_mapped, is_shortage, named_error
 from .directory import StoreDirectory
 from .matching import KnownRanges
 from .safetensors_files import safetensors_files
@@ -173,7 +172,7 @@ def _add(known: KnownRanges, open_file: Callable[[], MappedFile]) -> None:
     try:
         known.add(open_file)
     except DiskTierError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE):
+        if is_shortage(error):
             raise
         logger.warning("Not used: %s", error)  # not whole, or not to be read: what it should hold is written anew
 

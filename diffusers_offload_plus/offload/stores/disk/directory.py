@@ -29,7 +29,7 @@ import torch
 import xxhash
 
 from ....errors import DiskTierError, InvalidPolicyError
-from ..mapped_file import FileRange, MappedFile, named_error
+from ..mapped_file import FileRange, MappedFile, is_shortage, named_error
 from .store_file import FORMAT, FilePlan, plan_file, sync_data, write_file
 
 __all__ = ["StoreDirectory", "open_shared", "resolve_directory"]
@@ -99,20 +99,34 @@ class StoreDirectory:
             json.dump(text, stream, indent=1)
 
     def temporaries(self) -> list[Path]:
-        """Files that are being written, or that a process left half written."""
-        return [p for folder in (self.path, self.objects, self.manifests) for p in folder.glob(f".*{TEMPORARY}")]
+        """Files that are being written, or that a process left half written.
+
+        Raises:
+            DiskTierError: the directory cannot be listed.
+        """
+        with named_error("list", str(self.path), "directory"):
+            return [p for folder in (self.path, self.objects, self.manifests) for p in folder.glob(f".*{TEMPORARY}")]
 
     def remove_orphans(self) -> None:
-        """Remove temporary files of processes that are gone."""
+        """Remove temporary files of processes that are gone.
+
+        Raises:
+            DiskTierError: the directory cannot be listed.
+        """
         for path in self.temporaries():
             with contextlib.suppress(OSError), open(path, "rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
 
-    def kept_files(self) -> Iterator[Callable[[], MappedFile]]:
-        """For each kept file a function that opens it, locked against removal while it is open."""
-        for path in sorted(self.objects.glob("*.safetensors")):
-            yield functools.partial(open_shared, str(path))
+    def kept_files(self) -> list[Callable[[], MappedFile]]:
+        """For each kept file a function that opens it, locked against removal while it is open.
+
+        Raises:
+            DiskTierError: the directory cannot be listed.
+        """
+        with named_error("list", str(self.objects), "directory"):
+            paths = sorted(self.objects.glob("*.safetensors"))
+        return [functools.partial(open_shared, str(path)) for path in paths]
 
     def require_space(self, nbytes: int) -> None:
         """Raise :class:`DiskTierError` if fewer than ``nbytes`` are free."""
@@ -145,6 +159,7 @@ def resolve_directory(value: str, checkpoint: str | None = None) -> str:
 
     Raises:
         InvalidPolicyError: it cannot be a store; the message says why.
+        DiskTierError: it may be one, but space, descriptors or memory have run out, or the disk fails.
     """
     path = os.path.realpath(os.path.expanduser(value))
     inside = None if checkpoint is None else os.path.realpath(checkpoint)
@@ -159,6 +174,10 @@ def resolve_directory(value: str, checkpoint: str | None = None) -> str:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         os.close(_create_nameless(Path(path)))
     except OSError as error:
+        if is_shortage(error) or error.errno == errno.EIO:
+            raise DiskTierError(
+                error.errno, f"cannot create a file in this directory: {error.strerror}", path
+            ) from error
         raise InvalidPolicyError(
             f"`offload_to_disk_path` must be a directory that can be written, got {value!r} ({path}): "
             f"{error.strerror}. Name another one, or fix its permissions."
@@ -194,8 +213,12 @@ def _create_nameless(folder: Path) -> int:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
             raise
     descriptor, name = tempfile.mkstemp(TEMPORARY, ".", folder)
-    with contextlib.suppress(FileNotFoundError):  # another process took it for an orphan
-        os.unlink(name)
+    try:
+        with contextlib.suppress(FileNotFoundError):  # another process took it for an orphan
+            os.unlink(name)
+    except BaseException:
+        os.close(descriptor)
+        raise
     return descriptor
 
 
@@ -224,9 +247,15 @@ def _published(final: Path) -> Iterator[int]:
 def _locked_temporary(folder: Path) -> tuple[int, str]:
     while True:
         descriptor, path = tempfile.mkstemp(TEMPORARY, ".", folder)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink:
-            return descriptor, path
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.fstat(descriptor).st_nlink:
+                return descriptor, path
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            os.close(descriptor)
+            raise
         os.close(descriptor)  # another process took it for an orphan before it was locked
 
 

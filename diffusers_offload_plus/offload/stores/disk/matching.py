@@ -8,7 +8,6 @@ One core reaches neither, so several threads compare.
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import ctypes
 import functools
 import os
@@ -16,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from ....errors import DiskTierError
-from ..mapped_file import FileRange, MappedFile, named_error
+from ..mapped_file import FileRange, MappedFile, is_shortage, named_error
 from .safetensors_files import ranges_of
 
 __all__ = ["KnownRanges"]
@@ -73,12 +72,16 @@ class KnownRanges:
     def _first_equal(self, sample: _Sample, address: int) -> FileRange | None:
         candidates, nbytes = self._by_sample[sample], sample[0]
         for index, (open_once, offset) in enumerate(candidates):
-            with contextlib.suppress(DiskTierError):  # gone, or shorter than it was: of no use
+            try:
                 file = open_once()
                 if offset + nbytes <= file.size and file.equals(address, offset, nbytes):
                     file.check()  # changed since it was opened: what was compared may be gone
                     del candidates[index]
                     return FileRange(file, offset, nbytes)
+            except DiskTierError as error:
+                if is_shortage(error):
+                    raise
+                # Else it is gone, or shorter than it was: of no use.
         return None
 
 

@@ -34,8 +34,20 @@ def safetensors_files(checkpoint: str, component: str) -> list[str]:
 
     Raises:
         InvalidPolicyError: there are none.
+        DiskTierError: they cannot be listed.
     """
     path = Path(checkpoint).expanduser()
+    with named_error("list", str(path), "checkpoint"):
+        found = _safetensors_files(path, component)
+    if found is None:
+        raise InvalidPolicyError(
+            f"`checkpoint` must be a safetensors file, or a directory with such files in it or in '{component}/', got "
+            f"{checkpoint!r}. Give the local snapshot that the weights were loaded from, or leave it out."
+        )
+    return found
+
+
+def _safetensors_files(path: Path, component: str) -> list[str] | None:
     if path.is_file():
         return [str(path.resolve())]
     if path.is_dir():
@@ -45,10 +57,7 @@ def safetensors_files(checkpoint: str, component: str) -> list[str]:
                 return [str(file.resolve()) for file in found]
         if component and (path / "model_index.json").is_file():
             return []  # a pipeline that was saved without this component, or with its weights in another format
-    raise InvalidPolicyError(
-        f"`checkpoint` must be a safetensors file, or a directory with such files in it or in '{component}/', got "
-        f"{checkpoint!r}. Give the local snapshot that the weights were loaded from, or leave it out."
-    )
+    return None
 
 
 def header_of(file: MappedFile) -> dict[str, Any]:

@@ -9,6 +9,7 @@ mapping only where the kernel says that no page of the range is private to the p
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import weakref
@@ -151,20 +152,23 @@ class SharedAllocator:
         while True:
             found = rendezvous(name)
             self._fills = not isinstance(found, Offer)
-            connection = found.connection if isinstance(found, Offer) else found
-            try:
-                if isinstance(found, Offer):
-                    memory = SharedMemory.receive(found.descriptor, nbytes)
-                    found.wait(memory.reserved)
-                else:
-                    memory = SharedMemory.create(nbytes)
-                member = Member(name, os.dup(memory.descriptor), connection, serves=self._fills)
-            except ConnectionError:  # somebody has to fill memory anew
-                connection.close()
-                continue
-            except BaseException:
-                connection.close()
-                raise
+            with contextlib.ExitStack() as undo:
+                connection = undo.enter_context(found.connection if isinstance(found, Offer) else found)
+                try:
+                    if isinstance(found, Offer):
+                        memory = SharedMemory.receive(found.descriptor, nbytes)
+                        found.wait(memory.reserved)
+                    else:
+                        memory = SharedMemory.create(nbytes)
+                except ConnectionError:  # somebody has to fill memory anew
+                    continue
+                descriptor = memory.duplicate()
+                undo.callback(os.close, descriptor)
+                try:
+                    member = Member(name, descriptor, connection, serves=self._fills)
+                except RuntimeError as error:
+                    raise NotShared(f"the thread that offers it to others does not start: {error}") from error
+                undo.pop_all()
             weakref.finalize(memory, member.release).atexit = False
             self._memory, self._member = memory, member
             return memory
@@ -192,7 +196,7 @@ class SharedAllocator:
             offset = group.offset + extent.offset
             if self._fills:
                 memory.fill(offset, extent.start, extent.nbytes)
-            elif not memory.view.equals(extent.start, offset, extent.nbytes):
+            elif not memory.holds(extent.start, offset, extent.nbytes):
                 raise NotShared("the bytes that another process offers are not the same")
         check_mapped(sources)  # changed while it was read
         return SharedSlab(tensors, layout, memory, group.offset)

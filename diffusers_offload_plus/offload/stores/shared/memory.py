@@ -51,6 +51,11 @@ class SharedMemory:
     """
 
     def __init__(self, descriptor: int, nbytes: int) -> None:
+        """Takes over ``descriptor``, which is closed if it raises.
+
+        Raises:
+            NotShared: the system refuses.
+        """
         self.descriptor = descriptor
         self.nbytes = nbytes
         self.registered: torch.Tensor | None = None
@@ -58,6 +63,9 @@ class SharedMemory:
             self.view = MappedFile("shared host memory", os.dup(descriptor))
             # Sealed against every change but the first filling, so there is nothing to check before each use.
             self.view.close()
+        except OSError as error:
+            self.close()
+            raise NotShared(f"shared memory cannot be mapped: {_explain(error)}") from error
         except BaseException:
             self.close()
             raise
@@ -69,15 +77,15 @@ class SharedMemory:
         Raises:
             NotShared: the system refuses.
         """
-        descriptor = -1
-        try:
-            descriptor = os.memfd_create("diffusers_offload_plus", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            os.ftruncate(descriptor, nbytes)
-            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
-        except OSError as error:
-            if descriptor >= 0:
-                os.close(descriptor)
-            raise NotShared(f"{nbytes} bytes of shared memory cannot be had: {_explain(error)}") from error
+        with contextlib.ExitStack() as undo:
+            try:
+                descriptor = os.memfd_create("diffusers_offload_plus", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+                undo.callback(os.close, descriptor)
+                os.ftruncate(descriptor, nbytes)
+                fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+            except OSError as error:
+                raise NotShared(f"{nbytes} bytes of shared memory cannot be had: {_explain(error)}") from error
+            undo.pop_all()
         return cls(descriptor, nbytes)
 
     @classmethod
@@ -88,13 +96,15 @@ class SharedMemory:
             NotShared: it is not what :meth:`create` makes for ``nbytes``.
         """
         fixed = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
-        try:
-            seals, found = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS), os.fstat(descriptor).st_size
-        except OSError:
-            seals, found = 0, -1
-        if seals & fixed != fixed or found != nbytes:
-            os.close(descriptor)
-            raise NotShared(f"what another process offers is not {nbytes} sealed bytes ({found}, seals {seals:#x})")
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, descriptor)
+            try:
+                seals, found = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS), os.fstat(descriptor).st_size
+            except OSError:
+                seals, found = 0, -1
+            if seals & fixed != fixed or found != nbytes:
+                raise NotShared(f"what another process offers is not {nbytes} sealed bytes: {found}, seals {seals:#x}")
+            undo.pop_all()
         return cls(descriptor, nbytes)
 
     def __del__(self) -> None:
@@ -107,8 +117,37 @@ class SharedMemory:
             os.close(descriptor)
 
     def reserved(self) -> int:
-        """How many bytes have pages by now, whichever process reserved them."""
-        return os.fstat(self.descriptor).st_blocks * 512
+        """How many bytes have pages by now, whichever process reserved them.
+
+        Raises:
+            NotShared: the system does not say.
+        """
+        try:
+            return os.fstat(self.descriptor).st_blocks * 512
+        except OSError as error:
+            raise NotShared(f"shared memory cannot be looked at: {_explain(error)}") from error
+
+    def holds(self, address: int, offset: int, nbytes: int) -> bool:
+        """Whether the range has the bytes that are at ``address`` in memory.
+
+        Raises:
+            NotShared: it cannot be read.
+        """
+        try:
+            return self.view.equals(address, offset, nbytes)
+        except OSError as error:
+            raise NotShared(f"shared memory cannot be read: {_explain(error)}") from error
+
+    def duplicate(self) -> int:
+        """Another descriptor of the memory.
+
+        Raises:
+            NotShared: the system refuses.
+        """
+        try:
+            return os.dup(self.descriptor)
+        except OSError as error:
+            raise NotShared(f"shared memory cannot be offered to others: {_explain(error)}") from error
 
     def reserve(self, offset: int, nbytes: int) -> None:
         """Allocate the pages of the range.
@@ -159,4 +198,4 @@ class SharedMemory:
 
 def _explain(error: OSError) -> str:
     hint = " (the limit on the size of files, `ulimit -f`)" if error.errno == errno.EFBIG else ""
-    return f"{error.strerror}{hint}"
+    return f"{error.strerror or error}{hint}"

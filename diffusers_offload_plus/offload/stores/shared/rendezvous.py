@@ -13,13 +13,14 @@ container could offer memory and change it later.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 from .memory import NotShared
-from .server import READY, connect, listen
+from .server import FILLING, READY, connect, listen, receive
 
 __all__ = ["Offer", "rendezvous"]
 
@@ -48,21 +49,31 @@ class Offer(NamedTuple):
             progress: a number that grows while it is being filled.
 
         Raises:
-            NotShared: there was no progress for a minute.
+            NotShared: there was no progress for a minute, or the connection fails.
             ConnectionError: the process that was filling it is gone.
         """
-        seen, deadline, ready = -1, 0.0, self.ready
-        self.connection.settimeout(POLL)
-        while not ready:
+        seen, deadline = -1, 0.0
+        while not self.ready and not self._hears():
             found = progress()
             if found != seen:
                 seen, deadline = found, time.monotonic() + PATIENCE
             elif time.monotonic() > deadline:
                 raise NotShared(f"the process that fills the shared memory made no progress for {PATIENCE:.0f} s")
-            with contextlib.suppress(TimeoutError):
-                if not self.connection.recv(1):
-                    raise ConnectionError("the process that was filling the shared memory is gone")
-                ready = True
+
+    def _hears(self) -> bool:
+        """Whether the other process says within a moment that the memory is filled."""
+        try:
+            self.connection.settimeout(POLL)
+            said = self.connection.recv(1)
+        except TimeoutError:
+            return False
+        except ConnectionError:
+            raise
+        except OSError as error:
+            raise NotShared(f"the process that fills the shared memory is not heard: {_explain(error)}") from error
+        if not said:
+            raise ConnectionError("the process that was filling the shared memory is gone")
+        return True
 
 
 def rendezvous(name: str) -> socket.socket | Offer:
@@ -76,7 +87,7 @@ def rendezvous(name: str) -> socket.socket | Offer:
         try:
             listener = listen(name)
         except OSError as error:
-            raise NotShared(f"processes cannot meet through a Unix socket: {error.strerror}") from error
+            raise NotShared(f"processes cannot meet through a Unix socket: {_explain(error)}") from error
         if listener is not None:
             return listener
         with contextlib.suppress(ConnectionError, BlockingIOError):  # it has gone since, or many ask at once
@@ -90,14 +101,38 @@ def _ask(name: str) -> Offer:
         connection = connect(name, PATIENCE)
     except PermissionError:
         raise NotShared("another user, or a process of another container, offers the same content") from None
-    try:
-        state, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
-        if not state:
-            raise ConnectionError("the process that listened is gone")
-        return Offer(connection, descriptors[0], state == READY)
-    except TimeoutError:
-        connection.close()
-        raise NotShared(f"the process that has the shared memory did not answer for {PATIENCE:.0f} s") from None
-    except BaseException:
-        connection.close()
+    except (ConnectionError, BlockingIOError):
         raise
+    except OSError as error:
+        raise NotShared(f"the process that has the shared memory cannot be reached: {_explain(error)}") from error
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(connection)
+        offer = _offer(connection)
+        undo.pop_all()
+        return offer
+
+
+def _offer(connection: socket.socket) -> Offer:
+    try:
+        state, descriptor = receive(connection, 1)
+    except TimeoutError:
+        raise NotShared(f"the process that has the shared memory did not answer for {PATIENCE:.0f} s") from None
+    except (ConnectionError, BlockingIOError):
+        raise
+    except OSError as error:
+        raise NotShared(f"the process that has the shared memory is not heard: {_explain(error)}") from error
+    if not state:
+        raise ConnectionError("the process that listened is gone")
+    if descriptor is None:
+        raise NotShared(
+            "the shared memory that another process sent did not arrive, as happens where too many files are open "
+            "(`ulimit -n`)"
+        )
+    if state not in (READY, FILLING):
+        os.close(descriptor)
+        raise NotShared(f"the process that has the shared memory answers {state!r}, which means nothing here")
+    return Offer(connection, descriptor, state == READY)
+
+
+def _explain(error: OSError) -> str:
+    return error.strerror or str(error)

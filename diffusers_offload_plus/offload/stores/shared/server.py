@@ -18,7 +18,7 @@ import threading
 import time
 import weakref
 
-__all__ = ["FILLING", "READY", "Member", "connect", "listen"]
+__all__ = ["FILLING", "READY", "Member", "connect", "listen", "receive"]
 
 FILLING, READY = b"f", b"r"
 _PAUSE = 0.01  # seconds
@@ -32,12 +32,15 @@ class Member:
     """
 
     def __init__(self, name: str, descriptor: int, connection: socket.socket, *, serves: bool) -> None:
-        """Takes over ``descriptor`` and ``connection``.
+        """Takes over ``descriptor`` and ``connection``, unless it raises.
 
         Args:
             name: what the memory is found by.
             descriptor: the memory, for others.
             connection: listens on the name, if this process ``serves``; else it leads to the process that does.
+
+        Raises:
+            RuntimeError: no thread can be started.
         """
         self._name = name
         self._descriptor = descriptor
@@ -48,8 +51,8 @@ class Member:
         self._clients: list[socket.socket] = []
         self._lock = threading.Lock()  # of the clients, and of whether they know that the memory is filled
         connection.settimeout(None)
-        _MEMBERS.add(self)
         threading.Thread(target=self._run, name="diffusers_offload_plus: shared memory", daemon=True).start()
+        _MEMBERS.add(self)
 
     def announce(self) -> None:
         """Tell those who wait that the memory is filled."""
@@ -103,10 +106,10 @@ class Member:
     def _server_is_gone(self) -> bool:
         """Wait for the next word of the process that serves, or for its end."""
         try:
-            state, descriptors, _, _ = socket.recv_fds(self._connection, 16, 1)
+            state, descriptor = receive(self._connection, 16)
         except OSError:
             return True
-        for descriptor in descriptors:  # the memory that is here already
+        if descriptor is not None:  # the memory that is here already
             os.close(descriptor)
         return not state
 
@@ -132,16 +135,17 @@ def listen(name: str) -> socket.socket | None:
     Raises:
         OSError: the system refuses.
     """
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listener.bind(f"\0{name}")
-        listener.listen(128)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            return None
-        raise
-    return listener
+    with contextlib.ExitStack() as undo:
+        listener = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        try:
+            listener.bind(f"\0{name}")
+            listener.listen(128)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return None
+            raise
+        undo.pop_all()
+        return listener
 
 
 def connect(name: str, timeout: float) -> socket.socket:
@@ -151,15 +155,29 @@ def connect(name: str, timeout: float) -> socket.socket:
         PermissionError: that process is of another user, or of another container.
         OSError: nobody listens, or there is no answer.
     """
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
+    with contextlib.ExitStack() as undo:
+        connection = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         connection.settimeout(timeout)
         connection.connect(f"\0{name}")
         _require_own(connection)
-    except OSError:
-        connection.close()
-        raise
-    return connection
+        undo.pop_all()
+        return connection
+
+
+def receive(connection: socket.socket, nbytes: int) -> tuple[bytes, int | None]:
+    """The next bytes from ``connection``, and the descriptor that came with them; None if none came. That is so as
+    well where this process may open no more files: the system then drops what was sent.
+
+    Raises:
+        OSError: the connection fails.
+    """
+    state, descriptors, _, _ = socket.recv_fds(connection, nbytes, 1)
+    for surplus in descriptors[1:]:
+        os.close(surplus)
+    if not descriptors:
+        return state, None
+    os.set_inheritable(descriptors[0], False)  # a program that is started later must not keep the memory
+    return state, descriptors[0]
 
 
 def _require_own(connection: socket.socket) -> None:
