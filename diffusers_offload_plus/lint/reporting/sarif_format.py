@@ -35,6 +35,7 @@ def render(report: Report) -> str:
         },
         "columnKind": "unicodeCodePoints",
         "results": results,
+        "properties": {"classesNotChecked": report.unchecked},
     }
     return json.dumps({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2) + "\n"
 

@@ -113,6 +113,8 @@ class _Writer:
         else:
             head, style = f"No findings in {files}.", "32"
             text = head
+        if report.unchecked:
+            text += f" {counted(report.unchecked, 'class')} not checked: a base is not found (MOD101)."
         if report.known:
             text += f" {counted(report.known, 'finding')} of the baseline left out."
         if self._width is not None:

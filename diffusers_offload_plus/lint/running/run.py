@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..analysis.analyse import Analysis, analyse
 from ..core.errors import LintError
 from ..core.finding import Finding, Level
+from ..project.unchecked import unchecked
 from ..reading.location import enclosing_diffusers
 from ..rules.base.own_rules import UnreadableFile
 from ..settings.layers import Settings
@@ -122,6 +123,11 @@ def report(
         suppressed=len(outcome.suppressed),
         known=known,
         resolved=resolved,
+        unchecked=sum(
+            len(one.about)
+            for one in unchecked(outcome.analysis.project)
+            if one.kind == "base" and _named(request, one.source.path)
+        ),
     )
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ...evaluation.values import Spec
-from ...project.blocks import Block
+from ...project.blocks import Block, Declared
 from ...project.flow import takes_block_state
 from ...project.project import Project, once
 
-__all__ = ["declared_names", "guiders", "has_guider", "in_loop", "is_guider", "tagged_names"]
+__all__ = ["declared_names", "guiders", "has_guider", "in_loop", "is_guider", "kept", "tagged_names"]
 
 
 def in_loop(project: Project, block: Block) -> bool:
@@ -32,11 +32,16 @@ def tagged_names(project: Project, group: str) -> dict[str, set[str]]:
     return found
 
 
+def kept(block: Block) -> tuple[Declared, Declared]:
+    """The inputs and outputs that the block state of ``block`` is for; a loop that can be nested has its own only."""
+    own = "loop_" if block.kind == "iterative" else ""
+    return block.declared(f"{own}inputs", anywhere=True), block.declared(f"{own}intermediate_outputs", anywhere=True)
+
+
 @once
 def declared_names(project: Project, block: Block) -> tuple[set[str], bool]:
     """The names that a block may use on its block state, and whether the list is complete."""
-    inputs = block.declared("inputs", anywhere=True)
-    outputs = block.declared("intermediate_outputs", anywhere=True)
+    inputs, outputs = kept(block)
     names = set(inputs.names | outputs.names)
     for kind in inputs.kwargs_types | outputs.kwargs_types:
         names |= tagged_names(project, block.source.group).get(kind, set()) | {kind}

@@ -80,7 +80,7 @@ class TemplateSemantics(Rule):
     def check(self, project: Project) -> Iterator[Finding]:
         reported: set[ast.Call] = set()
         for block in project.blocks:
-            if block.kind not in ("leaf", "loop"):
+            if block.kind != "leaf" and not block.info.loops:
                 continue
             for what in ("inputs", "intermediate_outputs"):
                 for spec in block.own(what):
@@ -105,7 +105,7 @@ class TemplateSemantics(Rule):
         order = _order(project, block)
         if order:
             return order == "before"
-        if block.kind == "loop" or _AFTER_NAME.search(block.name) or project.loops_of(block):
+        if block.info.loops or _AFTER_NAME.search(block.name) or project.loops_of(block):
             return False
         return block.source.stem in _BEFORE_FILES or _BEFORE_NAME.search(block.name) is not None
 
@@ -113,7 +113,7 @@ class TemplateSemantics(Rule):
         order = _order(project, block)
         if order:
             return order == "after"
-        if block.kind == "loop" or project.loops_of(block):
+        if block.info.loops or project.loops_of(block):
             return False
         return block.source.stem in _AFTER_FILES or _AFTER_NAME.search(block.name) is not None
 
@@ -178,7 +178,7 @@ class UnusedIo(Rule):
     def check(self, project: Project) -> Iterator[Finding]:
         reported: set[ast.Call] = set()
         for block in own_calls(project):
-            if block.kind not in ("leaf", "loop"):
+            if block.kind != "leaf" and not block.info.loops:
                 continue
             flows = self._flows(project, block)
             for what, root in (("inputs", "block_state"), ("expected_components", "components")):
@@ -213,7 +213,7 @@ class UnusedIo(Rule):
         """The flows of the block, of its subclasses, and for a loop of its steps."""
         heirs = _heirs(project)
         infos = heirs.get(block.info, [])[:]
-        if block.kind == "loop":
+        if block.info.loops:
             infos += [instance.info for other in infos for _, instance in project.block(other).sub_blocks[0]]
         return [project.flow(info) for info in dict.fromkeys(infos)]
 
@@ -240,7 +240,7 @@ def _order(project: Project, block: Block) -> str:
 @once
 def _denoises(project: Project, instance: Instance) -> bool:
     inner = [instance, *project.below(instance)]
-    return any(item.info.kind == "loop" for item in inner)
+    return any(item.info.loops for item in inner)
 
 
 @once

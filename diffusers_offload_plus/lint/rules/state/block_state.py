@@ -16,7 +16,7 @@ from ...reading.nodes import Function, is_call_of
 from ...resolution.classes import ClassInfo
 from ...resolution.modules import parameters
 from ..base.accesses import by_place, catches_attribute_error, is_guarded, relatives_agree
-from ..base.declared import declared_names, in_loop
+from ..base.declared import declared_names, in_loop, kept
 from ..base.report import report
 from ..base.rule import Rule
 
@@ -105,7 +105,7 @@ class UndeclaredWrite(Rule):
             yield from report(self, access.source, node, message, kind=kind, fixable=fixable)
 
     def _undeclared(self, project: Project, block: Block, name: str) -> bool:
-        if block.kind != "leaf":
+        if block.kind not in ("leaf", "iterative"):
             return False  # what a loop's wrapper keeps for its steps
         names, whole = declared_names(project, block)
         return whole and name not in names
@@ -164,10 +164,9 @@ class UndeclaredRead(Rule):
 
     def _unknown(self, project: Project, block: Block, access: Access) -> bool:
         names, whole = declared_names(project, block)
-        inputs = block.declared("inputs", anywhere=True).names
+        inputs, outputs = (declared.names for declared in kept(block))
         if not whole or (access.name in names and access.name in inputs):
             return False
-        outputs = block.declared("intermediate_outputs", anywhere=True).names
         if access.name in names and access.name not in outputs:
             return False  # tagged
         if is_guarded(access):

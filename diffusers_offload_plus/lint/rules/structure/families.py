@@ -62,7 +62,7 @@ class ModelName(Rule):
         info = block.info
         if info.is_assembled or not info.complete:
             return False
-        if info.kind == "loop" and not elements(block.attribute("block_classes"))[0]:
+        if info.loops and not elements(block.attribute("block_classes"))[0]:
             return False
         if info.call is None:
             return False
