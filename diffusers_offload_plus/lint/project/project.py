@@ -17,6 +17,7 @@ from ..resolution.classes import Classes, ClassInfo
 from ..resolution.modules import Modules
 from .blocks import Block, descendants
 from .bodies import Bodies
+from .callees import Callees
 from .flow import Flow
 from .pipelines import Pipelines
 
@@ -48,7 +49,6 @@ class Project:
         self.evaluator = Evaluator(self.modules, self.classes, self.declarations)
         self._blocks: dict[ClassInfo, Block] = {}
         self.answers: dict[Hashable, Any] = {}
-        self.bodies = Bodies()
         self._flows: dict[ClassInfo, Flow] = {}
         self._dotted: dict[ast.expr, str | None] = {}
 
@@ -97,6 +97,15 @@ class Project:
         return self._families.of(source)
 
     @functools.cached_property
+    def bodies(self) -> Bodies:
+        """The functions that have been looked into."""
+        return Bodies(self._callees)
+
+    @functools.cached_property
+    def _callees(self) -> Callees:
+        return Callees(self.classes, self._families)
+
+    @functools.cached_property
     def _families(self) -> Pipelines:
         return Pipelines(self.pipelines)
 
@@ -133,7 +142,7 @@ class Project:
     def flow(self, info: ClassInfo) -> Flow:
         """The flow of a block: what calling it does."""
         if info not in self._flows:
-            self._flows[info] = Flow(info, self.classes, self._families, self.bodies)
+            self._flows[info] = Flow(info, self._callees, self._families, self.bodies)
         return self._flows[info]
 
     def below(self, instance: Instance) -> list[Instance]:
