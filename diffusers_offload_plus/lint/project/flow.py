@@ -159,6 +159,10 @@ def takes_block_state(function: Function) -> bool:
     if len(arguments) < 3:
         return False
     third = arguments[2]
-    if third.arg == "block_state":
+    if third.arg == "block_state" or name_of(third.annotation) == "BlockState":
         return True
-    return name_of(third.annotation) == "BlockState"
+    if name_of(third.annotation) == "PipelineState" or len(arguments) + len(function.args.kwonlyargs) < 4:
+        return False
+    # A step with the loop's variables that does not ask for its block state has been given it.
+    names = {name_of(node) for node in ast.walk(function) if isinstance(node, ast.Attribute)}
+    return "get_block_state" not in names and not names & {"get_by_kwargs", "set_block_state"}

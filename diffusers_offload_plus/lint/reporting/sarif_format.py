@@ -35,7 +35,7 @@ def render(report: Report) -> str:
         },
         "columnKind": "unicodeCodePoints",
         "results": results,
-        "properties": {"classesNotChecked": report.unchecked},
+        "properties": {"classesNotChecked": report.unchecked, "classesCheckedInPart": report.in_part},
     }
     return json.dumps({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2) + "\n"
 

@@ -115,6 +115,8 @@ class _Writer:
             text = head
         if report.unchecked:
             text += f" {counted(report.unchecked, 'class')} not checked: a base is not found (MOD101)."
+        if report.in_part:
+            text += f" {counted(report.in_part, 'class')} checked in part: a block is not found (MOD101:step)."
         if report.known:
             text += f" {counted(report.known, 'finding')} of the baseline left out."
         if self._width is not None:

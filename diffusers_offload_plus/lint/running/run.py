@@ -123,12 +123,15 @@ def report(
         suppressed=len(outcome.suppressed),
         known=known,
         resolved=resolved,
-        unchecked=sum(
-            len(one.about)
-            for one in unchecked(outcome.analysis.project)
-            if one.kind == "base" and _named(request, one.source.path)
-        ),
+        unchecked=_counted(request, outcome, "base"),
+        in_part=_counted(request, outcome, "step"),
     )
+
+
+def _counted(request: Request, outcome: Outcome, kind: str) -> int:
+    """The number of classes that could not be checked, or only in part."""
+    found = (one for one in unchecked(outcome.analysis.project) if one.kind == kind)
+    return sum(len(one.about) for one in found if _named(request, one.source.path))
 
 
 def check_paths(request: Request) -> None:

@@ -21,7 +21,7 @@ class UncheckedBlock(Rule):
     code = "MOD101"
     name = "unchecked-block"
     level = Level.WARNING
-    kinds: ClassVar[Mapping[str, Level]] = {"step": Level.WARNING, "newer": Level.INFO}
+    kinds: ClassVar[Mapping[str, Level]] = {"step": Level.OFF, "newer": Level.INFO}
 
     def check(self, project: Project) -> Iterator[Finding]:
         for one in unchecked(project):
