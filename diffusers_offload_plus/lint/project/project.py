@@ -132,10 +132,10 @@ class Project:
         return found
 
     def loops_of(self, block: Block) -> list[Block]:
-        """The loop blocks that run ``block`` directly, or a subclass of it."""
+        """The loop blocks, of either kind, that run ``block`` directly, or a subclass of it."""
         found = []
         for outer in self.assemblies.get(block.info, ()):
-            if outer.kind == "loop" and any(block.info in instance.info.mro for _, instance in outer.sub_blocks[0]):
+            if outer.info.loops and any(block.info in instance.info.mro for _, instance in outer.sub_blocks[0]):
                 found.append(outer)
         return found
 

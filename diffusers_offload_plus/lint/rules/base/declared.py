@@ -11,11 +11,12 @@ __all__ = ["declared_names", "guiders", "has_guider", "in_loop", "is_guider", "k
 
 
 def in_loop(project: Project, block: Block) -> bool:
-    """Whether a block is a step of a loop: listed in one, or written like one."""
+    """Whether a block is a step that shares the block state of its loop: listed in one, or written like one."""
     method = block.info.method("__call__")
-    return bool(project.loops_of(block)) or (
-        block.kind == "leaf" and method is not None and takes_block_state(method[1])
-    )
+    loops = project.loops_of(block)
+    if any(loop.kind == "iterative" for loop in loops) or block.info.is_loop_step:
+        return False  # these give each step a block state of its own
+    return bool(loops) or (block.kind == "leaf" and method is not None and takes_block_state(method[1]))
 
 
 @once

@@ -44,7 +44,7 @@ class NoopSkip(Rule):
 
     def check(self, project: Project) -> Iterator[Finding]:
         for block, body in call_bodies(project):
-            if block.kind != "leaf" or in_loop(project, block):
+            if block.kind != "leaf" or in_loop(project, block) or project.loops_of(block):
                 continue
             inputs = block.inputs.names
             for node in self._early_returns(body, inputs):
