@@ -12,8 +12,8 @@ from ..evaluation.evaluator import Evaluator
 from ..evaluation.templates import Declarations
 from ..evaluation.values import Instance
 from ..reading.nodes import Function
-from ..reading.source import Source
-from ..resolution.classes import Classes, ClassInfo
+from ..reading.source import FRAMEWORK_PACKAGE, Source
+from ..resolution.classes import PIPELINE_BASE, Classes, ClassInfo
 from ..resolution.modules import Modules
 from .blocks import Block, descendants
 from .bodies import Bodies
@@ -109,6 +109,16 @@ class Project:
     def _families(self) -> Pipelines:
         return Pipelines(self.pipelines)
 
+    def is_of_framework_pipeline(self, name: str) -> bool:
+        """Whether ``name`` is an attribute of every pipeline, which has nothing to do with single components."""
+        if name in ("config", "device", "dtype", "_execution_device", "blocks", "progress_bar"):
+            return True
+        source = self.modules.module(f"{FRAMEWORK_PACKAGE}.modular_pipeline")
+        symbol = self.modules.lookup(source, PIPELINE_BASE) if source is not None else None
+        if symbol is None or symbol.source is None or not isinstance(symbol.node, ast.ClassDef):
+            return name.startswith("_")
+        return self.classes.info(symbol.source, symbol.node).find(name) is not None
+
     def blocks_of(self, group: str) -> Sequence[Block]:
         """Blocks of a family, in order of place."""
         return self._blocks_by_group.get(group, ())
@@ -118,6 +128,15 @@ class Project:
         found: dict[str, list[Block]] = {}
         for block in self.blocks:
             found.setdefault(block.source.group, []).append(block)
+        return found
+
+    @functools.cached_property
+    def heirs(self) -> dict[ClassInfo, list[ClassInfo]]:
+        """For each class, the block classes that inherit from it."""
+        found: dict[ClassInfo, list[ClassInfo]] = {}
+        for block in self.blocks:
+            for info in block.info.mro[1:]:
+                found.setdefault(info, []).append(block.info)
         return found
 
     @functools.cached_property

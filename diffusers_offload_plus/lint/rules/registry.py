@@ -13,7 +13,7 @@ from .control import loops, protocol, skips, variants
 from .declarations import defaults, params
 from .guidance import cfg, guider
 from .state import block_state, pipeline_state
-from .structure import assembly, block_tests, families, imports, reading
+from .structure import assembly, block_tests, families, imports, lists, reading
 
 __all__ = ["all_rules", "catalogue"]
 
@@ -23,7 +23,7 @@ _MODULES = (
     *(defaults, params),
     *(cfg, guider),
     *(block_state, pipeline_state),
-    *(assembly, block_tests, families, imports, reading),
+    *(assembly, block_tests, families, imports, lists, reading),
 )
 
 

@@ -57,6 +57,7 @@ class ComponentState(Rule):
     level = Level.WARNING
 
     def check(self, project: Project) -> Iterator[Finding]:
+        seen: set[ast.AST] = set()
         for block in own_calls(project):
             known = guiders(project, block.source.group)
             for body in project.flow(block.info).bodies:
@@ -75,6 +76,9 @@ class ComponentState(Rule):
                 if is_restoring(access) or is_restored(access) or _in_finally(access.body, access.node):
                     continue
                 node = access.source.statement(access.node)
+                if node in seen:
+                    continue
+                seen.add(node)
                 what = "replaces" if len(access.place) == 2 else "writes"
                 yield from report(
                     self, access.source, node, f"{what} `{'.'.join(access.place)}`: components are shared"

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from ...core.finding import Finding, Level
 from ...evaluation.values import Constant, Instance, Spec
 from ...project.blocks import Block
+from ...project.body import STATE, Body
 from ...project.flow import Flow
 from ...project.project import Project, once
-from ...reading.nodes import Dotted, Function
+from ...reading.nodes import Dotted, Function, literal
 from ...reading.source import Source
-from ...resolution.classes import ClassInfo
 from ..base.declared import tagged_names
 from ..base.report import report
 from ..base.rule import Rule
@@ -40,16 +40,6 @@ def spec_calls(project: Project, source: Source) -> list[Spec]:
         if isinstance(value, Spec):
             found.append(value)
     return sorted(found, key=lambda spec: (spec.call.lineno, spec.call.col_offset))
-
-
-@once
-def _heirs(project: Project) -> dict[ClassInfo, list[ClassInfo]]:
-    """Each block class with the block classes that inherit from it, itself included."""
-    found: dict[ClassInfo, list[ClassInfo]] = {}
-    for block in project.blocks:
-        for info in block.info.mro:
-            found.setdefault(info, []).append(block.info)
-    return found
 
 
 def enclosing(source: Source, node: ast.AST) -> tuple[ast.ClassDef | None, Function | None]:
@@ -167,6 +157,40 @@ class RequiredWithDefault(Rule):
                 yield from report(self, source, spec.call, message, fixable=fixable)
 
 
+def names_in_state(body: Body) -> set[str] | None:
+    """The names that a function reads from the pipeline state itself; ``None`` if they cannot be known."""
+    names: set[str] = set()
+    for node in body.of(ast.Attribute):
+        if STATE not in body.places(node.value) or isinstance(node.ctx, ast.Store):
+            continue
+        parent = body.source.parent(node)
+        if node.attr in ("set", "kwargs_mapping"):
+            continue
+        if node.attr == "get" and isinstance(parent, ast.Call) and parent.func is node:
+            read = _literals(parent)
+        elif node.attr == "values" and isinstance(parent, ast.Subscript):
+            read = None if literal(parent.slice) is None else {literal(parent.slice) or ""}
+        elif node.attr == "values" and isinstance(parent, ast.Attribute) and parent.attr == "get":
+            call = body.source.parent(parent)
+            read = _literals(call) if isinstance(call, ast.Call) else None
+        elif node.attr in ("get_by_kwargs", "to_dict", "get", "values", "__dict__"):
+            read = None
+        else:
+            read = {node.attr}
+        if read is None:
+            return None
+        names |= read
+    return names
+
+
+def _literals(call: ast.Call) -> set[str] | None:
+    """The strings that the first argument of a call gives, by itself or in a list."""
+    given = call.args[0] if call.args else next((word.value for word in call.keywords), None)
+    listed = given.elts if isinstance(given, ast.List | ast.Tuple | ast.Set) else [given]
+    found = [literal(one) for one in listed if one is not None]
+    return {name for name in found if name is not None} if None not in found and found else None
+
+
 class UnusedIo(Rule):
     """A block declares an input or a component that it never uses."""
 
@@ -185,6 +209,10 @@ class UnusedIo(Rule):
                 if any(flow.escaped(root) or self._computed(flow, root) for flow in flows):
                     continue
                 used = {access.name for flow in flows for access in flow.of(root)}
+                others = self._in_state(flows) if what == "inputs" else self._behind_properties(project, block, used)
+                if others is None:
+                    continue
+                used |= others
                 for spec in block.own(what):
                     if spec.name is None or spec.name in used or spec.call in reported or spec.open:
                         continue
@@ -211,11 +239,34 @@ class UnusedIo(Rule):
 
     def _flows(self, project: Project, block: Block) -> list[Flow]:
         """The flows of the block, of its subclasses, and for a loop of its steps."""
-        heirs = _heirs(project)
-        infos = heirs.get(block.info, [])[:]
+        infos = [block.info, *project.heirs.get(block.info, ())]
         if block.info.loops:
             infos += [instance.info for other in infos for _, instance in project.block(other).sub_blocks[0]]
         return [project.flow(info) for info in dict.fromkeys(infos)]
+
+    def _in_state(self, flows: list[Flow]) -> set[str] | None:
+        """The names that are read from the pipeline state itself; ``None`` if they cannot be known."""
+        names: set[str] = set()
+        for flow in flows:
+            if flow.escaped("state"):
+                return None
+            for body in flow.bodies:
+                found = names_in_state(body)
+                if found is None:
+                    return None
+                names |= found
+        return names
+
+    def _behind_properties(self, project: Project, block: Block, used: set[str]) -> set[str] | None:
+        """Components that the pipeline's own attributes may use; ``None`` if these cannot be known."""
+        known = {spec.name for other in project.blocks_of(block.source.group) for spec in other.components.specs}
+        for name in used - known:
+            if name in ("components", "get_component_spec", "update_components", "_component_specs"):
+                return None
+            reached = any(pipeline.find(name) for pipeline in project.pipelines_of(block.source))
+            if not reached and not project.is_of_framework_pipeline(name):
+                return None
+        return set()
 
     def _computed(self, flow: Flow, root: str) -> bool:
         """Whether ``flow`` reads attributes of ``root`` by computed names."""

@@ -19,6 +19,10 @@ from ..base.rule import Rule
 __all__ = ["CrossFamilyImport", "PresetImport", "StandardPipelineImport"]
 
 STANDARD = "diffusers.pipelines"
+# Where the framework of modular pipelines was in its first versions.
+_FRAMEWORK_ONCE = tuple(
+    f"{STANDARD}.{name}" for name in ("modular_pipeline", "modular_pipeline_utils", "components_manager")
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +124,8 @@ class StandardPipelineImport(Rule):
                 )
 
     def _is_standard(self, name: Imported) -> bool:
+        if any(is_below(name.spelled, framework) for framework in _FRAMEWORK_ONCE):
+            return False
         if is_below(name.dotted, STANDARD) or is_below(name.spelled, STANDARD):
             return True
         top = name.spelled.startswith("diffusers.") and name.spelled.count(".") == 1
@@ -178,19 +184,31 @@ def _is_component(project: Project, name: Imported) -> bool:
 
 
 class CrossFamilyImport(Rule):
-    """A model family imports from the modular blocks of another family."""
+    """A model family imports from the modular blocks of another family; custom blocks import from two families."""
 
     code = "MOD002"
     name = "cross-family-import"
     level = Level.ERROR
+    kinds: ClassVar[Mapping[str, Level]] = {"mixed": Level.INFO}
 
     def check(self, project: Project) -> Iterator[Finding]:
+        built_on: dict[str, set[str]] = {}  # by directory, outside of diffusers
         for source in project.block_sources:
             for statement in import_statements(project, source):
                 others = {family for name in statement.names if (family := self._family(project, source, name))}
-                if others:
-                    message = f"imports from the modular pipelines of {', '.join(sorted(others))}"
+                if not others:
+                    continue
+                what = ", ".join(sorted(others))
+                if source.family:
+                    message = f"imports from the modular pipelines of {what}"
                     yield from report(self, source, statement.node, message)
+                    continue
+                before = built_on.setdefault(source.group, set())
+                if len(before | others) > 1 and others - before:
+                    mixed = ", ".join(sorted(before | others))
+                    message = f"these blocks build on several families: {mixed}"
+                    yield from report(self, source, statement.node, message, kind="mixed")
+                before |= others
 
     def _family(self, project: Project, source: Source, name: Imported) -> str:
         """The name of the other family that an imported name belongs to, else ``""``."""
