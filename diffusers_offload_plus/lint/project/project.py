@@ -23,6 +23,10 @@ from .pipelines import Pipelines
 
 __all__ = ["Project", "once"]
 
+_OF_EVERY_PIPELINE = {
+    "config", "device", "dtype", "_execution_device", "blocks", "progress_bar", "maybe_free_model_hooks",
+    "enable_model_cpu_offload", "enable_sequential_cpu_offload", "remove_all_hooks",
+}  # fmt: skip
 Question = ParamSpec("Question")
 Result = TypeVar("Result")
 
@@ -111,7 +115,7 @@ class Project:
 
     def is_of_framework_pipeline(self, name: str) -> bool:
         """Whether ``name`` is an attribute of every pipeline, which has nothing to do with single components."""
-        if name in ("config", "device", "dtype", "_execution_device", "blocks", "progress_bar"):
+        if name in _OF_EVERY_PIPELINE:
             return True
         source = self.modules.module(f"{FRAMEWORK_PACKAGE}.modular_pipeline")
         symbol = self.modules.lookup(source, PIPELINE_BASE) if source is not None else None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ...evaluation.values import Spec
+from ...evaluation.values import Constant, Spec, elements
 from ...project.blocks import Block, Declared
 from ...project.flow import takes_block_state
 from ...project.project import Project, once
 
-__all__ = ["declared_names", "guiders", "has_guider", "in_loop", "is_guider", "kept", "tagged_names"]
+__all__ = ["declared_names", "guiders", "has_guider", "in_loop", "is_guider", "kept", "tagged_names", "triggers"]
 
 
 def in_loop(project: Project, block: Block) -> bool:
@@ -68,3 +68,14 @@ def guiders(project: Project, group: str) -> set[str]:
 def has_guider(block: Block) -> bool:
     """Whether a block, or any block below it, declares a guider."""
     return any(is_guider(spec) for spec in block.components.specs)
+
+
+@once
+def triggers(project: Project, group: str) -> set[str]:
+    """The names of the inputs that select among blocks in a family."""
+    found: set[str] = set()
+    for block in project.blocks_of(group):
+        if block.info.selects:
+            items = elements(block.attribute("block_trigger_inputs"))[0]
+            found |= {item.value for item in items if isinstance(item, Constant) and isinstance(item.value, str)}
+    return found

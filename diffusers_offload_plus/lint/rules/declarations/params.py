@@ -14,7 +14,7 @@ from ...project.flow import Flow
 from ...project.project import Project, once
 from ...reading.nodes import Dotted, Function, literal
 from ...reading.source import Source
-from ..base.declared import tagged_names
+from ..base.declared import tagged_names, triggers
 from ..base.report import report
 from ..base.rule import Rule
 from ..base.scope import own_calls
@@ -229,10 +229,10 @@ class UnusedIo(Rule):
     def _serves_otherwise(self, project: Project, block: Block, spec: Spec) -> bool:
         """Whether an input triggers a selection, is only written, or comes with all others of its ``kwargs_type``."""
         group = block.source.group
-        triggers = _triggers(project, group)
+        selecting = triggers(project, group)
         tagged = tagged_names(project, group)
         by_kind = any(spec.name in tagged.get(kind, ()) for kind in block.inputs.kwargs_types)
-        return spec.name in triggers or spec.name in block.outputs.names or by_kind or "kwargs_type" in spec.given
+        return spec.name in selecting or spec.name in block.outputs.names or by_kind or "kwargs_type" in spec.given
 
     def _is_written_here(self, block: Block, spec: Spec) -> bool:
         return spec.source is block.source and block.source.is_inside(spec.call, block.info.node)
@@ -292,14 +292,3 @@ def _order(project: Project, block: Block) -> str:
 def _denoises(project: Project, instance: Instance) -> bool:
     inner = [instance, *project.below(instance)]
     return any(item.info.loops for item in inner)
-
-
-@once
-def _triggers(project: Project, group: str) -> set[str]:
-    found: set[str] = set()
-    for block in project.blocks_of(group):
-        if block.info.selects:
-            value = block.attribute("block_trigger_inputs")
-            items = getattr(value, "items", [])
-            found |= {item.value for item in items if isinstance(item, Constant) and isinstance(item.value, str)}
-    return found

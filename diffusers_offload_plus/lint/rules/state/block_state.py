@@ -18,6 +18,7 @@ from ...reading.source import Source
 from ...resolution.classes import ClassInfo
 from ...resolution.modules import parameters
 from ..base.accesses import by_place, catches_attribute_error, is_guarded, relatives_agree
+from ..base.callers import called_by_blocks_only
 from ..base.declared import declared_names, in_loop, kept
 from ..base.report import report
 from ..base.rule import Rule
@@ -44,7 +45,8 @@ class DefensiveRead(Rule):
                 if all(self._declares(block, what, access.name) for block in blocks):
                     noun = "an input" if root == "block_state" else "a component"
                     message = f"`{access.name}` is {noun} that the block declares: read `{root}.{access.name}`"
-                    yield from report(self, access.source, access.node, message, fixable=_none_default(access.node))
+                    fixable = _none_default(access.node) and called_by_blocks_only(project, access.body, root)
+                    yield from report(self, access.source, access.node, message, fixable=fixable)
             yield from self._caught(project, root, what)
 
     def _defensive(self, access: Access) -> bool:
