@@ -28,6 +28,11 @@ _CHANGING = re.compile(
     r"^(to|half|float|bfloat16|cuda|cpu|train|requires_grad_|compile|enable_.*|disable_.*|fuse_.*|unfuse_.*|set_attn_.*"
     r"|set_default_attn_processor|register_to_config|add_adapter|set_adapters?|load_lora.*|unload_lora.*|load_state_dict)$"
 )
+# What a pipeline does to all or to some of its components.
+_PIPELINE_CHANGING = re.compile(
+    r"^(update_components|load_components|register_components|to|load_lora_weights|unload_lora_weights|(un)?fuse_lora"
+    r"|set_adapters|enable_lora|disable_lora|delete_adapters)$"
+)
 _OFFLOAD = {"maybe_free_model_hooks", "enable_model_cpu_offload", "enable_sequential_cpu_offload"}
 
 
@@ -89,6 +94,10 @@ class ComponentState(Rule):
             if not isinstance(node.func, Dotted):
                 continue
             for place in sorted(body.places(node.func)):
+                if place[0] == "components" and len(place) == 2 and _PIPELINE_CHANGING.match(place[1]):
+                    if not _is_undone(body, node, place):
+                        yield from report(self, body.source, node, f"`{'.'.join(place)}`: components are shared")
+                    continue
                 if place[0] != "components" or len(place) != 3 or not _CHANGING.match(place[2]):
                     continue
                 if not is_component(project, block, place[1]) or _is_undone(body, node, place):
