@@ -68,7 +68,8 @@ class RawNoise(Rule):
         """The function or the method that a call draws noise with."""
         method = method_called(node)
         if method in _FILLING:
-            return method
+            initial = (project.dotted(body.source, node.func) or "").startswith("torch.nn.init.")
+            return None if initial else method
         if method and method not in _NAMES:
             return None
         dotted = project.dotted(body.source, node.func)
