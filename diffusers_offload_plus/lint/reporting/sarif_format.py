@@ -59,15 +59,15 @@ def _result(finding: Finding, indices: dict[str, int], report: Report, seen: dic
         result["ruleIndex"] = indices[finding.code]
     return result | {
         "level": _LEVELS[finding.level],
-        "message": {"text": finding.message},
+        "message": {"text": f"cell {finding.cell}: {finding.message}" if finding.cell else finding.message},
         "locations": [
             {
                 "physicalLocation": {
                     "artifactLocation": {"uri": _uri(finding.path)},
                     "region": {
-                        "startLine": finding.line,
+                        "startLine": finding.lines_shown[0],
                         "startColumn": finding.column,
-                        "endLine": finding.end_line,
+                        "endLine": finding.lines_shown[1],
                         "endColumn": finding.end_column,
                     },
                 }
