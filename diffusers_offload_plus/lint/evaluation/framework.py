@@ -19,7 +19,7 @@ from .values import (
     elements,
 )
 
-__all__ = ["DECLARED", "framework_attribute", "sub_blocks"]
+__all__ = ["DECLARED", "framework_attribute", "skippable", "sub_blocks"]
 
 DECLARED = {
     "inputs": "loop_inputs",

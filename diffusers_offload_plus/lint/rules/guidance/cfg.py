@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
@@ -12,27 +11,15 @@ from ...project.project import Project, once
 from ...reading.nodes import Dotted, Function, is_call_of, literal, name_of
 from ...reading.source import Source
 from ...resolution.classes import ClassInfo
+from ..base.names import is_scale_name
 from ..base.report import report
 from ..base.rule import Rule
 from .combination import combinations, of_predictions
 
-__all__ = ["CfgInBlock", "is_scale_name", "manual_guidance"]
+__all__ = ["CfgInBlock", "manual_guidance"]
 
 
 FLAGS = {"do_classifier_free_guidance", "do_cfg", "do_true_cfg"}
-_SCALE = re.compile(
-    r"guidance|(^|_)(true_)?cfg(_?(\d|re)?(scale|strength|weight|factor)\w*)?$|(^|_)(pag|stg|cads|apg|slg)_(re)?scale"
-)
-_NO_SCALE = re.compile(
-    r"^control|controlnet|(interval|start|end|steps?|embeds?|image|images|type|mode|latents?|tensor|method|schedule)$"
-    r"|(^|_)(is|use|do|has|enable)_"
-)
-
-
-def is_scale_name(name: str) -> bool:
-    """Whether a name is typical of the strength of guidance. Names of ControlNet are not meant."""
-    lowered = name.lower()
-    return _SCALE.search(lowered) is not None and _NO_SCALE.search(lowered) is None
 
 
 class CfgInBlock(Rule):

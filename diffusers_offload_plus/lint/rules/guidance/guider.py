@@ -14,9 +14,10 @@ from ...project.project import Project, once
 from ...reading.nodes import name_of, passed
 from ..base.accesses import is_restored, is_restoring
 from ..base.declared import guiders, has_guider
+from ..base.names import is_scale_name
 from ..base.report import report
 from ..base.rule import Rule
-from .cfg import is_scale_name, manual_guidance
+from .cfg import manual_guidance
 from .combination import combinations, of_predictions
 
 __all__ = ["GuidanceScaleInput", "GuiderMutation"]

@@ -18,10 +18,10 @@ from ...reading.source import Source
 from ...resolution.classes import ClassInfo
 from ...resolution.modules import parameters
 from ..base.accesses import by_place, catches_attribute_error, is_guarded, relatives_agree
-from ..base.callers import called_by_blocks_only
 from ..base.declared import declared_names, in_loop, kept
 from ..base.report import report
 from ..base.rule import Rule
+from ..base.scope import called_by_blocks_only
 
 __all__ = ["DefensiveRead", "UndeclaredRead", "UndeclaredWrite"]
 
