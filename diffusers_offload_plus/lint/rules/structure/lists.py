@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 
 from ...core.finding import Finding, Level
-from ...evaluation.values import Choice, Constant, FunctionValue, Value, elements
+from ...evaluation.values import UNKNOWN, Choice, Constant, FunctionValue, elements
 from ...project.blocks import Block
 from ...project.project import Project
 from ...reading.nodes import Function
@@ -113,7 +113,10 @@ def _signature(block: Block, function: Function) -> str:
 
 def _selected(project: Project, block: Block, names: list[object]) -> str:
     method = block.attribute("select_block")
-    result: Value = project.evaluator.call(method, [], {}) if isinstance(method, FunctionValue) else method
+    if not isinstance(method, FunctionValue):
+        return ""
+    anything = dict.fromkeys(parameters(method.node)[1 if method.instance is not None else 0 :], UNKNOWN)
+    result = project.evaluator.call(method, [], dict(anything))
     options = result.options if isinstance(result, Choice) else (result,)
     for option in options:
         if isinstance(option, Constant) and option.value is not None and option.value not in names:
