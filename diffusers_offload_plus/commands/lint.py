@@ -14,6 +14,7 @@ from typing import Any
 from ..lint.analysis.garbage import without_garbage_collection
 from ..lint.analysis.workers import available_processes
 from ..lint.core.files import write_file
+from ..lint.core.output import write_output
 from ..lint.core.text import counted
 from ..lint.reading.source import decode
 from ..lint.reporting.formats import formatter
@@ -301,23 +302,7 @@ def _write(text: str, path: Path | None) -> None:
     if path is not None:
         write_file(path, text)
         return
-    if sys.stdout is None:
-        raise CommandError("standard output is closed. Name a file with --output.")
-    encoding = sys.stdout.encoding or "utf-8"
-    try:
-        # Characters that the terminal cannot show are written as escapes instead of ending the run.
-        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        sys.stdout.flush()
-    except BrokenPipeError:  # `offload-plus lint | head` is no error
-        _discard_standard_output()
-    except OSError as error:
-        _discard_standard_output()
-        raise CommandError(f"standard output cannot be written: {error.strerror or error}.") from error
-
-
-def _discard_standard_output() -> None:
-    """Let what is still to be written go nowhere, or the interpreter complains about it when it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    write_output(text)
 
 
 def _say(text: str) -> None:

@@ -226,27 +226,20 @@ def test_excludes_are_those_of_the_nearest_settings(here: Path, capsys: pytest.C
     assert main(["lint", "."]) == 0
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is always full")
-def test_an_output_that_is_full_gives_one_line(here: Path) -> None:
+@pytest.mark.parametrize("command", ["lint step.py", "lint step.py --format sarif", "rule", "rule MOD003"])
+@pytest.mark.parametrize(
+    ("redirected", "message"),
+    [
+        (">/dev/full", "standard output cannot be written: No space left on device"),
+        (">&-", "standard output is closed"),
+    ],
+)
+def test_an_output_that_takes_nothing_gives_one_line(command: str, redirected: str, message: str, here: Path) -> None:
     (here / "step.py").write_text(BLOCK)
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "diffusers_offload_plus.lint", "step.py"],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
+    shell = f"{sys.executable} -m diffusers_offload_plus {command} {redirected}"
+    done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "standard output cannot be written: No space left on device" in done.stderr
-
-
-def test_a_closed_output_gives_one_line(here: Path) -> None:
-    (here / "step.py").write_text(BLOCK)
-    command = f"{sys.executable} -m diffusers_offload_plus.lint step.py >&-"
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "standard output is closed" in done.stderr
+    assert message in done.stderr
 
 
 def test_a_missing_libcst_is_said_at_once(
