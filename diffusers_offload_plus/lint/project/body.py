@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 
-from ..reading.nodes import Function, Listing, function_called, is_call_of, literal, method_called, name_of
+from ..reading.nodes import Function, Listing, function_called, is_call_of, literal, method_called, name_of, passed
 from ..reading.source import Node, Source
 from ..resolution.classes import ClassInfo
 from ..resolution.modules import parameters
@@ -176,7 +176,7 @@ class Body:
             for element, item in pairs if starred is not None or len(value.elts) == len(target.elts) else ():
                 self._bind(element, item)
         elif isinstance(value, ast.Call):
-            columns = self._returned(self, value)
+            columns = self._returned(self, value) if self._hands_over(value) else []
             for element, places in zip(target.elts, columns, strict=True) if len(columns) == len(target.elts) else ():
                 if places:
                     self._hold(element, places)
@@ -261,8 +261,19 @@ class Body:
             return {BLOCK_STATE} if (*SELF, "get_block_state") in bound else _NOWHERE
         if isinstance(function, ast.Name) and (*SELF, "get_block_state") in self.names.get(function.id, _NOWHERE):
             return {BLOCK_STATE}
-        columns = self._returned(self, node)
+        columns = self._returned(self, node) if self._hands_over(node) else ()
         return columns[0] if len(columns) == 1 else _NOWHERE
+
+    def _hands_over(self, node: ast.Call) -> bool:
+        """Whether a call is given components, a state or a block state as a whole; only these are followed back."""
+        names = self.names
+        for value in passed(node):
+            if isinstance(value, ast.Name):
+                if any(len(place) == 1 and place != SELF for place in names.get(value.id, _NOWHERE)):
+                    return True
+            elif isinstance(value, ast.Call) and any(len(place) == 1 for place in self.places(value)):
+                return True
+        return False
 
     def _returned_locally(self, local: Function) -> AbstractSet[Place]:
         if local in self._asked:  # it calls itself
