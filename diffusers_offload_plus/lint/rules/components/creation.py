@@ -40,6 +40,7 @@ _FACTORIES = re.compile(
 _DETECTORS = re.compile(
     r"(Detector|InferenceSession|Segmentor|Annotator|Upscaler|Enhancer|Estimator|Captioner|Reader)$"
 )
+_LOADERS = {"from_pretrained", "from_config", "from_single_file"}
 _TRANSFORMS = ("torchvision.transforms.", "torchaudio.transforms.")
 _VALUES = re.compile(
     r"(Output|Distribution|Config|Cache|Feature|Criteria|CriteriaList|Streamer|State|Mixin|Args|Kwargs|Exception|Error"
@@ -96,7 +97,7 @@ class InlineComponent(Rule):
         self, project: Project, source: Source, node: ast.Call, declared: dict[str, set[str]]
     ) -> tuple[str, str] | None:
         function = node.func
-        if isinstance(function, ast.Attribute) and function.attr in ("from_pretrained", "from_config"):
+        if isinstance(function, ast.Attribute) and function.attr in _LOADERS:
             base = function.value
             if isinstance(base, ast.Call) and name_of(base.func) == "super":
                 return None

@@ -56,10 +56,11 @@ class Paths:
             for field in ("body", "orelse", "finalbody"):
                 block = getattr(outer, field, None)
                 if isinstance(block, list) and current in block:
-                    following = block[block.index(current) + 1 :]
+                    following = _reached(block[block.index(current) + 1 :])
+                    later: list[ast.AST] = [*following]
                     if isinstance(outer, ast.Try | ast.TryStar) and field == "body":
-                        following = [*following, *outer.handlers, *outer.orelse]
-                    if any(map(self.saves, following)):
+                        later += [*outer.handlers, *outer.orelse]
+                    if any(map(self.saves, later)):
                         return True
             if outer is self._function:
                 return any(map(self.saves, self._function.decorator_list))
@@ -140,6 +141,12 @@ class Paths:
         found = self._run(statements, frozenset({False}))
         self.returns, self._finals = returns, finals
         return found
+
+
+def _reached(statements: list[ast.stmt]) -> list[ast.stmt]:
+    """The statements up to the first that leaves for certain."""
+    ends = [index for index, one in enumerate(statements) if isinstance(one, ast.Return | ast.Raise)]
+    return statements[: ends[0] + 1] if ends else statements
 
 
 def _takes_all(case: ast.match_case) -> bool:

@@ -7,7 +7,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 
-from ...reading.nodes import Function, Listing, literal, method_called, name_of
+from ...reading.nodes import Dotted, Function, Listing, literal, method_called, name_of
 from ...reading.source import Source
 
 __all__ = ["Combination", "combinations", "of_predictions"]
@@ -65,15 +65,15 @@ def _text(node: ast.expr) -> str:
 
 
 class _Local:
-    """What the names of a function are bound to, where that is one expression each."""
+    """What the names of a function are bound to."""
 
     def __init__(self, source: Source, function: Function) -> None:
         bound: dict[str, list[ast.expr]] = {}
         self._parts: dict[str, ast.expr] = {}  # by the name of a part: what has been split
         for node in source.within(function, ast.Assign):
             for target in node.targets:
-                if isinstance(target, ast.Name):
-                    bound.setdefault(target.id, []).append(node.value)
+                if isinstance(target, Dotted):
+                    bound.setdefault(ast.unparse(target), []).append(node.value)
                 elif isinstance(target, Listing) and isinstance(node.value, Listing):
                     for one, value in zip(target.elts, node.value.elts, strict=False):
                         if isinstance(one, ast.Name):
@@ -86,9 +86,10 @@ class _Local:
         self._bound = bound
 
     def value(self, node: ast.expr) -> ast.expr:
-        """What a name is bound to, if to one thing; anything else as it is."""
-        found = self._bound.get(node.id, []) if isinstance(node, ast.Name) else []
-        return found[0] if len(found) == 1 else node
+        """What a name or an attribute has been bound to last, by the order of lines; anything else as it is."""
+        found = self._bound.get(ast.unparse(node), []) if isinstance(node, Dotted) else []
+        before = [value for value in found if (value.end_lineno or 0) < node.lineno]
+        return before[-1] if before else node
 
     def mixed(self, node: ast.AST) -> Combination | None:
         """The combination that ``node`` is."""
@@ -158,6 +159,8 @@ class _Local:
                 following = self._parts.get(node.id) or self.value(node)
                 if following is node:
                     return None
+                node = following
+            elif isinstance(node, ast.Attribute) and (following := self.value(node)) is not node:
                 node = following
             elif isinstance(node, ast.Subscript | ast.Attribute):
                 node = node.value

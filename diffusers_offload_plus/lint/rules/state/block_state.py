@@ -173,8 +173,8 @@ class UndeclaredRead(Rule):
             return False
         if access.name in names and access.name not in outputs:
             return False  # tagged
-        if is_guarded(access):
-            return False
+        if is_guarded(access) or (access.by == "subscript" and access.name in outputs):
+            return False  # a subscript of something that is not there gives None
         writes = [use for use in project.flow(block.info).of("block_state", "write") if use.name == access.name]
         dynamic = any(place == ("block_state",) for place, _, _ in project.flow(block.info).escapes)
         if dynamic or self._set_by_computed_name(project, block):
