@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..reading.imports import Definition, ImportedName, bindings
 from ..reading.location import shown
-from ..reading.nodes import AnyFunction, Dotted, Function
+from ..reading.nodes import AnyFunction, Dotted, Function, literal, name_of
 from ..reading.source import FRAMEWORK_PACKAGE, Problem, Source, decode, parse
 from .neighbours import Neighbours
 
@@ -160,6 +160,10 @@ class Modules:
         if len(expressions) != 1 or len(bound) != 1:
             return None
         value = expressions[0]
+        if isinstance(value, ast.Call) and name_of(value.func) in ("import_module", "__import__") and value.args:
+            module = literal(value.args[0])
+            if module is not None and not module.startswith("."):
+                return Symbol(module, module=None if module.startswith("diffusers") else self.found(source, 0, module))
         if isinstance(value, Dotted):
             aliased = self.symbol(source, value, scope, frozenset({name}))
             if aliased is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..reading.location import module_name, shown
+from ..reading.nodes import literal
 from ..reading.source import Problem, Source, decode, parse
 
 __all__ = ["Neighbours"]
@@ -29,8 +31,9 @@ class Neighbours:
         self._linted: dict[Path, Source] = {}
         self._read: dict[Path, Source | None] = {}
         self._stems: dict[Path, Source | None] = {}
-        self._absolute: dict[tuple[Path, str], Source | None] = {}
+        self._absolute: dict[tuple[Source, str], Source | None] = {}
         self._folders: dict[Path, tuple[Path, ...]] = {}
+        self._added: dict[Source, tuple[Path, ...]] = {}
         self._places: dict[Source, Path] = {}
 
     def add(self, source: Source) -> None:
@@ -49,18 +52,22 @@ class Neighbours:
         top = dotted.partition(".")[0]
         if not top or top in _LIBRARIES or top in sys.stdlib_module_names:
             return None
-        folder = self._place(source).parent
-        if (folder, dotted) not in self._absolute:
-            stems = (root.joinpath(*dotted.split(".")) for root in self._searched(folder))
+        if (source, dotted) not in self._absolute:
+            stems = (root.joinpath(*dotted.split(".")) for root in self._searched(source))
             found = (self._at(stem) for stem in stems)
-            self._absolute[folder, dotted] = next((one for one in found if one not in (None, source)), None)
-        return self._absolute[folder, dotted]
+            self._absolute[source, dotted] = next((one for one in found if one not in (None, source)), None)
+        return self._absolute[source, dotted]
 
-    def _searched(self, folder: Path) -> tuple[Path, ...]:
-        """The directories that a file in ``folder`` may import from: up to the one that holds its repository."""
+    def _searched(self, source: Source) -> tuple[Path, ...]:
+        """The directories that a file may import from: up to the one that holds its repository."""
+        folder = self._place(source).parent
         if folder not in self._folders:
             self._folders[folder] = tuple(_searched(folder))
-        return self._folders[folder]
+        if "sys.path" not in source.text:
+            return self._folders[folder]
+        if source not in self._added:
+            self._added[source] = tuple(_added(source, folder))
+        return (*self._folders[folder], *self._added[source])
 
     def _place(self, source: Source) -> Path:
         if source not in self._places:
@@ -105,3 +112,15 @@ def _searched(folder: Path) -> Iterator[Path]:
     for directory in directories[: (roots[0] if roots else packages) + 1]:
         yield directory
         yield directory / "src"
+
+
+def _added(source: Source, folder: Path) -> Iterator[Path]:
+    """The directories that a file may add to ``sys.path``: those above it, and what it names below one of them."""
+    above = [folder, *folder.parents][:_HIGHEST]
+    yield from above
+    for call in source.nodes(ast.Call):
+        function = call.func
+        if isinstance(function, ast.Attribute) and ast.unparse(function.value) == "sys.path":
+            named = [text for node in source.below(call) if isinstance(node, ast.expr) and (text := literal(node))]
+            for directory in above if named else ():
+                yield Path(os.path.normpath(directory.joinpath(*named)))

@@ -75,6 +75,22 @@ LAYOUTS = {
         "heir.py",
         "try:\n    from base import Base\nexcept ImportError:\n    class Base:\n        pass",
     ),
+    "added to sys.path": (
+        {"base.py": base_file()},
+        "tools/heir.py",
+        "import sys\nsys.path.insert(0, '..')\nfrom base import Base",
+    ),
+    "a folder added to sys.path": (
+        {"lib/parts/base.py": base_file()},
+        "tools/heir.py",
+        "import os\nimport sys\nsys.path.append(os.path.join(os.path.dirname(__file__), '..', 'lib'))\n"
+        "from parts.base import Base",
+    ),
+    "imported by a call": (
+        {"base.py": base_file()},
+        "heir.py",
+        "import importlib\nbase = importlib.import_module('base')\nBase = base.Base",
+    ),
     "chosen": ({"base.py": base_file()}, "heir.py", "import base\nBase = base.Base if base else object"),
     "passed on by __init__": (
         {"parts/__init__.py": "from .base import Base", "parts/base.py": base_file()},
