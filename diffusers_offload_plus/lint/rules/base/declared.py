@@ -7,7 +7,17 @@ from ...project.blocks import Block, Declared
 from ...project.flow import takes_block_state
 from ...project.project import Project, once
 
-__all__ = ["declared_names", "guiders", "has_guider", "in_loop", "is_guider", "kept", "tagged_names", "triggers"]
+__all__ = [
+    "component_names",
+    "declared_names",
+    "guiders",
+    "has_guider",
+    "in_loop",
+    "is_guider",
+    "kept",
+    "tagged_names",
+    "triggers",
+]
 
 
 def in_loop(project: Project, block: Block) -> bool:
@@ -17,6 +27,15 @@ def in_loop(project: Project, block: Block) -> bool:
     if any(loop.kind == "iterative" for loop in loops) or block.info.is_loop_step:
         return False  # these give each step a block state of its own
     return bool(loops) or (block.kind == "leaf" and method is not None and takes_block_state(method[1]))
+
+
+@once
+def component_names(project: Project, group: str) -> set[str]:
+    """The names of the components that the blocks of a family declare."""
+    found: set[str] = set()
+    for block in project.blocks_of(group):
+        found |= block.components.names
+    return found
 
 
 @once

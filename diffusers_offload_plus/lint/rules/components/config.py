@@ -9,10 +9,10 @@ from ...project.blocks import Block
 from ...project.body import Access
 from ...project.project import Project
 from ..base.accesses import is_guarded
+from ..base.declared import component_names
 from ..base.report import report
 from ..base.rule import Rule
 from ..base.scope import own_calls
-from .use import component_names
 
 __all__ = ["UndeclaredConfig"]
 

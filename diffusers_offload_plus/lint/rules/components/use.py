@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from ...core.finding import Finding, Level
 from ...project.blocks import Block
 from ...project.body import Access, Body, Place
-from ...project.project import Project, once
+from ...project.project import Project
 from ...reading.nodes import Dotted
 from ..base.accesses import is_guarded, is_restored, is_restoring, leaf_accesses
-from ..base.declared import guiders
+from ..base.declared import component_names, guiders
 from ..base.report import report
 from ..base.rule import Rule
 from ..base.scope import functions, own_calls
@@ -34,15 +34,6 @@ _PIPELINE_CHANGING = re.compile(
     r"|set_adapters|enable_lora|disable_lora|delete_adapters)$"
 )
 _OFFLOAD = {"maybe_free_model_hooks", "enable_model_cpu_offload", "enable_sequential_cpu_offload"}
-
-
-@once
-def component_names(project: Project, group: str) -> set[str]:
-    """The names of the components that the blocks of a family declare."""
-    found: set[str] = set()
-    for block in project.blocks_of(group):
-        found |= block.components.names
-    return found
 
 
 def is_component(project: Project, block: Block, name: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 
 from ...project.body import Body
-from ...project.project import Project
+from ...project.project import Project, once
 from ...reading.nodes import Function, name_of
 from ...resolution.classes import ClassInfo
 
@@ -157,6 +157,7 @@ def _names_saving(node: ast.expr, saving: frozenset[str]) -> bool:
     return name_of(node.func if isinstance(node, ast.Call) else node) in saving
 
 
+@once
 def _saving(project: Project, info: ClassInfo) -> frozenset[str]:
     """The names of functions that save the state: methods of the block, and functions of its file."""
     return frozenset({SAVE}).union(
@@ -165,6 +166,7 @@ def _saving(project: Project, info: ClassInfo) -> frozenset[str]:
     )
 
 
+@once
 def _saving_in_class(project: Project, info: ClassInfo) -> frozenset[str]:
     methods = {name: member for name, member in info.members.items() if isinstance(member, Function)}
     return frozenset(name for name, member in methods.items() if name != "__call__" and _mentions(info, member))

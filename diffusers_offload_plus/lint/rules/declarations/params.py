@@ -14,7 +14,7 @@ from ...project.flow import Flow
 from ...project.project import Project, once
 from ...reading.nodes import Dotted, Function, literal
 from ...reading.source import Source
-from ..base.declared import tagged_names, triggers
+from ..base.declared import component_names, tagged_names, triggers
 from ..base.report import report
 from ..base.rule import Rule
 from ..base.scope import own_calls
@@ -259,8 +259,7 @@ class UnusedIo(Rule):
 
     def _behind_properties(self, project: Project, block: Block, used: set[str]) -> set[str] | None:
         """Components that the pipeline's own attributes may use; ``None`` if these cannot be known."""
-        known = {spec.name for other in project.blocks_of(block.source.group) for spec in other.components.specs}
-        for name in used - known:
+        for name in used - component_names(project, block.source.group):
             if name in ("components", "get_component_spec", "update_components", "_component_specs"):
                 return None
             reached = any(pipeline.find(name) for pipeline in project.pipelines_of(block.source))

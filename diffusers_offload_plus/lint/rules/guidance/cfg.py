@@ -48,7 +48,7 @@ def _by_function(project: Project, source: Source) -> list[tuple[Function, list[
     """The functions of blocks and beside blocks, each with the places where it computes guidance by hand."""
     flagged = any(flag in source.text for flag in FLAGS)
     return [
-        (function, [*(_flags(source, function) if flagged else ()), *_arithmetic(source, function)])
+        (function, [*(_flags(source, function) if flagged else ()), *_arithmetic(project, source, function)])
         for function in _outer_functions(project, source)
     ]
 
@@ -82,7 +82,7 @@ def _flags(source: Source, function: Function) -> Iterator[tuple[ast.AST, str, s
             yield source.statement(node), f"`{name}` decides on guidance, which is the guider's to decide", ""
 
 
-def _arithmetic(source: Source, function: Function) -> Iterator[tuple[ast.AST, str, str]]:
+def _arithmetic(project: Project, source: Source, function: Function) -> Iterator[tuple[ast.AST, str, str]]:
     scales = _scale_names(source.within(function, ast.Assign))
     for node in source.within(function, ast.Compare, ast.IfExp):
         if isinstance(node, ast.Compare) and _compares_scale(node, scales):
@@ -93,7 +93,7 @@ def _arithmetic(source: Source, function: Function) -> Iterator[tuple[ast.AST, s
                 yield node, "compares a scale of guidance with a constant", ""
         elif isinstance(node, ast.IfExp) and _switches(source, node, scales):
             yield node, "switches guidance off, which is the guider's to decide", ""
-    for found in combinations(source, function):
+    for found in combinations(project, source, function):
         if _is_scale(found.scale, scales) or of_predictions(source, function, found):
             scale = ast.unparse(found.scale)
             yield found.node, f"combines predictions with `{scale}`, which is the guider's work", "shape"

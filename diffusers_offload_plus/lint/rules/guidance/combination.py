@@ -7,6 +7,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 
+from ...project.project import Project, once
 from ...reading.nodes import Dotted, Function, Listing, literal, method_called, name_of
 from ...reading.source import Source
 
@@ -16,6 +17,7 @@ _UNCONDITIONAL = re.compile(r"(^|_)(uncond\w*|neg|negative|null|empty)(_|\d|$)|u
 _CONDITIONAL = re.compile(r"(^|_)(cond\w*|pos|positive|text|prompt)(_|\d|$)")
 _PREDICTION = re.compile(r"pred|noise|eps|velocity|(^|_)(v|out|output)(_|$)|score|model_out|logits|flow")
 _OTHER = re.compile(r"embed|mask|image|pooled|hidden|video|audio_latents|pixel")
+_MIXING = {"lerp", "lerp_", "add", "add_"}
 _SPLITS = {"chunk", "split", "unbind", "tensor_split"}
 
 
@@ -29,17 +31,22 @@ class Combination:
     other: ast.expr
 
 
-def combinations(source: Source, function: Function) -> Iterator[Combination]:
+@once
+def combinations(project: Project, source: Source, function: Function) -> list[Combination]:
     """The places of a function that mix two values by a factor, whatever these are."""
+    if not any(isinstance(node.op, ast.Mult) for node in source.within(function, ast.BinOp)):
+        names = {method_called(node) for node in source.within(function, ast.Call)}
+        if not names & _MIXING:
+            return []
     local = _Local(source, function)
+    found: list[Combination] = []
     seen: set[ast.AST] = set()
     for node in source.within(function, ast.BinOp, ast.AugAssign, ast.Call):
-        if node in seen:
-            continue
-        found = local.mixed(node)
-        if found is not None:
+        one = local.mixed(node) if node not in seen else None
+        if one is not None:
             seen.update(source.below(node))
-            yield found
+            found.append(one)
+    return found
 
 
 def of_predictions(source: Source, function: Function, found: Combination) -> bool:

@@ -83,7 +83,7 @@ def _mixing(project: Project, block: Block) -> set[str]:
     """The inputs by which a block mixes the predictions of a model, whatever they are called."""
     found: set[str] = set()
     for body in project.flow(block.info).bodies if block.info.call is not None else ():
-        for one in combinations(body.source, body.function):
+        for one in combinations(project, body.source, body.function):
             if of_predictions(body.source, body.function, one):
                 found |= {
                     place[1] for place in body.places(one.scale) if place[0] == "block_state" and len(place) == 2
