@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
 from typing import ClassVar
 
 from ...core.finding import Finding, Level
@@ -215,7 +216,8 @@ class CrossFamilyImport(Rule):
         for dotted in (name.dotted, name.spelled):
             if dotted.startswith(FRAMEWORK_PACKAGE + "."):
                 family = dotted.split(".")[2]
-                known = family != "*" and not family[:1].isupper() and family != source.family
+                own = source.family or PurePosixPath(source.path).parent.name  # a family may lie elsewhere
+                known = family != "*" and not family[:1].isupper() and family != own
                 if known and project.modules.is_family(family):
                     return family
         return ""
