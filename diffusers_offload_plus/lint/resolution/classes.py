@@ -21,6 +21,7 @@ KNOWN_BLOCKS = {
     "LoopSequentialPipelineBlocks": "loop",
     "ConditionalPipelineBlocks": "conditional",
     "AutoPipelineBlocks": "auto",
+    "PipelineBlock": "leaf",  # what the first frameworks called it
     # Of newer frameworks: a loop that can be nested, whose steps read and write the pipeline state themselves.
     "IterativePipelineBlocks": "iterative",
     "ModularLoopPipelineBlocks": "leaf",

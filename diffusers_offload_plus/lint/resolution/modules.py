@@ -19,7 +19,7 @@ __all__ = ["FRAMEWORK_CLASSES", "Modules", "Symbol", "is_framework_name"]
 FRAMEWORK_CLASSES = {
     "ModularPipelineBlocks", "SequentialPipelineBlocks", "LoopSequentialPipelineBlocks", "ConditionalPipelineBlocks",
     "AutoPipelineBlocks", "IterativePipelineBlocks", "ModularLoopPipelineBlocks", "ModularPipeline", "InputParam",
-    "OutputParam", "ComponentSpec", "ConfigSpec", "InsertableDict", "PipelineState", "BlockState",
+    "OutputParam", "ComponentSpec", "PipelineBlock", "ConfigSpec", "InsertableDict", "PipelineState", "BlockState",
 }  # fmt: skip
 
 

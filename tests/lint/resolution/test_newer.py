@@ -168,7 +168,7 @@ def messages(text: str) -> list[str]:
 def test_what_the_framework_lacks_is_said() -> None:
     (message,) = messages(IMPORTS + step() + loop())
     assert "has no `IterativePipelineBlocks`, `ModularLoopPipelineBlocks`" in message
-    assert "its blocks are checked as those of a newer one" in message
+    assert "its blocks are checked as those of another version" in message
     (message,) = messages("from diffusers.modular_pipelines import StreamEvent\n")
     assert "has no `StreamEvent`: what uses it is not checked" in message
     (message,) = messages("from diffusers.modular_pipelines.modular_pipeline import StreamEvent\n")

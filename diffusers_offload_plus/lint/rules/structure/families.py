@@ -55,7 +55,9 @@ class ModelName(Rule):
                 wanted = f'`model_name = "{min(family)}"`' if len(family) == 1 else "a `model_name`"
                 kind = "" if block.source.family else "custom"
                 message = f"{block.name} needs {wanted}"
-                yield from report(self, block.source, block.info.node, message, kind=kind, fixable=len(family) == 1)
+                # Outside of diffusers the name decides which pipeline class runs the block.
+                fixable = len(family) == 1 and not kind
+                yield from report(self, block.source, block.info.node, message, kind=kind, fixable=fixable)
         yield from self._misled(project)
 
     def _lacks_name(self, block: Block) -> bool:

@@ -38,5 +38,5 @@ def _message(one: Unchecked) -> str:
     if one.kind == "step":
         return f"block {names} not found: {about} checked without it"
     known = all(name in KNOWN_BLOCKS for name in one.names)
-    rest = "its blocks are checked as those of a newer one" if known else "what uses it is not checked"
+    rest = "its blocks are checked as those of another version" if known else "what uses it is not checked"
     return f"the diffusers that was read has no {names}: {rest}; name another with --diffusers"
