@@ -1,7 +1,9 @@
 """What must not change which rules fire: names of locals, casts, the order of properties, a try around the work."""
 
+import ast
 import textwrap
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -115,3 +117,103 @@ def test_each_statement_is_seen_for_what_it_is():
         *("MOD004", "MOD007", "MOD012", "MOD013", "MOD014", "MOD016", "MOD017", "MOD019"),
         *("MOD029", "MOD030", "MOD031", "MOD039", "MOD043", "MOD046", "MOD047"),
     } <= broken
+
+
+class Rewritten(ast.NodeTransformer):
+    """A block written in another way. Subclasses say how."""
+
+    def visit_FunctionDef(self, node):
+        self.generic_visit(node)
+        if node.name == "__call__":
+            node.body = self.call(node.body)
+        return node
+
+    def call(self, body):
+        """The statements of ``__call__``, written in another way."""
+        return [other for one in body for other in self.statement(one)]
+
+    def statement(self, node):
+        """A statement, written in another way; ``gets`` tells those that get the block state."""
+        gets = isinstance(node, ast.Assign) and ast.unparse(node.value) == "self.get_block_state(state)"
+        return self.get(node) if gets else [node]
+
+    def get(self, node):
+        return [node]
+
+
+def parsed(text):
+    return ast.parse(textwrap.dedent(text)).body
+
+
+class Cast(Rewritten):
+    def get(self, node):
+        return parsed(f"{ast.unparse(node.targets[0])} = cast(Any, {ast.unparse(node.value)})")
+
+
+class Annotated(Rewritten):
+    def get(self, node):
+        return parsed(f"{ast.unparse(node.targets[0])}: Any = {ast.unparse(node.value)}")
+
+
+class Aliased(Rewritten):
+    def get(self, node):
+        return parsed(f"given = {ast.unparse(node.value)}\n{ast.unparse(node.targets[0])} = given")
+
+
+class Unpacked(Rewritten):
+    def get(self, node):
+        return parsed(f"{ast.unparse(node.targets[0])}, nothing = {ast.unparse(node.value)}, None")
+
+
+class Tried(Rewritten):
+    def call(self, body):
+        return [body[0], ast.Try(body[1:], [], [], [ast.Pass()])] if len(body) > 1 else body
+
+
+class Hidden(Rewritten):
+    """Components under another name, behind a cast."""
+
+    def call(self, body):
+        given = parsed("parts = cast(Any, components)")
+        renamed = parsed("\n".join(map(ast.unparse, body)))
+        for node in (inner for one in renamed for inner in ast.walk(one)):
+            if isinstance(node, ast.Name) and node.id == "components" and isinstance(node.ctx, ast.Load):
+                node.id = "parts"
+        stores = any(
+            isinstance(node, ast.Name) and node.id == "components" and isinstance(node.ctx, ast.Store)
+            for one in body
+            for node in ast.walk(one)
+        )
+        return body if stores else [*given, *renamed]
+
+
+class Reordered(Rewritten):
+    def visit_ClassDef(self, node):
+        methods = [one for one in node.body if isinstance(one, ast.FunctionDef)]
+        node.body = [methods.pop() if isinstance(one, ast.FunctionDef) else one for one in node.body]
+        return node
+
+
+REWRITTEN = ((Cast, Tried, Reordered), (Annotated, Hidden), (Unpacked,), (Aliased,))
+EXAMPLES = [
+    pytest.param(rule, example, id=f"{rule.code}-{number}")
+    for rule in all_rules()
+    for number, example in enumerate((*rule.page.invalid, *rule.page.valid))
+    if "def __call__" in example.source and rule.code != "MOD022"  # which is about a comment
+]
+
+
+@pytest.mark.parametrize(("rule", "example"), EXAMPLES)
+def test_an_example_written_in_another_way(rule, example):
+    def reported(source):
+        analysis = analyse_source(source, example.path, [rule])
+        assert not analysis.problems
+        return sorted(finding.message for finding in analysis.findings if finding.level is not Level.OFF)
+
+    plain = len(reported(example.source))
+    for ways in REWRITTEN:
+        tree = ast.parse(example.source)
+        for way in ways:
+            tree = ast.fix_missing_locations(way().visit(tree))
+        text = f"from typing import Any, cast\n{ast.unparse(tree)}\n"
+        assert len(reported(text)) == plain, text

@@ -187,9 +187,7 @@ class _Local:
 def _component(function: ast.expr) -> str | None:
     """The model of ``components.model(...)`` that denoises."""
     name = name_of(function)
-    known = name.startswith(("unet", "transformer", "denoiser", "dit", "model", "prior"))
-    held = isinstance(function, ast.Attribute) and name_of(function.value) in ("components", "self")
-    return name if known and (held or isinstance(function, ast.Name)) else None
+    return name if name.startswith(("unet", "transformer", "denoiser", "dit", "model", "prior")) else None
 
 
 def _factors(node: ast.expr) -> Iterator[tuple[ast.expr, ast.expr]]:
