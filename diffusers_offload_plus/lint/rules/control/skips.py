@@ -9,7 +9,7 @@ from ...core.finding import Finding, Level
 from ...project.blocks import Block
 from ...project.body import Body
 from ...project.project import Project
-from ...reading.nodes import Dotted, literal, method_called
+from ...reading.nodes import Dotted, Listing, literal, method_called
 from ..base.declared import in_loop
 from ..base.report import report
 from ..base.rule import Rule
@@ -135,11 +135,17 @@ def _is_preparation(body: Body, statement: ast.stmt) -> bool:
     else:
         targets = statement.targets if isinstance(statement, ast.Assign) else []
     value = getattr(statement, "value", None)
-    if not targets or not all(isinstance(target, ast.Name) for target in targets):
+    names = [one for target in targets for one in (target.elts if isinstance(target, Listing) else [target])]
+    if value is None or not names or not all(isinstance(name, ast.Name) for name in names):
         return False
-    if isinstance(value, ast.Call):
-        return any(len(place) == 1 for place in body.places(value))  # the state, or what casts hand back
-    return isinstance(value, ast.Name | ast.Attribute | ast.Constant)
+    return all(_is_there(body, one) for one in (value.elts if isinstance(value, Listing) else [value]))
+
+
+def _is_there(body: Body, node: ast.expr) -> bool:
+    """Whether an expression is a name, an attribute or a constant, or a state that a call hands out or back."""
+    if isinstance(node, ast.Call):
+        return any(len(place) == 1 for place in body.places(node))
+    return isinstance(node, ast.Name | ast.Attribute | ast.Constant)
 
 
 class LatentOutputBranch(Rule):
