@@ -249,3 +249,20 @@ def test_a_missing_libcst_is_said_at_once(
     monkeypatch.setitem(sys.modules, "libcst", None)
     assert main(["lint", "x.py", "--fix"]) == 2
     assert "need libcst" in capsys.readouterr().err
+
+
+def test_what_is_not_checked_is_counted(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "blocks.py").write_text(
+        "from diffusers.modular_pipelines import SequentialPipelineBlocks\nfrom company import Base, Other\n\n\n"
+        "class One(Base):\n    expected_components = []\n\n\nclass Two(One):\n    pass\n\n\n"
+        "class Both(SequentialPipelineBlocks):\n    block_classes = [One, Other]\n    block_names = ['one', 'other']\n"
+    )
+    main(["lint", "blocks.py", "--ignore", "ALL"])
+    shown = capsys.readouterr().out
+    assert "2 classes not checked: a base is not found (MOD101)" in shown
+    assert "1 class checked in part: a block is not found (MOD101:step)" in shown
+    main(["lint", "blocks.py", "--format", "sarif"])
+    counts = json.loads(capsys.readouterr().out)["runs"][0]["properties"]
+    assert counts == {"classesNotChecked": 2, "classesCheckedInPart": 1}
+    main(["lint", "blocks.py", "--select", "MOD101", "--level", "MOD101:step=info", "--format", "json"])
+    assert [(one["line"], one["kind"]) for one in json.loads(capsys.readouterr().out)] == [(5, ""), (13, "step")]
