@@ -145,6 +145,16 @@ def test_a_copied_family_knows_what_its_dots_mean(tmp_path):
     assert finding.line == 1
 
 
+def test_what_lies_beside_a_copied_family_is_no_family(tmp_path):
+    text = "from ..flux.encoders import FluxTextEncoderStep\nfrom ..tools import plan\nfrom .more import x\n" + heir(
+        "from ..modular_pipeline import ModularPipelineBlocks", "ModularPipelineBlocks"
+    )
+    write(tmp_path, {"family/heir.py": text, "family/more.py": "x = 1\n", "tools.py": "def plan():\n    pass\n"})
+    assert analyse([tmp_path], [catalogue().by_code["MOD002"]]).findings == []
+    (tmp_path / "tools.py").unlink()
+    assert analyse([tmp_path], [catalogue().by_code["MOD002"]]).findings == []
+
+
 @pytest.mark.parametrize(
     ("statement", "base", "said"),
     [

@@ -51,7 +51,8 @@ def import_statements(project: Project, source: Source) -> list[ImportStatement]
         names = tuple(Imported(alias.name, alias.name, "") for alias in node.names)
         found.append(ImportStatement(node, names))
     for statement in source.nodes(ast.ImportFrom):
-        module = absolute_module(source, statement)
+        beside = project.modules.found(source, statement.level, statement.module or "") if statement.level else None
+        module = absolute_module(source, statement) if beside is None else beside.module or beside.stem
         if module is None:
             continue
         names = tuple(_imported(project, module, alias.name) for alias in statement.names)
@@ -218,7 +219,8 @@ class CrossFamilyImport(Rule):
                 family = dotted.split(".")[2]
                 own = source.family or PurePosixPath(source.path).parent.name  # a family may lie elsewhere
                 known = family != "*" and not family[:1].isupper() and family != own
-                if known and project.modules.is_family(family):
+                there = source.family or project.modules.module(f"{FRAMEWORK_PACKAGE}.{family}") is not None
+                if known and there and project.modules.is_family(family):
                     return family
         return ""
 
