@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 
 from ...core.finding import Finding, Level
 from ...project.blocks import Block
 from ...project.body import Access
 from ...project.project import Project
-from ..base.accesses import is_guarded
+from ..base.accesses import is_guarded, relatives_agree
 from ..base.declared import component_names
 from ..base.report import report
 from ..base.rule import Rule
@@ -29,16 +30,20 @@ class UndeclaredConfig(Rule):
     needs_runtime = True
 
     def check(self, project: Project) -> Iterator[Finding]:
-        seen: set[tuple[Block, str]] = set()
+        places: dict[ast.AST, tuple[Access, list[Block]]] = {}
         for block in own_calls(project):
             for access in project.flow(block.info).accesses:
                 about = access.place[:2] == ("components", "config") and len(access.place) == 3
-                if not about or access.kind != "read" or access.body.in_pipeline or (block, access.name) in seen:
-                    continue
-                if self._is_missing(project, block, access):
-                    seen.add((block, access.name))
-                    message = f"{block.name} reads `components.config.{access.name}` without a ConfigSpec for it"
-                    yield from report(self, access.source, access.node, message)
+                if about and access.kind == "read" and not access.body.in_pipeline:
+                    places.setdefault(access.node, (access, []))[1].append(block)
+        seen: set[tuple[Block, str]] = set()
+        for access, blocks in places.values():
+            # What a base class reads may be declared by each of its heirs.
+            broken = relatives_agree(blocks, [one for one in blocks if self._is_missing(project, one, access)])
+            if broken is not None and (broken, access.name) not in seen:
+                seen.add((broken, access.name))
+                message = f"{broken.name} reads `components.config.{access.name}` without a ConfigSpec for it"
+                yield from report(self, access.source, access.node, message)
 
     def _is_missing(self, project: Project, block: Block, access: Access) -> bool:
         if access.name in _OF_DICTIONARIES or access.name.startswith("_") or is_guarded(access):

@@ -11,7 +11,7 @@ from ...project.blocks import Block
 from ...project.body import Access, Body, Place
 from ...project.project import Project
 from ...reading.nodes import Dotted
-from ..base.accesses import is_guarded, is_restored, is_restoring, leaf_accesses
+from ..base.accesses import by_place, is_guarded, is_restored, is_restoring, relatives_agree
 from ..base.declared import component_names, guiders
 from ..base.report import report
 from ..base.rule import Rule
@@ -130,8 +130,10 @@ class UndeclaredComponent(Rule):
 
     def check(self, project: Project) -> Iterator[Finding]:
         seen: set[tuple[Block, str]] = set()
-        for block, access in leaf_accesses(project, "components"):
-            if access.kind != "read" or (block, access.name) in seen or not self._is_missing(project, block, access):
+        for access, blocks in by_place(project, "components", "read"):
+            # What a base class uses may be declared by each of its heirs.
+            block = relatives_agree(blocks, [one for one in blocks if self._is_missing(project, one, access)])
+            if block is None or (block, access.name) in seen:
                 continue
             seen.add((block, access.name))
             message = f"{block.name} reads `components.{access.name}` without declaring that component"
