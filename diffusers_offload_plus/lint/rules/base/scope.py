@@ -76,8 +76,19 @@ def is_encoder(source: Source, owner: ClassInfo | None) -> bool:
 
 @once
 def own_calls(project: Project) -> list[Block]:
-    """Blocks that define ``__call__`` or inherit one that is not the framework's."""
-    return [block for block in project.blocks if block.info.call is not None]
+    """Blocks that define ``__call__`` or inherit one that is not the framework's, and do something in it."""
+    return [block for block in project.blocks if block.info.call is not None and not _is_abstract(block.info.call[1])]
+
+
+def _is_abstract(function: Function) -> bool:
+    """Whether a function only says what those of heirs do: it is decorated so, or does nothing at all."""
+    decorated = any("abstract" in ast.unparse(item) for item in function.decorator_list)
+    plain = all(
+        isinstance(one, ast.Pass) or (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))
+        for one in function.body
+    )
+    raises = isinstance(function.body[-1], ast.Raise) and "NotImplementedError" in ast.unparse(function.body[-1])
+    return decorated or plain or (raises and len(function.body) <= 2)
 
 
 @once
