@@ -51,8 +51,9 @@ class ModelName(Rule):
                 names.setdefault(block.source.group, set()).add(name)
         for block in project.blocks:
             heirs = [project.block(info) for info in project.heirs.get(block.info, ())]
-            named = heirs and all(heir.text("model_name") is not None for heir in heirs)
-            if self._lacks_name(block) and not named:  # a base class leaves the name to its heirs
+            # Outside of diffusers a base class may leave the name to its heirs.
+            named = not block.source.family and heirs and all(heir.text("model_name") is not None for heir in heirs)
+            if self._lacks_name(block) and not named:
                 family = names.get(block.source.group, set())
                 wanted = f'`model_name = "{min(family)}"`' if len(family) == 1 else "a `model_name`"
                 kind = "" if block.source.family else "custom"
