@@ -14,7 +14,9 @@ from typing import Any
 from ..lint.analysis.garbage import without_garbage_collection
 from ..lint.analysis.workers import available_processes
 from ..lint.core.files import write_file
+from ..lint.core.output import write_output
 from ..lint.core.text import counted
+from ..lint.reading.source import decode
 from ..lint.reporting.formats import formatter
 from ..lint.reporting.statistics import render_statistics
 from ..lint.reporting.text_format import render_text
@@ -22,8 +24,9 @@ from ..lint.rules.registry import catalogue
 from ..lint.running.report import Report
 from ..lint.running.run import Request, check_paths, examine, run_lint
 from ..lint.settings.baseline import Baseline
-from ..lint.settings.file import find_settings, parse_level, read_settings
+from ..lint.settings.file import parse_level, read_settings
 from ..lint.settings.layers import Layer, Settings
+from ..lint.settings.nearest import NearestSettings
 from . import CommandError
 from .arguments import DIRECTORY, FILE, FLAG, add_options, expecting, words
 
@@ -58,6 +61,12 @@ _OPTIONS: dict[str, list[tuple[str, dict[str, Any], str]]] = {
         ("--level", _LEVEL, "report the rule as error, warning, info or off. May be repeated"),
         ("--config", FILE, "read settings from this TOML file"),
         ("--isolated", FLAG, "read no settings file"),
+        (
+            "--stdin-filename",
+            FILE,
+            "the file that the path - stands for: standard input is linted as if it were this one",
+        ),
+        ("--allow-no-files", FLAG, "do not take it for an error if no Python file is found"),
         (
             "--diffusers",
             DIRECTORY,
@@ -116,7 +125,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "imported or run, unless --introspect asks for it. Exit code: 0 if there is nothing to report, 1 if there is, "
         "2 if the linter could not run."
     )
-    parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="files and directories (default: .)")
+    parser.add_argument(
+        "paths",
+        nargs="*",
+        type=Path,
+        metavar="PATH",
+        help="files and directories, or - for standard input (default: .)",
+    )
     for title, options in _OPTIONS.items():
         add_options(parser.add_argument_group(title), options)
 
@@ -165,6 +180,12 @@ def _check_combinations(arguments: argparse.Namespace) -> None:
     if len(actions) > 1:
         shown = " and ".join(f"--{name.replace('_', '-')}" for name in actions)
         raise CommandError(f"{shown}: expected one of them at a time.")
+    if Path("-") in arguments.paths:
+        _check_standard_input(arguments)
+    elif arguments.stdin_filename is not None:
+        raise CommandError(
+            f"--stdin-filename {arguments.stdin_filename}: expected the path - with it, which reads standard input."
+        )
     if arguments.checklist is not None and arguments.paths:
         raise CommandError(
             f"--checklist {arguments.checklist}: looks at this directory only; expected no further paths, got "
@@ -174,26 +195,53 @@ def _check_combinations(arguments: argparse.Namespace) -> None:
         raise CommandError("--write-baseline: lists all findings, so it cannot be combined with --diff or --baseline.")
 
 
+def _check_standard_input(arguments: argparse.Namespace) -> None:
+    if len(arguments.paths) > 1:
+        raise CommandError("-: standard input is linted by itself; expected no other paths.")
+    for name in ("fix", "write_baseline", "diff", "siblings", "introspect"):
+        if getattr(arguments, name):
+            raise CommandError(f"--{name.replace('_', '-')}: cannot be combined with -, which is no file on disk.")
+
+
+def _standard_input(arguments: argparse.Namespace) -> dict[Path, str]:
+    """The text of standard input, by the file that it stands for."""
+    name = arguments.stdin_filename or Path("stdin.py")
+    if sys.stdin is None:
+        raise CommandError("-: standard input is closed.")
+    try:
+        return {name: decode(sys.stdin.buffer.read())}
+    except (OSError, SyntaxError, UnicodeDecodeError) as error:
+        raise CommandError(f"-: standard input cannot be read as Python: {error}.") from error
+
+
+def _settings(arguments: argparse.Namespace) -> Settings | NearestSettings:
+    """The settings: of the file that is named, else for each file those of the nearest settings file."""
+    last = Layer(
+        where="command line",
+        root=Path.cwd(),
+        select=None if arguments.select is None else tuple(arguments.select),
+        extend_select=tuple(arguments.extend_select or ()),
+        ignore=tuple(arguments.ignore or ()),
+        levels={key: parse_level(level, f"--level {key}") for key, level in arguments.level},
+        exclude=tuple(arguments.exclude or ()),
+    )
+    named = read_settings(arguments.config) if arguments.config is not None else []
+    # Made in any case, so that a wrong option is an error even if no file is found.
+    fixed = Settings(catalogue(), [*named, last])
+    return fixed if arguments.isolated or named else NearestSettings(catalogue(), last)
+
+
 def _request(arguments: argparse.Namespace) -> Request:
     paths = arguments.paths or [Path()]
-    layers: list[Layer] = []
-    if not arguments.isolated:
-        file = arguments.config or find_settings(paths)
-        layers += read_settings(file) if file is not None else []
-    layers.append(
-        Layer(
-            where="command line",
-            root=Path.cwd(),
-            select=None if arguments.select is None else tuple(arguments.select),
-            extend_select=tuple(arguments.extend_select or ()),
-            ignore=tuple(arguments.ignore or ()),
-            levels={key: parse_level(level, f"--level {key}") for key, level in arguments.level},
-            exclude=tuple(arguments.exclude or ()),
-        )
-    )
+    sources: dict[Path, str] = {}
+    if Path("-") in paths:
+        sources = _standard_input(arguments)
+        paths = list(sources)
     return Request(
         paths=paths,
-        settings=Settings(catalogue(), layers),
+        sources=sources,
+        allow_no_files=arguments.allow_no_files,
+        settings=_settings(arguments),
         diffusers=arguments.diffusers,
         siblings=arguments.siblings,
         noqa=not arguments.no_noqa,
@@ -241,7 +289,7 @@ def _rendered(report: Report, arguments: argparse.Namespace) -> str:
 
 
 def _to_terminal(arguments: argparse.Namespace) -> bool:
-    return arguments.output is None and sys.stdout.isatty()
+    return arguments.output is None and sys.stdout is not None and sys.stdout.isatty()
 
 
 def _colour(arguments: argparse.Namespace) -> bool:
@@ -254,14 +302,9 @@ def _write(text: str, path: Path | None) -> None:
     if path is not None:
         write_file(path, text)
         return
-    encoding = sys.stdout.encoding or "utf-8"
-    try:
-        # Characters that the terminal cannot show are written as escapes instead of ending the run.
-        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        sys.stdout.flush()
-    except BrokenPipeError:  # `offload-plus lint | head` is no error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    write_output(text)
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
+    if sys.stderr is not None:
+        sys.stderr.write(f"{text}\n")

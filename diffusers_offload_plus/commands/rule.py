@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..lint.core.output import write_output
 from ..lint.reporting.pages import explain, listing, write_pages
 from ..lint.rules.registry import catalogue
 from . import CommandError
@@ -34,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stderr.write(f"{len(written)} pages in {arguments.markdown}\n")
         return 0
     if arguments.rule is None:
-        sys.stdout.write(listing(catalogue().rules))
+        write_output(listing(catalogue().rules))
     else:
-        sys.stdout.write(explain(catalogue().rule(arguments.rule, "rule")))
+        write_output(explain(catalogue().rule(arguments.rule, "rule")))
     return 0

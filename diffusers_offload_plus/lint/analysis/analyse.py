@@ -10,8 +10,9 @@ from pathlib import Path
 
 from ..core.finding import Finding
 from ..project.project import Project
-from ..reading.location import enclosing_diffusers, installed_diffusers, module_name, python_files, shown
-from ..reading.source import Problem, Source, decode, parse
+from ..reading.location import enclosing_diffusers, installed_diffusers, module_name, odd_kind, python_files, shown
+from ..reading.notebook import Notebook, NotebookError, is_notebook, read_notebook
+from ..reading.source import Problem, Source, decode, parse, syntax_problem
 from ..rules.base.rule import Rule
 from .garbage import without_garbage_collection
 from .workers import spread
@@ -32,12 +33,14 @@ class Analysis:
         problems: files that could not be read, decoded or parsed.
         files: paths of all files that were looked at.
         project: the files as the rules saw them.
+        notebooks: the notebooks among the files, by path; places in them are those in their text.
     """
 
     findings: list[Finding]
     problems: list[Problem]
     files: list[str]
     project: Project
+    notebooks: Mapping[str, Notebook]
     _texts: Mapping[str, str]
 
     def text(self, path: str) -> str:
@@ -51,7 +54,7 @@ def _nothing(path: Path) -> bool:
 
 def analyse(
     roots: Sequence[Path],
-    rules: Sequence[Rule],
+    rules: Sequence[Rule] | Callable[[], Sequence[Rule]],
     *,
     skip: Callable[[Path], bool] = _nothing,
     sources: Mapping[Path, str] | None = None,
@@ -61,6 +64,7 @@ def analyse(
     """Apply ``rules`` to the Python files at and below ``roots``.
 
     Args:
+        rules: the rules, or a function that is asked for them once ``skip`` has seen all files.
         skip: whether a file or directory is left out.
         sources: texts to use instead of the files on disk, by path; files that do not exist can be given too.
         diffusers: folder of the diffusers package to read the framework from. By default the package that the files
@@ -71,12 +75,18 @@ def analyse(
     problems: list[Problem] = []
     texts: dict[str, str] = {}
     found: list[Source] = []
+    notebooks: dict[str, Notebook] = {}
     with without_garbage_collection():
         for path in _files(roots, skip, sources or {}, problems):
             text = _read(path, overrides, problems)
             if text is None:
                 texts.setdefault(shown(path), "")
                 continue
+            if is_notebook(path.name):
+                notebook = _notebook(shown(path), text, problems)
+                text = notebook.text if notebook is not None else ""
+                if notebook is not None:
+                    notebooks[shown(path)] = notebook
             texts[shown(path)] = text
             tree = parse(text, shown(path))
             if isinstance(tree, Problem):
@@ -87,11 +97,27 @@ def analyse(
             around = (enclosing_diffusers(Path(source.path)) for source in found[:1])
             diffusers = next((path for path in around if path is not None), None) or installed_diffusers()
         project = Project(found, diffusers, overrides)
+        rules = rules() if callable(rules) else rules
         worth_it = len(found) >= _MANY_FILES and len(rules) >= _MANY_RULES
         findings = _apply(rules, project, problems, processes if worth_it else 1)
     return Analysis(
-        findings=findings, problems=sorted(set(problems)), files=sorted(texts), project=project, _texts=texts
+        findings=findings,
+        problems=sorted(set(problems)),
+        files=sorted(texts),
+        project=project,
+        notebooks=notebooks,
+        _texts=texts,
     )
+
+
+def _notebook(path: str, text: str, problems: list[Problem]) -> Notebook | None:
+    try:
+        notebook = read_notebook(text)
+    except NotebookError as error:
+        problems.append(Problem(path, 1, str(error)))
+        return None
+    problems += (syntax_problem(path, error, line) for line, error in notebook.broken)
+    return notebook
 
 
 def analyse_source(source: str, path: str, rules: Sequence[Rule], *, diffusers: Path | None = None) -> Analysis:
@@ -127,6 +153,9 @@ def _files(
 def _read(path: Path, overrides: Mapping[Path, str], problems: list[Problem]) -> str | None:
     if _absolute(path) in overrides:
         return overrides[_absolute(path)]
+    if kind := odd_kind(path):
+        problems.append(Problem(shown(path), 1, f"is {kind}, not a file: skipped"))
+        return None
     try:
         return decode(path.read_bytes())
     except OSError as error:

@@ -110,9 +110,9 @@ def _denoise(family: _Family) -> Item:
     found = [
         block
         for block in family.project.blocks
-        if block.source.stem == "denoise" and (block.kind == "loop" or "Denoise" in block.name)
+        if block.source.stem == "denoise" and (block.info.loops or "Denoise" in block.name)
     ]
-    loops = [block for block in found if block.kind == "loop"]
+    loops = [block for block in found if block.info.loops]
     missing = "a LoopSequentialPipelineBlocks over the timesteps"
     return _outcome("denoising loop", loops or found, missing, family.file("denoise.py"))
 

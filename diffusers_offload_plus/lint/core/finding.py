@@ -34,6 +34,7 @@ class Finding:
         end_line, end_column: the last line, and one past the last character.
         code: such as ``"MOD003"``; ``name``: the rule's name, such as ``"guidance-scale-input"``.
         kind: a subdivision of the rule, such as ``"output-class"``, which may have another level. Empty for most.
+        cell: in a notebook the number of the cell, else 0; ``above``: the number of lines of the cells before it.
         fixable: whether ``--fix`` can fix it without changing anything else that the code does.
     """
 
@@ -49,3 +50,10 @@ class Finding:
     kind: str = ""
     fixable: bool = False
     origin: Origin = Origin.STATIC
+    cell: int = 0
+    above: int = 0
+
+    @property
+    def lines_shown(self) -> tuple[int, int]:
+        """The first and the last line as they are shown: those of the cell in a notebook."""
+        return self.line - self.above, self.end_line - self.above

@@ -15,8 +15,8 @@ def source_lines(text: str) -> list[str]:
 
 
 def counted(number: int, noun: str) -> str:
-    """``number`` and ``noun``, as in ``1 file`` and ``2 files``."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    """``number`` and ``noun``, as in ``1 file``, ``2 files`` and ``2 classes``."""
+    return f"{number} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
 def printable(text: str) -> str:

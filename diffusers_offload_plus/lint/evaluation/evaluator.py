@@ -7,10 +7,12 @@ import ast
 from ..reading.nodes import Function, function_called, name_of
 from ..reading.source import Source
 from ..resolution.classes import Classes, ClassInfo
-from ..resolution.modules import Modules, Symbol, parameters
+from ..resolution.modules import Modules, Symbol
+from .binding import parameter_values
 from .builtins import call_method, call_named, from_keys, is_instance
 from .expressions import Frame
 from .framework import framework_attribute
+from .specs import declared, from_template
 from .statements import Statements
 from .templates import SPEC_KINDS, Declarations
 from .values import (
@@ -206,7 +208,7 @@ class Evaluator(Statements):
                 value = self.eval(base, frame)
                 spec = value.dotted.rpartition(".")[2] if isinstance(value, External) else ""
                 if spec in SPEC_KINDS and function.attr == "template":
-                    return self._template(spec, node, frame, arguments, keywords)
+                    return from_template(self.declarations, spec, node, frame.source, arguments, keywords)
                 found = call_method(value, function.attr, arguments, keywords)
                 if found is not None:
                     return found
@@ -216,7 +218,7 @@ class Evaluator(Statements):
         if isinstance(called, External):
             name = called.dotted.rpartition(".")[2]
             if name in SPEC_KINDS:
-                return self._spec(name, node, frame, arguments, keywords)
+                return declared(self.declarations, name, node, frame.source, arguments, keywords)
             found = call_named(name, arguments, keywords)
             return found if found is not None else UNKNOWN
         if arguments.open or keywords.open:
@@ -250,7 +252,7 @@ class Evaluator(Statements):
 
     def _run_function(self, function: FunctionValue, arguments: list[Value], keywords: dict[str, Value]) -> Value:
         node = function.node
-        bound = [function.instance, *arguments] if function.instance is not None else arguments
+        given = [function.instance, *arguments] if function.instance is not None else arguments
         frame = Frame(
             function.source,
             dict(function.closure),
@@ -258,27 +260,9 @@ class Evaluator(Statements):
             instance=function.instance,
             scope=None if isinstance(node, ast.Lambda) else node,
         )
-        given = node.args
-        positional = [argument.arg for argument in (*given.posonlyargs, *given.args)]
-        defaults = dict(zip(reversed(positional), reversed(given.defaults), strict=False))
-        defaults.update(
-            {
-                argument.arg: default
-                for argument, default in zip(given.kwonlyargs, given.kw_defaults, strict=True)
-                if default
-            }
+        frame.names |= parameter_values(
+            node, given, keywords, lambda default: self.eval(default, Frame(function.source))
         )
-        known = parameters(node)
-        frame.names.update(dict.fromkeys(known, UNKNOWN))
-        for name, default in defaults.items():
-            frame.names[name] = self.eval(default, Frame(function.source))
-        frame.names.update(zip(positional, bound, strict=False))
-        if given.vararg:
-            frame.names[given.vararg.arg] = Items(list(bound[len(positional) :]))
-        extra = {name: value for name, value in keywords.items() if name not in known}
-        if given.kwarg:
-            frame.names[given.kwarg.arg] = Dictionary(dict(extra))
-        frame.names.update({name: value for name, value in keywords.items() if name not in extra})
         if isinstance(node, ast.Lambda):
             return self.eval(node.body, frame)
         if any(isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Yield) for statement in node.body):
@@ -287,28 +271,6 @@ class Evaluator(Statements):
         if not finished and frame.returned:
             frame.returned.append(Constant(None))
         return choice(frame.returned) if frame.returned else Constant(None)
-
-    def _spec(self, name: str, node: ast.Call, frame: Frame, arguments: Items, keywords: Dictionary) -> Value:
-        order = self.declarations.fields[name]
-        fields = dict(zip(order, arguments.items, strict=False))
-        fields.update(keywords.items)
-        return Spec(
-            SPEC_KINDS[name], fields, node, frame.source, frozenset(fields), open=arguments.open or keywords.open
-        )
-
-    def _template(self, name: str, node: ast.Call, frame: Frame, arguments: Items, keywords: Dictionary) -> Value:
-        given = dict(zip(("template_name", "note"), arguments.items, strict=False)) | keywords.items
-        template = given.pop("template_name", UNKNOWN)
-        note = given.pop("note", None)
-        key = template.value if isinstance(template, Constant) and isinstance(template.value, str) else None
-        known = self.declarations.templates.get(name, {}).get(key) if key is not None else None
-        fields: dict[str, Value] = {"name": template if key is not None else UNKNOWN}
-        fields.update(known or {})
-        if note is not None:
-            fields["note"] = note
-        fields.update(given)
-        unread = arguments.open or keywords.open or known is None
-        return Spec(SPEC_KINDS[name], fields, node, frame.source, frozenset(given), template=key or "?", open=unread)
 
     # -- classes -----------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from .values import (
     elements,
 )
 
-__all__ = ["DECLARED", "framework_attribute", "sub_blocks"]
+__all__ = ["DECLARED", "framework_attribute", "skippable", "sub_blocks"]
 
 DECLARED = {
     "inputs": "loop_inputs",
@@ -106,7 +106,7 @@ def _combined(evaluator: Attributes, instance: Instance, name: str) -> Items:
                 seen.add(key)
                 found.append(value)
 
-    if kind == "loop":
+    if instance.info.loops:
         own, known = elements(evaluator.attribute(instance, DECLARED[name]))
         add(own)
         whole = whole and known
@@ -114,7 +114,7 @@ def _combined(evaluator: Attributes, instance: Instance, name: str) -> Items:
         values, known = elements(evaluator.attribute(block, name))
         whole = whole and known
         add(values)
-        if name == "inputs" and kind in ("sequential", "loop") and not skippable(evaluator, block):
+        if name == "inputs" and (kind == "sequential" or instance.info.loops) and not skippable(evaluator, block):
             outputs, _ = elements(evaluator.attribute(block, "intermediate_outputs"))
             produced |= {_key(output) for output in outputs}
     return Items(found, not whole)

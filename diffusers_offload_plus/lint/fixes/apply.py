@@ -78,6 +78,7 @@ def fix_files(request: Request) -> Fixed:
     Raises:
         LintError: libcst is not installed, or the request cannot be carried out.
     """
+    _require_libcst()  # before anything takes time
     check_paths(request)
     baseline, changes = limits(request)
     session = _Session(request)
@@ -110,7 +111,6 @@ class _Session:
 
     def fix(self, findings: Sequence[Finding]) -> bool:
         """Fix those of ``findings`` that can be fixed. True if any was."""
-        _require_libcst()
         self._notes.clear()  # a later round may be able to fix what an earlier one left
         base = self._look(self.texts)
         accepted: list[Finding] = []
@@ -142,6 +142,9 @@ class _Session:
         from .edits import CannotFix
         from .fixers import FIXERS
 
+        if finding.cell:
+            self._leave(finding, "notebooks are not changed")
+            return False
         if finding.code not in FIXERS:
             self._leave(finding, "it has no automatic fix")
             return False

@@ -114,12 +114,14 @@ class Block:
     def _listed(self, what: str) -> list[Spec]:
         found: list[Spec] = []
         for name in (what, DECLARED.get(what)):
-            function = self.info.own_method(name) if name else None
-            if function is None or name is None:
+            if not name:
                 continue
+            # Without a property of its own, a class may list them in its body for one that it inherits.
+            has_property = self.info.own_method(name) is not None
             for spec in self.declared(name, anywhere=True).specs:
                 inside = spec.source is self.source and self.source.is_inside(spec.call, self.info.node)
-                if (inside or (self.kind == "leaf" and spec.source.group == self.source.group)) and spec not in found:
+                beside = has_property and self.kind == "leaf" and spec.source.group == self.source.group
+                if (inside or beside) and spec not in found:
                     found.append(spec)
         return found
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 
-from ..reading.nodes import Function, Listing, function_called, is_call_of, literal, method_called
+from ..reading.nodes import Function, Listing, function_called, is_call_of, literal, method_called, name_of, passed
 from ..reading.source import Node, Source
 from ..resolution.classes import ClassInfo
 from ..resolution.modules import parameters
@@ -42,6 +42,9 @@ _HOPS = 50  # from an expression to what it is an attribute of
 _Reached = ast.Attribute | ast.Subscript
 
 
+# Functions that return their last, or their first, argument.
+_LAST_BACK = {"cast"}
+_FIRST_BACK = {"nullcontext", "enter_context", "assert_type", "reveal_type"}
 PROBES = {"getattr": "probe", "hasattr": "probe", "setattr": "write", "delattr": "delete"}
 
 
@@ -71,12 +74,23 @@ class Access:
         return self.place[-1]
 
 
+# What a call of another function returns: one set of places, or one for each element of the tuple that is returned.
+Returned = Callable[["Body", ast.Call], list[set[Place]]]
+
+
 class Body:
     """A function, with what its names stand for."""
 
     def __init__(
-        self, source: Source, function: Function, owner: ClassInfo | None, roles: dict[str, set[Place]]
+        self,
+        source: Source,
+        function: Function,
+        owner: ClassInfo | None,
+        roles: dict[str, set[Place]],
+        returned: Returned,
     ) -> None:
+        self._returned = returned
+        self._asked: set[Function] = set()
         self.source = source
         self.function = function
         self.owner = owner
@@ -149,17 +163,30 @@ class Body:
 
     def _bind(self, target: ast.expr, value: ast.expr) -> None:
         if isinstance(target, Listing):
-            if isinstance(value, Listing) and len(value.elts) == len(target.elts):
-                for element, item in zip(target.elts, value.elts, strict=True):
-                    self._bind(element, item)
-            return
-        places = self.places(value)
-        if not places:
-            return
+            self._unpack(target, value)
+        elif places := self.places(value):
+            self._hold(target, places)
+
+    def _unpack(self, target: Listing, value: ast.expr) -> None:
+        starred = next((index for index, one in enumerate(target.elts) if isinstance(one, ast.Starred)), None)
+        if isinstance(value, Listing) and not any(isinstance(one, ast.Starred) for one in value.elts):
+            last = len(target.elts) - 1 - starred if starred is not None else 0
+            pairs = [*zip(target.elts[:starred], value.elts, strict=False)]
+            pairs += zip(target.elts[-last:], value.elts[-last:], strict=False) if last else ()
+            for element, item in pairs if starred is not None or len(value.elts) == len(target.elts) else ():
+                self._bind(element, item)
+        elif isinstance(value, ast.Call):
+            columns = self._returned(self, value) if self._hands_over(value) else []
+            for element, places in zip(target.elts, columns, strict=True) if len(columns) == len(target.elts) else ():
+                if places:
+                    self._hold(element, places)
+
+    def _hold(self, target: ast.expr, places: AbstractSet[Place]) -> None:
+        """Remember that ``target`` stands for ``places``."""
         if isinstance(target, ast.Name):
             self.names.setdefault(target.id, set()).update(places)
         elif isinstance(target, ast.Attribute):
-            held = {place for place in places if place[0] == "components"}
+            held = {place for place in places if place[0] == "components" or place == BLOCK_STATE}
             for stored in self.places(target.value) if held else ():
                 self.stored.setdefault((*stored, target.attr), set()).update(held)
 
@@ -213,9 +240,49 @@ class Body:
             return self._origin_or_places(node.body) | self._origin_or_places(node.orelse)
         if isinstance(node, ast.BoolOp):
             return _NOWHERE.union(*(self._origin_or_places(value) for value in node.values[:20]))
+        return self._called(node) if isinstance(node, ast.Call) else _NOWHERE
+
+    def _called(self, node: ast.Call) -> AbstractSet[Place]:
+        """The places that the result of a call may come from."""
         if method_called(node) == "get_block_state":
             return {BLOCK_STATE}
-        return _NOWHERE
+        if name_of(node.func) == "partial" and node.args:
+            return self.places(node.args[0]) & {(*SELF, "get_block_state")}
+        handed_back = back(node)
+        if handed_back is not None:
+            return self.places(handed_back)
+        function = node.func
+        if isinstance(function, ast.Name) and function.id in self.local_functions:
+            return self._returned_locally(self.local_functions[function.id])
+        if isinstance(function, ast.Call):  # partial(self.get_block_state, state)()
+            bound = (
+                self.places(function.args[0]) if name_of(function.func) == "partial" and function.args else _NOWHERE
+            )
+            return {BLOCK_STATE} if (*SELF, "get_block_state") in bound else _NOWHERE
+        if isinstance(function, ast.Name) and (*SELF, "get_block_state") in self.names.get(function.id, _NOWHERE):
+            return {BLOCK_STATE}
+        columns = self._returned(self, node) if self._hands_over(node) else ()
+        return columns[0] if len(columns) == 1 else _NOWHERE
+
+    def _hands_over(self, node: ast.Call) -> bool:
+        """Whether a call is given components, a state or a block state as a whole; only these are followed back."""
+        names = self.names
+        for value in passed(node):
+            if isinstance(value, ast.Name):
+                if any(len(place) == 1 and place != SELF for place in names.get(value.id, _NOWHERE)):
+                    return True
+            elif isinstance(value, ast.Call) and any(len(place) == 1 for place in self.places(value)):
+                return True
+        return False
+
+    def _returned_locally(self, local: Function) -> AbstractSet[Place]:
+        if local in self._asked:  # it calls itself
+            return _NOWHERE
+        self._asked.add(local)
+        values = [one.value for one in self.source.within(local, ast.Return) if one.value is not None]
+        found = _NOWHERE.union(*(self._origin_or_places(value) for value in values[:20]))
+        self._asked.discard(local)
+        return found
 
     def _origin_or_places(self, node: ast.expr) -> AbstractSet[Place]:
         return _NOWHERE if isinstance(node, ast.IfExp | ast.BoolOp) else self.places(node)
@@ -273,6 +340,16 @@ class Body:
                 if len(outer.value.elts) == len(parent.elts):
                     return "write", outer.value.elts[index]
         return "write", None
+
+
+def back(node: ast.AST | None) -> ast.expr | None:
+    """The argument that a call hands back as it is, as ``typing.cast`` does."""
+    if not isinstance(node, ast.Call) or not node.args:
+        return None
+    name = name_of(node.func)
+    if name in _LAST_BACK:
+        return node.args[-1]
+    return node.args[0] if name in _FIRST_BACK else None
 
 
 def argument_places(body: Body, node: ast.Call, target: Function, *, bound: bool) -> dict[str, set[Place]]:

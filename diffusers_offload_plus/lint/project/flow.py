@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Iterator
 
-from ..reading.nodes import Function, function_called, literal, method_called, name_of, passed
+from ..reading.nodes import Function, Listing, function_called, literal, method_called, name_of, passed
 from ..reading.source import Source
-from ..resolution.classes import Classes, ClassInfo
+from ..resolution.classes import ClassInfo
 from ..resolution.modules import parameters
 from .bodies import Bodies
-from .body import BLOCK_STATE, COMPONENTS, PROBES, SELF, STATE, Access, Body, Place, argument_places
+from .body import BLOCK_STATE, COMPONENTS, PROBES, SELF, STATE, Access, Body, Place, back
+from .callees import Callees
 from .pipelines import Pipelines
 
 __all__ = ["Flow"]
@@ -25,9 +25,9 @@ _HARMLESS = {*PROBES, "isinstance", "type", "callable"}
 class Flow:
     """The functions that run when a block is called, as far as calls can be followed."""
 
-    def __init__(self, info: ClassInfo, classes: Classes, pipelines: Pipelines, bodies: Bodies) -> None:
+    def __init__(self, info: ClassInfo, callees: Callees, pipelines: Pipelines, bodies: Bodies) -> None:
         self.info = info
-        self._classes = classes
+        self._callees = callees
         self._pipelines = pipelines
         self._known = bodies
         self.bodies: list[Body] = []
@@ -83,86 +83,57 @@ class Flow:
                 continue
             if self._escapes(body, node):
                 self.escapes += [(place, node, body) for place in whole[node.id]]
+        for call in body.of(ast.Call):  # a block state that is handed on without getting a name
+            if call not in followed and BLOCK_STATE in body.places(call) and self._escapes(body, call):
+                self.escapes.append((BLOCK_STATE, call, body))
 
     def _call(self, body: Body, node: ast.Call, followed: set[ast.AST]) -> None:
         plain = function_called(node)
         if plain in body.local_functions or plain in _HARMLESS or method_called(node) in PROTOCOL:
             followed.update(passed(node))
             return
-        targets = list(self._targets(body, node.func))
-        for source, target, owner, bound in targets:
-            roles = argument_places(body, node, target, bound=bound is not None)
-            if bound is not None and parameters(target):
-                roles.setdefault(parameters(target)[0], set()).add(bound)
-            if any(place != SELF for places in roles.values() for place in places):
-                self._enter(source, target, owner, roles)
-        if targets:
-            followed.update(passed(node))
-
-    def _targets(
-        self, body: Body, node: ast.expr
-    ) -> Iterator[tuple[Source, Function, ClassInfo | None, Place | None]]:
-        """Functions that a call may run, with the class they belong to and what their first parameter is bound to."""
-        if isinstance(node, ast.Attribute):
-            base = node.value
-            if function_called(base) == "super":
-                found = self.info.find(node.attr, after=body.owner) if body.owner else None
-                if found and not found[0].source.in_framework:
-                    yield from _as_target(found, SELF)
+        if plain == "partial" or method_called(node) == "partial":
+            if not node.args:
                 return
-            for place in body.places(base):
-                if place == SELF:
-                    found = self.info.find(node.attr)
-                    if found and not found[0].source.in_framework:
-                        yield from _as_target(found, SELF)
-                elif place == COMPONENTS:
-                    for pipeline in self._pipelines.of(body.source):
-                        found = pipeline.find(node.attr)
-                        if found and not found[0].source.in_framework:
-                            yield from _as_target(found, COMPONENTS)
-        scope = body.function
-        symbol = self._classes.modules.symbol(body.source, node, scope)
-        if symbol is None or (symbol.source is None and symbol.node is None):
-            if isinstance(node, ast.Attribute):
-                info = self._classes.named(body.source, node.value, scope)
-                found = info.find(node.attr) if isinstance(info, ClassInfo) else None
-                if found and not found[0].source.in_framework:
-                    yield from _as_target(found, None)
-            return
-        target, source = symbol.node, symbol.source
-        if isinstance(target, Function) and source and not source.in_framework:
-            yield source, target, None, None
+            node = ast.copy_location(ast.Call(node.args[0], node.args[1:], node.keywords), node)
+        targets = list(self._callees.of(body, node.func, self.info))
+        for callee in targets:
+            roles = callee.roles(body, node)
+            if any(place != SELF for places in roles.values() for place in places):
+                self._enter(callee.source, callee.function, callee.owner, roles)
+        if targets or back(node) is not None:
+            followed.update(passed(node))
 
     def _property(self, body: Body, node: ast.Attribute, found: list[tuple[ClassInfo, Function]]) -> None:
         if COMPONENTS in body.places(node.value):
             for owner, function in found:
                 self._enter(owner.source, function, owner, {parameters(function)[0]: {COMPONENTS}})
 
-    def _escapes(self, body: Body, node: ast.Name) -> bool:
+    def _escapes(self, body: Body, node: ast.expr) -> bool:
         parent = body.source.parent(node)
-        if isinstance(parent, ast.Attribute | ast.Compare | ast.Return):
+        while isinstance(parent, ast.NamedExpr | ast.IfExp | ast.BoolOp):
+            if isinstance(parent, ast.IfExp) and parent.test is node:
+                return False
+            node, parent = parent, body.source.parent(parent)
+        if isinstance(parent, ast.Attribute | ast.Compare | ast.Return | ast.Expr | ast.UnaryOp | ast.If | ast.While):
             return isinstance(parent, ast.Attribute) and parent.attr in ("as_dict", "__dict__", "attributes")
         if isinstance(parent, ast.Subscript):
             return literal(parent.slice) is None
-        if isinstance(parent, ast.Tuple):
-            return not isinstance(body.source.parent(parent), ast.Return | ast.Assign)
+        if isinstance(parent, Listing):
+            while isinstance(parent, Listing):
+                parent = body.source.parent(parent)
+            unpacked = isinstance(parent, ast.Assign) and all(isinstance(one, Listing) for one in parent.targets)
+            return not (unpacked or isinstance(parent, ast.Return | ast.For))
         if isinstance(parent, ast.Assign):
             return not all(isinstance(target, ast.Name | ast.Tuple) for target in parent.targets)
-        return True
+        if isinstance(parent, ast.AnnAssign):
+            return not isinstance(parent.target, ast.Name)
+        return not isinstance(parent, ast.withitem)
 
 
 def _is_whole(place: Place) -> bool:
     """Whether ``place`` is the components, the state or the block state itself, not something in it."""
     return len(place) == 1 and place != SELF
-
-
-def _as_target(
-    found: tuple[ClassInfo, ast.stmt | ast.expr], bound: Place | None
-) -> Iterator[tuple[Source, Function, ClassInfo | None, Place | None]]:
-    owner, member = found
-    if isinstance(member, Function):
-        static = any(isinstance(item, ast.Name) and item.id == "staticmethod" for item in member.decorator_list)
-        yield owner.source, member, owner, None if static else bound
 
 
 def entry_roles(owner: ClassInfo, function: Function) -> dict[str, set[Place]]:
@@ -188,6 +159,10 @@ def takes_block_state(function: Function) -> bool:
     if len(arguments) < 3:
         return False
     third = arguments[2]
-    if third.arg == "block_state":
+    if third.arg == "block_state" or name_of(third.annotation) == "BlockState":
         return True
-    return name_of(third.annotation) == "BlockState"
+    if name_of(third.annotation) == "PipelineState" or len(arguments) + len(function.args.kwonlyargs) < 4:
+        return False
+    # A step with the loop's variables that does not ask for its block state has been given it.
+    names = {name_of(node) for node in ast.walk(function) if isinstance(node, ast.Attribute)}
+    return "get_block_state" not in names and not names & {"get_by_kwargs", "set_block_state"}

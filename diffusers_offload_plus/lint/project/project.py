@@ -12,16 +12,21 @@ from ..evaluation.evaluator import Evaluator
 from ..evaluation.templates import Declarations
 from ..evaluation.values import Instance
 from ..reading.nodes import Function
-from ..reading.source import Source
-from ..resolution.classes import Classes, ClassInfo
+from ..reading.source import FRAMEWORK_PACKAGE, Source
+from ..resolution.classes import PIPELINE_BASE, Classes, ClassInfo
 from ..resolution.modules import Modules
 from .blocks import Block, descendants
 from .bodies import Bodies
+from .callees import Callees
 from .flow import Flow
 from .pipelines import Pipelines
 
 __all__ = ["Project", "once"]
 
+_OF_EVERY_PIPELINE = {
+    "config", "device", "dtype", "_execution_device", "blocks", "progress_bar", "maybe_free_model_hooks",
+    "enable_model_cpu_offload", "enable_sequential_cpu_offload", "remove_all_hooks",
+}  # fmt: skip
 Question = ParamSpec("Question")
 Result = TypeVar("Result")
 
@@ -48,7 +53,6 @@ class Project:
         self.evaluator = Evaluator(self.modules, self.classes, self.declarations)
         self._blocks: dict[ClassInfo, Block] = {}
         self.answers: dict[Hashable, Any] = {}
-        self.bodies = Bodies()
         self._flows: dict[ClassInfo, Flow] = {}
         self._dotted: dict[ast.expr, str | None] = {}
 
@@ -97,8 +101,27 @@ class Project:
         return self._families.of(source)
 
     @functools.cached_property
+    def bodies(self) -> Bodies:
+        """The functions that have been looked into."""
+        return Bodies(self._callees)
+
+    @functools.cached_property
+    def _callees(self) -> Callees:
+        return Callees(self.classes, self._families)
+
+    @functools.cached_property
     def _families(self) -> Pipelines:
         return Pipelines(self.pipelines)
+
+    def is_of_framework_pipeline(self, name: str) -> bool:
+        """Whether ``name`` is an attribute of every pipeline, which has nothing to do with single components."""
+        if name in _OF_EVERY_PIPELINE:
+            return True
+        source = self.modules.module(f"{FRAMEWORK_PACKAGE}.modular_pipeline")
+        symbol = self.modules.lookup(source, PIPELINE_BASE) if source is not None else None
+        if symbol is None or symbol.source is None or not isinstance(symbol.node, ast.ClassDef):
+            return name.startswith("_")
+        return self.classes.info(symbol.source, symbol.node).find(name) is not None
 
     def blocks_of(self, group: str) -> Sequence[Block]:
         """Blocks of a family, in order of place."""
@@ -109,6 +132,15 @@ class Project:
         found: dict[str, list[Block]] = {}
         for block in self.blocks:
             found.setdefault(block.source.group, []).append(block)
+        return found
+
+    @functools.cached_property
+    def heirs(self) -> dict[ClassInfo, list[ClassInfo]]:
+        """For each class, the block classes that inherit from it."""
+        found: dict[ClassInfo, list[ClassInfo]] = {}
+        for block in self.blocks:
+            for info in block.info.mro[1:]:
+                found.setdefault(info, []).append(block.info)
         return found
 
     @functools.cached_property
@@ -123,17 +155,17 @@ class Project:
         return found
 
     def loops_of(self, block: Block) -> list[Block]:
-        """The loop blocks that run ``block`` directly, or a subclass of it."""
+        """The loop blocks, of either kind, that run ``block`` directly, or a subclass of it."""
         found = []
         for outer in self.assemblies.get(block.info, ()):
-            if outer.kind == "loop" and any(block.info in instance.info.mro for _, instance in outer.sub_blocks[0]):
+            if outer.info.loops and any(block.info in instance.info.mro for _, instance in outer.sub_blocks[0]):
                 found.append(outer)
         return found
 
     def flow(self, info: ClassInfo) -> Flow:
         """The flow of a block: what calling it does."""
         if info not in self._flows:
-            self._flows[info] = Flow(info, self.classes, self._families, self.bodies)
+            self._flows[info] = Flow(info, self._callees, self._families, self.bodies)
         return self._flows[info]
 
     def below(self, instance: Instance) -> list[Instance]:

@@ -4,59 +4,88 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import re
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 
 from .nodes import Listing, name_of
-from .source import Source
+from .source import FRAMEWORK_PACKAGE, Source
 
 __all__ = ["ImportedName", "absolute_module", "bindings", "imported_names", "in_type_checking"]
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 _IMPORT = ast.Import | ast.ImportFrom
+# What the files right below ``modular_pipelines`` are called, and what is imported from them.
+_FRAMEWORK_FILES = {"modular_pipeline", "modular_pipeline_utils", "components_manager"}
+_FRAMEWORK_NAMES = re.compile(
+    r"(PipelineBlocks|^ModularPipeline|^PipelineState|^BlockState|^StreamEvent|^InsertableDict|^ComponentsManager"
+    r"|^(Input|Output)Param|^(Component|Config)Spec)$"
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImportedName:
-    """One name of an import statement. It refers to ``module``, or to ``name`` in it (``"*"`` for all names)."""
+    """One name of an import statement. It refers to a module, or to ``name`` in it (``"*"`` for all names).
+
+    Attributes:
+        module: the absolute name of the module, ``""`` if the dots leave the package.
+        bound: the name that the statement binds; ``node``, ``source``: the statement, and the file it stands in.
+        level, spelled: the module as it is written: the number of dots, and what follows them.
+    """
 
     module: str
     name: str
     bound: str
     node: ast.AST
-
-    @property
-    def dotted(self) -> str:
-        return f"{self.module}.{self.name}" if self.name and self.module else self.module or self.name
+    source: Source
+    level: int = 0
+    spelled: str = ""
 
 
 def absolute_module(source: Source, node: ast.ImportFrom) -> str | None:
     """The module that a ``from`` statement imports from; ``None`` if the dots leave the package."""
     if not node.level:
         return node.module or ""
-    if not source.module:
+    package = _package(source)
+    if node.level > len(package):
+        package = _copied_from(source)
+    if node.level > len(package):
         return None
-    parts = source.module.split(".")
-    dropped = node.level - (1 if source.package else 0)
-    if dropped >= len(parts):
-        return None
-    base = parts[: len(parts) - dropped]
+    base = package[: len(package) - node.level + 1]
     return ".".join([*base, node.module] if node.module else base)
+
+
+def _package(source: Source) -> list[str]:
+    """The parts of the name of the package that the dots in ``source`` count from."""
+    parts = source.module.split(".") if source.module else []
+    return parts if source.package else parts[:-1]
+
+
+def _copied_from(source: Source) -> list[str]:
+    """The package in diffusers that a file was written in, told by its imports of the framework; else nothing.
+
+    A model family that lies outside of diffusers still says ``from ..modular_pipeline import ModularPipelineBlocks``.
+    """
+    for node in source.nodes(ast.ImportFrom):
+        if node.level <= len(_package(source)) or (node.module or "") not in _FRAMEWORK_FILES:
+            continue
+        if any(_FRAMEWORK_NAMES.search(alias.name) for alias in node.names):
+            folders = PurePosixPath(source.path).parent.parts[-(node.level - 1) :] if node.level > 1 else ()
+            return [*FRAMEWORK_PACKAGE.split("."), *folders]
+    return []
 
 
 def imported_names(source: Source, node: ast.Import | ast.ImportFrom) -> Iterator[ImportedName]:
     """The names of an import statement, with what each refers to."""
     if isinstance(node, ast.Import):
         for alias in node.names:
-            if alias.asname:
-                yield ImportedName(alias.name, "", alias.asname, node)
-            else:
-                yield ImportedName(alias.name.split(".")[0], "", alias.name.split(".")[0], node)
+            module = alias.name if alias.asname else alias.name.split(".")[0]
+            yield ImportedName(module, "", alias.asname or module, node, source, 0, module)
         return
-    module = absolute_module(source, node)
-    if module is None:
-        return
+    module = absolute_module(source, node) or ""
     for alias in node.names:
-        yield ImportedName(module, alias.name, alias.asname or alias.name, node)
+        bound = alias.asname or alias.name
+        yield ImportedName(module, alias.name, bound, node, source, node.level, node.module or "")
 
 
 def in_type_checking(source: Source, node: ast.AST) -> bool:
@@ -86,7 +115,10 @@ _COMPOUND = (
 
 
 def flat_statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """The statements of one scope in order, with those inside compound statements, without those of inner scopes."""
+    """The statements of one scope in order, with those inside compound statements, without those of inner scopes.
+
+    ``except`` and ``else`` come before what they stand in for, since the last binding of a name counts.
+    """
     stack = list(reversed(body))
     while stack:
         statement = stack.pop()
@@ -94,7 +126,8 @@ def flat_statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
         if not isinstance(statement, _COMPOUND):
             continue
         inner: list[ast.stmt] = []
-        for field in ("body", "orelse", "handlers", "finalbody", "cases"):
+        fallback = ("orelse", "body") if isinstance(statement, ast.If) else ("body", "orelse")
+        for field in ("handlers", *fallback, "finalbody", "cases"):
             for child in getattr(statement, field, ()):
                 inner += child.body if isinstance(child, ast.ExceptHandler | ast.match_case) else [child]
         stack.extend(reversed(inner))
@@ -164,4 +197,5 @@ def _add_lazy(source: Source, submodule: str, names: ast.expr, node: ast.stmt, f
     if isinstance(names, Listing):
         for element in names.elts:
             if isinstance(element, ast.Constant) and isinstance(element.value, str):
-                found.setdefault(element.value, []).insert(0, ImportedName(module, element.value, element.value, node))
+                name = element.value
+                found.setdefault(name, []).insert(0, ImportedName(module, name, name, node, source, 1, submodule))

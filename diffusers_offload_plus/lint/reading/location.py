@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-__all__ = ["enclosing_diffusers", "installed_diffusers", "module_name", "python_files", "shown"]
+__all__ = ["enclosing_diffusers", "installed_diffusers", "module_name", "odd_kind", "python_files", "shown"]
 
 _SKIPPED_DIRECTORIES = {"__pycache__", "node_modules", "build", "dist", "site-packages"}
 
@@ -15,6 +16,21 @@ _SKIPPED_DIRECTORIES = {"__pycache__", "node_modules", "build", "dist", "site-pa
 def shown(path: Path | PurePosixPath | str) -> str:
     """A path as users see it."""
     return str(PurePosixPath(*Path(path).parts)) if not isinstance(path, PurePosixPath) else str(path)
+
+
+def odd_kind(path: Path) -> str:
+    """What lies at ``path`` if that is neither a file nor a directory, such as ``"a named pipe"``; else ``""``."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return ""  # what is wrong is said when it is read
+    kinds = {
+        stat.S_ISFIFO: "a named pipe",
+        stat.S_ISSOCK: "a socket",
+        stat.S_ISCHR: "a device",
+        stat.S_ISBLK: "a device",
+    }
+    return next((kind for fits, kind in kinds.items() if fits(mode)), "")
 
 
 def python_files(root: Path, skip: Callable[[Path], bool]) -> Iterator[Path]:

@@ -6,15 +6,17 @@ import ast
 import dataclasses
 import functools
 import io
+import re
+import sys
 import tokenize
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from .nodes import AnyFunction, Function
 
-__all__ = ["FRAMEWORK_PACKAGE", "Node", "Problem", "Source", "parse"]
+__all__ = ["FRAMEWORK_PACKAGE", "Node", "Problem", "Source", "parse", "syntax_problem"]
 
 FRAMEWORK_PACKAGE = "diffusers.modular_pipelines"
 
@@ -28,6 +30,7 @@ class Problem:
     path: str
     line: int
     message: str
+    column: int = 1
 
 
 # Fields without nodes worth visiting: they hold names and other plain values, contexts or operators.
@@ -260,8 +263,31 @@ def parse(text: str, path: str) -> ast.Module | Problem:
     try:
         return ast.parse(text, filename=path)
     except SyntaxError as error:
-        return Problem(path, error.lineno or 1, f"syntax error: {error.msg}")
+        return syntax_problem(path, error)
     except (RecursionError, MemoryError):
         return Problem(path, 1, "nested too deeply to be parsed")
     except ValueError as error:  # null bytes, lone surrogates, integers with too many digits
         return Problem(path, 1, f"cannot be parsed: {error}")
+
+
+def syntax_problem(path: str, error: SyntaxError, line: int | None = None) -> Problem:
+    """The problem with a file that is not valid Python, at ``line`` or where the error says."""
+    read_as = f"{sys.version_info.major}.{sys.version_info.minor}"
+    needed = next((version for version, fits in _NEWER if sys.version_info < version and fits(error)), None)
+    hint = f"needs Python {needed[0]}.{needed[1]}, but was " if needed is not None else ""
+    message = f"syntax error: {error.msg} ({hint}read as Python {read_as})"
+    return Problem(path, line or error.lineno or 1, message, max(error.offset or 1, 1))
+
+
+def _writes(pattern: str) -> Callable[[SyntaxError], bool]:
+    return lambda error: re.search(pattern, error.text or "") is not None
+
+
+# What only newer versions of Python understand, told by the line that is wrong.
+_NEWER: tuple[tuple[tuple[int, int], Callable[[SyntaxError], bool]], ...] = (
+    ((3, 15), _writes(r"^\s*lazy (import|from)\b")),
+    ((3, 14), lambda error: "must be parenthesized" in error.msg and "except" in (error.text or "")),
+    ((3, 14), _writes(r"(?i)(^|[^\w])(t|tr|rt)[\"\']")),
+    ((3, 12), _writes(r"^\s*type\s+\w+\s*(\[|=)|^\s*(async\s+)?(def|class)\s+\w+\[")),
+    ((3, 12), lambda error: error.msg.startswith("f-string")),
+)

@@ -18,10 +18,11 @@ def render(report: Report) -> str:
 
 
 def _command(finding: Finding) -> str:
-    properties = {"file": _path(finding.path), "line": finding.line, "endLine": finding.end_line}
+    line, end_line = finding.lines_shown
+    properties = {"file": _path(finding.path), "line": line, "endLine": end_line}
     if finding.line == finding.end_line:  # columns are only understood within one line
         properties |= {"col": finding.column, "endColumn": finding.end_column}
-    properties["title"] = f"{finding.code} {finding.name}"
+    properties["title"] = f"{finding.code} {finding.name}" + (f" (cell {finding.cell})" if finding.cell else "")
     shown = ",".join(f"{key}={_property(str(value))}" for key, value in properties.items())
     return f"::{_COMMANDS[finding.level]} {shown}::{_data(finding.message)}"
 

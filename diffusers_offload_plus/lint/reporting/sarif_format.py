@@ -35,6 +35,7 @@ def render(report: Report) -> str:
         },
         "columnKind": "unicodeCodePoints",
         "results": results,
+        "properties": {"classesNotChecked": report.unchecked, "classesCheckedInPart": report.in_part},
     }
     return json.dumps({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2) + "\n"
 
@@ -58,15 +59,15 @@ def _result(finding: Finding, indices: dict[str, int], report: Report, seen: dic
         result["ruleIndex"] = indices[finding.code]
     return result | {
         "level": _LEVELS[finding.level],
-        "message": {"text": finding.message},
+        "message": {"text": f"cell {finding.cell}: {finding.message}" if finding.cell else finding.message},
         "locations": [
             {
                 "physicalLocation": {
                     "artifactLocation": {"uri": _uri(finding.path)},
                     "region": {
-                        "startLine": finding.line,
+                        "startLine": finding.lines_shown[0],
                         "startColumn": finding.column,
-                        "endLine": finding.end_line,
+                        "endLine": finding.lines_shown[1],
                         "endColumn": finding.end_column,
                     },
                 }

@@ -47,13 +47,13 @@ class _Writer:
         return f"\033[{style}m{text}\033[0m" if self._colour and text else text
 
     def file(self, path: str, findings: Sequence[Finding], lines: Sequence[str]) -> str:
-        place = max(len(f"{finding.line}:{finding.column}") for finding in findings)
+        place = max(len(_place(finding)) for finding in findings)
         level = max(len(finding.level) for finding in findings)
         shown = [self._finding(finding, lines, place, level) for finding in findings]
         return "\n".join([self._paint(printable(path), "1;4"), *shown])
 
     def _finding(self, finding: Finding, lines: Sequence[str], place: int, level: int) -> str:
-        where = f"{finding.line}:{finding.column}"
+        where = _place(finding)
         head = (
             f"  {where:<{place}}  {self._paint(f'{finding.level:<{level}}', _COLOURS[finding.level])}  "
             f"{self._paint(finding.code, '1')}  "
@@ -90,13 +90,14 @@ class _Writer:
         # Control characters in the source are written as escapes: they must not move the cursor or change colours.
         before, marked, after = printable(line[:start]), printable(line[start:end]), printable(line[end:])
         stripped = before.lstrip()
-        margin = " " * len(str(finding.line))
+        number = str(finding.lines_shown[0])
+        margin = " " * len(number)
         offset, carets = display_width(stripped), max(display_width(marked), 1)
         source = f"{stripped}{marked}{after}".rstrip()
         if self._width is not None:
             source, offset, carets = _cut(source, offset, carets, self._width - len(margin) - 7)
         bar = self._paint("|", "2")
-        yield f"    {self._paint(str(finding.line), '2')} {bar} {source}"
+        yield f"    {self._paint(number, '2')} {bar} {source}"
         yield f"    {margin} {bar} {' ' * offset}{self._paint('^' * carets, _COLOURS[finding.level])}"
 
     def summary(self, report: Report) -> str:
@@ -113,6 +114,10 @@ class _Writer:
         else:
             head, style = f"No findings in {files}.", "32"
             text = head
+        if report.unchecked:
+            text += f" {counted(report.unchecked, 'class')} not checked: a base is not found (MOD101)."
+        if report.in_part:
+            text += f" {counted(report.in_part, 'class')} checked in part: a block is not found (MOD101:step)."
         if report.known:
             text += f" {counted(report.known, 'finding')} of the baseline left out."
         if self._width is not None:
@@ -124,6 +129,12 @@ class _Writer:
             parts += ["", "Resolved entries of the baseline, which can be dropped by writing it anew:"]
             parts += [f"  {printable(f'{one.path}: {one.code} {one.source}')}" for one in report.resolved]
         return "\n".join(parts)
+
+
+def _place(finding: Finding) -> str:
+    """Where a finding is, in its file or in a cell of its notebook."""
+    place = f"{finding.lines_shown[0]}:{finding.column}"
+    return f"cell {finding.cell}, {place}" if finding.cell else place
 
 
 def _cut(source: str, offset: int, carets: int, room: int) -> tuple[str, int, int]:

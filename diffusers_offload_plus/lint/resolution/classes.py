@@ -6,9 +6,9 @@ import ast
 import dataclasses
 import functools
 
-from ..reading.nodes import Function
-from ..reading.source import FRAMEWORK_PACKAGE, Source
-from .modules import Modules
+from ..reading.nodes import Dotted, Function, name_of
+from ..reading.source import Source
+from .modules import Modules, is_framework_name
 
 __all__ = ["BlockKind", "ClassInfo", "Classes", "Function"]
 
@@ -21,6 +21,10 @@ KNOWN_BLOCKS = {
     "LoopSequentialPipelineBlocks": "loop",
     "ConditionalPipelineBlocks": "conditional",
     "AutoPipelineBlocks": "auto",
+    "PipelineBlock": "leaf",  # what the first frameworks called it
+    # Of newer frameworks: a loop that can be nested, whose steps read and write the pipeline state themselves.
+    "IterativePipelineBlocks": "iterative",
+    "ModularLoopPipelineBlocks": "leaf",
 }
 
 BlockKind = str
@@ -113,7 +117,7 @@ class ClassInfo:
 
     @functools.cached_property
     def kind(self) -> BlockKind:
-        """``"leaf"``, ``"sequential"``, ``"loop"``, ``"conditional"`` or ``"auto"`` for a block, else ``""``."""
+        """``"leaf"``, ``"sequential"``, ``"loop"``, ``"iterative"``, ``"conditional"`` or ``"auto"``; else ``""``."""
         for entry in self.lineage:
             if isinstance(entry, ClassInfo):
                 if entry.source.in_framework and entry.name in KNOWN_BLOCKS:
@@ -132,7 +136,7 @@ class ClassInfo:
     def capability(self) -> BlockKind:
         """The kind of a block base that only a newer framework has, told by its methods."""
         if self.find("loop_step"):
-            return "loop"
+            return "iterative" if self.find("loop_variables") else "loop"
         if self.find("select_block"):
             return "conditional"
         return "sequential" if self.find("block_classes") else "leaf"
@@ -144,6 +148,21 @@ class ClassInfo:
     @property
     def is_assembled(self) -> bool:
         return self.kind in ("sequential", "conditional", "auto")
+
+    @property
+    def loops(self) -> bool:
+        return self.kind in ("loop", "iterative")
+
+    @functools.cached_property
+    def is_loop_step(self) -> bool:
+        """Whether the class may be a step of an ``IterativePipelineBlocks``."""
+        names = ("ModularLoopPipelineBlocks", "IterativePipelineBlocks")
+        return any(
+            (entry.source.in_framework and entry.name in names)
+            if isinstance(entry, ClassInfo)
+            else is_framework_name(entry) and entry.endswith(names)
+            for entry in self.lineage
+        )
 
     @property
     def selects(self) -> bool:
@@ -173,11 +192,6 @@ def _first(order: list[ClassInfo], name: str) -> Member | None:
         if name in entry.members:
             return entry, entry.members[name]
     return None
-
-
-def is_framework_name(dotted: str) -> bool:
-    """Whether a name that could not be followed is one of the framework of modular pipelines."""
-    return dotted.startswith(FRAMEWORK_PACKAGE + ".") or (dotted.count(".") == 1 and dotted.startswith("diffusers."))
 
 
 def _is_plain(dotted: str) -> bool:
@@ -222,7 +236,20 @@ class Classes:
             return None
         if isinstance(symbol.node, ast.ClassDef) and symbol.source is not None:
             return self.info(symbol.source, symbol.node)
+        if symbol.source is not None and isinstance(symbol.node, ast.IfExp | ast.BoolOp | ast.Call):
+            return self._chosen(symbol.source, symbol.node)
         return symbol.dotted if symbol.node is None else None
+
+    def _chosen(self, source: Source, node: ast.IfExp | ast.BoolOp | ast.Call) -> ClassInfo | str | None:
+        """The class that ``Base = A if fits else object``, ``A or B`` or ``cast(type, A)`` stands for."""
+        if isinstance(node, ast.IfExp):
+            options = [node.body, node.orelse]
+        elif isinstance(node, ast.BoolOp):
+            options = node.values
+        else:
+            options = node.args[1:] if name_of(node.func) == "cast" else []
+        found = [self.named(source, option) for option in options if isinstance(option, Dotted)]
+        return next((one for one in found if one is not None and one != "object"), None)
 
     def of(self, source: Source) -> list[ClassInfo]:
         """Classes defined in ``source``, at any depth, in order."""
@@ -238,7 +265,7 @@ class Classes:
                 expression = expression.value
             found = self.named(info.source, expression, scope)
             if found is None:
-                found = expression.id if isinstance(expression, ast.Name) else "?"
+                found = ast.unparse(expression)
             if found is not info:
                 bases.append(found)
         return bases

@@ -9,10 +9,23 @@ from pathlib import Path
 
 from ..reading.imports import Definition, ImportedName, bindings
 from ..reading.location import shown
-from ..reading.nodes import AnyFunction, Dotted, Function
+from ..reading.nodes import AnyFunction, Dotted, Function, literal, name_of
 from ..reading.source import FRAMEWORK_PACKAGE, Problem, Source, decode, parse
+from .neighbours import Neighbours
 
-__all__ = ["Modules", "Symbol"]
+__all__ = ["FRAMEWORK_CLASSES", "Modules", "Symbol", "is_framework_name"]
+
+# Names that only the framework of modular pipelines has.
+FRAMEWORK_CLASSES = {
+    "ModularPipelineBlocks", "SequentialPipelineBlocks", "LoopSequentialPipelineBlocks", "ConditionalPipelineBlocks",
+    "AutoPipelineBlocks", "IterativePipelineBlocks", "ModularLoopPipelineBlocks", "ModularPipeline", "InputParam",
+    "OutputParam", "ComponentSpec", "PipelineBlock", "ConfigSpec", "InsertableDict", "PipelineState", "BlockState",
+}  # fmt: skip
+
+
+def is_framework_name(dotted: str) -> bool:
+    """Whether a name that could not be followed is one of the framework of modular pipelines."""
+    return dotted.startswith(FRAMEWORK_PACKAGE + ".") or (dotted.count(".") == 1 and dotted.startswith("diffusers."))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +35,13 @@ class Symbol:
     Attributes:
         dotted: canonical name where known, such as ``"torch.randn"``.
         source, node: the file and the definition; ``None`` for modules and for names defined outside of known files.
+        module: the file of a module that lies beside those that are linted.
     """
 
     dotted: str
     source: Source | None = None
     node: Definition | ast.expr | None = None
+    module: Source | None = None
 
 
 class Modules:
@@ -35,6 +50,7 @@ class Modules:
     def __init__(self, diffusers: Path | None, texts: Mapping[Path, str]) -> None:
         self.diffusers = diffusers
         self._texts = texts
+        self._neighbours = Neighbours(texts)
         self._linted: dict[str, Source] = {}
         self._read: dict[str, Source | None] = {}
         self._bindings: dict[ast.AST, tuple[dict[str, list[object]], list[ImportedName]]] = {}
@@ -43,6 +59,7 @@ class Modules:
 
     def add(self, source: Source) -> None:
         """Add a linted file."""
+        self._neighbours.add(source)
         if source.module:
             self._linted.setdefault(source.module, source)
 
@@ -115,26 +132,38 @@ class Modules:
         if bound:
             return self._bound(source, name, bound, None)
         for star in stars:
-            module = self._followed(star.module)
+            module = self.imported_module(star)
             found = self.lookup(module, name) if module is not None and module is not source else None
             if found is not None:
                 return found
         submodule = f"{source.module}.{name}"
-        if source.package and source.module and self._is_module(submodule):
+        if source.package and source.module and self.is_module(submodule):
             return Symbol(submodule)
         return None
 
     def _bound(self, source: Source, name: str, bound: list[object], scope: AnyFunction | None) -> Symbol | None:
-        # An import or a definition wins over `X = None` beside it: that is how optional imports are written.
+        # An import or a definition wins over `X = None` beside it: that is how optional imports are written. Of
+        # several imports one that leads somewhere wins: `try: from .base import X`, `except: from base import X`.
+        first: Symbol | None = None
         for item in reversed(bound):
-            if isinstance(item, ImportedName):
-                return self.imported(item)
             if isinstance(item, Definition):
-                return Symbol(f"{source.module}.{name}" if source.module else name, source, item)
+                if first is None or not is_framework_name(first.dotted):
+                    return Symbol(f"{source.module}.{name}" if source.module else name, source, item)
+            elif isinstance(item, ImportedName):
+                found = self.imported(item)
+                if found is not None and (found.node is not None or found.module is not None):
+                    return found
+                first = first or found
+        if first is not None or any(isinstance(item, ImportedName) for item in bound):
+            return first
         expressions = [item for item in bound if isinstance(item, ast.expr)]
         if len(expressions) != 1 or len(bound) != 1:
             return None
         value = expressions[0]
+        if isinstance(value, ast.Call) and name_of(value.func) in ("import_module", "__import__") and value.args:
+            module = literal(value.args[0])
+            if module is not None and not module.startswith("."):
+                return Symbol(module, module=None if module.startswith("diffusers") else self.found(source, 0, module))
         if isinstance(value, Dotted):
             aliased = self.symbol(source, value, scope, frozenset({name}))
             if aliased is not None:
@@ -143,9 +172,41 @@ class Modules:
 
     def imported(self, imported: ImportedName) -> Symbol | None:
         """The meaning of an imported name, followed through the modules that pass it on."""
+        module = self.imported_module(imported)
         if not imported.name:
-            return Symbol(imported.module)
-        return self._member(imported.module, imported.name)
+            return Symbol(imported.module, module=module if not imported.module.startswith("diffusers") else None)
+        if module is not None:
+            found = self.lookup(module, imported.name)
+            if found is not None:
+                return found
+        level, spelled = imported.level, ".".join(filter(None, (imported.spelled, imported.name)))
+        submodule = self.found(imported.source, level, spelled)
+        if submodule is not None and not submodule.module.startswith("diffusers."):
+            return Symbol(submodule.module or submodule.stem, module=submodule)
+        if imported.module and module is not None:
+            return self._member(imported, imported.name)
+        return self._only_framework(imported)
+
+    def imported_module(self, imported: ImportedName) -> Source | None:
+        """The module that a name is imported from, if its source is at hand."""
+        return self.found(imported.source, imported.level, imported.spelled) or self._followed(imported.module)
+
+    def found(self, source: Source, level: int, spelled: str) -> Source | None:
+        """The file outside of diffusers that an import in ``source`` means: its dots, and what follows them."""
+        if source.module.startswith("diffusers."):
+            return None  # found by name, since its files need not lie where they seem to
+        if level:
+            return self._neighbours.relative(source, level, spelled)
+        return self._neighbours.absolute(source, spelled)
+
+    def _only_framework(self, imported: ImportedName) -> Symbol | None:
+        """What is imported from a module that is not there: the framework's, if only that has such a name."""
+        ours = imported.level or imported.module.startswith("diffusers.") or imported.name.endswith("PipelineBlocks")
+        if ours and imported.name in FRAMEWORK_CLASSES:
+            package = self.module(FRAMEWORK_PACKAGE)
+            found = self.lookup(package, imported.name) if package is not None else None
+            return found or Symbol(f"{FRAMEWORK_PACKAGE}.{imported.name}")
+        return Symbol(".".join(filter(None, (imported.module or imported.spelled, imported.name))))
 
     def _followed(self, dotted: str) -> Source | None:
         # Other packages of diffusers are not read: they would only give a longer name for the same thing.
@@ -153,16 +214,22 @@ class Modules:
             return self.module(dotted)
         return None
 
-    def _member(self, module: str, name: str) -> Symbol | None:
-        dotted = f"{module}.{name}" if module else name
-        source = self._followed(module)
-        if source is not None:
-            found = self.lookup(source, name)
-            if found is not None:
-                return found
-        return Symbol(dotted)
+    def _member(self, module: Symbol | ImportedName, name: str, seen_from: Source | None = None) -> Symbol | None:
+        """The meaning of ``name`` in a module."""
+        if isinstance(module, Symbol):
+            dotted = module.dotted
+            source = module.module or self._followed(dotted)
+            if source is None and seen_from is not None:
+                source = self.found(seen_from, 0, dotted)
+            submodule = self.found(seen_from, 0, f"{dotted}.{name}") if seen_from is not None else None
+        else:
+            dotted, source, submodule = module.module, self._followed(module.module), None
+        found = self.lookup(source, name) if source is not None else None
+        if found is not None:
+            return found
+        return Symbol(f"{dotted}.{name}" if dotted else name, module=submodule)
 
-    def _is_module(self, dotted: str) -> bool:
+    def is_module(self, dotted: str) -> bool:
         if dotted in self._linted:
             return True
         parts = dotted.split(".")
@@ -189,7 +256,7 @@ class Modules:
         while found is not None and attributes:
             attribute = attributes.pop()
             if found.node is None:
-                found = self._member(found.dotted, attribute)
+                found = self._member(found, attribute, source)
             else:
                 found = Symbol(f"{found.dotted}.{attribute}")
         return found

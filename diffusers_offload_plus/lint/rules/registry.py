@@ -8,22 +8,23 @@ import inspect
 from .base.catalogue import Catalogue
 from .base.own_rules import OWN_RULES
 from .base.rule import Rule
-from .components import creation, encoders, noise, use
-from .control import loops, protocol, skips, variants
-from .declarations import defaults, params
+from .components import config, creation, encoders, noise, use
+from .control import loop_work, loops, no_grad, protocol, skips, variants
+from .declarations import defaults, params, sizes, unknown
 from .guidance import cfg, guider
-from .state import block_state, pipeline_state
-from .structure import assembly, block_tests, families, imports
+from .guidance import encoders as guided_encoders
+from .state import block_state, by_hand, own, pipeline_state
+from .structure import assembly, block_tests, families, imports, lists, reading
 
 __all__ = ["all_rules", "catalogue"]
 
 _MODULES = (
-    *(creation, encoders, noise, use),
-    *(loops, protocol, skips, variants),
-    *(defaults, params),
-    *(cfg, guider),
-    *(block_state, pipeline_state),
-    *(assembly, block_tests, families, imports),
+    *(config, creation, encoders, noise, use),
+    *(loop_work, loops, no_grad, protocol, skips, variants),
+    *(defaults, params, sizes, unknown),
+    *(cfg, guided_encoders, guider),
+    *(block_state, by_hand, own, pipeline_state),
+    *(assembly, block_tests, families, imports, lists, reading),
 )
 
 

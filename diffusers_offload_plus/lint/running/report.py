@@ -26,6 +26,8 @@ class Report:
         text: a function that returns the text of the file at a path.
         suppressed: number of findings that comments suppress; ``known``: number of those in the baseline.
         resolved: entries of the baseline that no finding matches any more.
+        unchecked: number of classes that may be blocks, but are not checked because a base class is not found.
+        in_part: number of assembled blocks that run blocks which are not found.
     """
 
     findings: Sequence[Finding]
@@ -35,3 +37,5 @@ class Report:
     suppressed: int = 0
     known: int = 0
     resolved: Sequence[Entry] = ()
+    unchecked: int = 0
+    in_part: int = 0

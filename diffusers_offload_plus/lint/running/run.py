@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..analysis.analyse import Analysis, analyse
 from ..core.errors import LintError
 from ..core.finding import Finding, Level
-from ..reading.location import enclosing_diffusers
+from ..project.unchecked import unchecked
+from ..reading.location import enclosing_diffusers, odd_kind
+from ..reading.notebook import Notebook
 from ..rules.base.own_rules import UnreadableFile
 from ..settings.layers import Settings
+from ..settings.nearest import NearestSettings
 from ..settings.suppression import suppress
 from .report import Report
 
@@ -36,12 +39,14 @@ class Request:
         noqa: honour suppressing comments.
         diff: only report what the working tree adds since it parted from this reference.
         baseline: only report what this file does not list.
+        sources: texts to use instead of the files on disk, by path; these files need not exist.
+        allow_no_files: take it for right if there is no file to lint.
         introspect: import the code and use what the blocks declare at run time.
         processes: the most processes to use, see ``available_processes``.
     """
 
     paths: Sequence[Path]
-    settings: Settings
+    settings: Settings | NearestSettings
     diffusers: Path | None = None
     siblings: bool = False
     noqa: bool = True
@@ -49,6 +54,8 @@ class Request:
     baseline: Path | None = None
     introspect: bool = False
     processes: int = 1
+    sources: Mapping[Path, str] = dataclasses.field(default_factory=dict)
+    allow_no_files: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,18 +64,21 @@ class Outcome:
 
     Attributes:
         findings: the findings, sorted; ``suppressed``: the findings that comments suppress.
+        excluded: whether settings leave out anything.
     """
 
     analysis: Analysis
     findings: list[Finding]
     suppressed: list[Finding]
+    excluded: bool = False
 
 
 def run_lint(request: Request) -> Report:
     """Lint the files of ``request``, and collect the findings to report.
 
     Raises:
-        LintError: a path is missing, or what the request names (a reference, a baseline) cannot be used.
+        LintError: a path is missing, no file is found, or what the request names (a reference, a baseline) cannot be
+            used.
     """
     check_paths(request)
     baseline, changes = limits(request)
@@ -76,7 +86,13 @@ def run_lint(request: Request) -> Report:
         # Only the packages of changed files are read: findings elsewhere would be left out anyway.
         changed = [path for path in changes.below(request.paths) if path.suffix == ".py"]
         request = dataclasses.replace(request, paths=changed, siblings=True)
-    return report(request, examine(request), baseline, changes)
+    outcome = examine(request)
+    if not (outcome.analysis.files or outcome.excluded or request.diff is not None or request.allow_no_files):
+        named = ", ".join(str(path) for path in request.paths)
+        raise LintError(
+            f"{named}: no Python files there. Name files or directories that hold some, or say --allow-no-files."
+        )
+    return report(request, outcome, baseline, changes)
 
 
 def limits(request: Request) -> tuple[Baseline | None, Changes | None]:
@@ -122,7 +138,15 @@ def report(
         suppressed=len(outcome.suppressed),
         known=known,
         resolved=resolved,
+        unchecked=_counted(request, outcome, "base"),
+        in_part=_counted(request, outcome, "step"),
     )
+
+
+def _counted(request: Request, outcome: Outcome, kind: str) -> int:
+    """The number of classes that could not be checked, or only in part."""
+    found = (one for one in unchecked(outcome.analysis.project) if one.kind == kind)
+    return sum(len(one.about) for one in found if _named(request, one.source.path))
 
 
 def check_paths(request: Request) -> None:
@@ -130,8 +154,12 @@ def check_paths(request: Request) -> None:
     if not request.paths:
         raise LintError("paths: expected at least one file or directory, got none.")
     for path in request.paths:
+        if path in request.sources:
+            continue
         if not path.exists():
             raise LintError(f"{path}: no such file or directory.")
+        if kind := odd_kind(path):
+            raise LintError(f"{path}: expected a file or a directory, got {kind}. Use `-` to read standard input.")
     if request.diffusers is not None and not (request.diffusers / "modular_pipelines").is_dir():
         raise LintError(
             f"--diffusers {request.diffusers}: expected the folder of the diffusers package, with modular_pipelines "
@@ -149,11 +177,19 @@ def examine(
         runtime: declarations of the blocks at run time; by default collected if the request asks for it.
     """
     settings = request.settings
+    excluded = False
+
+    def skip(path: Path) -> bool:
+        nonlocal excluded
+        left_out = settings.excluded(path)
+        excluded = excluded or left_out
+        return left_out
+
     analysis = analyse(
         roots(request),
-        settings.rules,
-        skip=settings.excluded,
-        sources=sources,
+        lambda: settings.rules,
+        skip=skip,
+        sources={**request.sources, **(sources or {})},
         diffusers=request.diffusers,
         processes=request.processes,
     )
@@ -164,7 +200,7 @@ def examine(
         runtime = introspect(analysis)
     if runtime is not None:
         findings = runtime.merge(findings, settings.rules)
-    return _apply(request, analysis, findings)
+    return dataclasses.replace(_apply(request, analysis, findings), excluded=excluded)
 
 
 def _apply(request: Request, analysis: Analysis, findings: Iterable[Finding]) -> Outcome:
@@ -183,10 +219,18 @@ def _apply(request: Request, analysis: Analysis, findings: Iterable[Finding]) ->
             found = _levelled(settings, found)
             suppressed += hidden
         kept += found
-    return Outcome(analysis=analysis, findings=sorted(kept), suppressed=suppressed)
+    return Outcome(analysis=analysis, findings=sorted(in_cells(kept, analysis.notebooks)), suppressed=suppressed)
 
 
-def _levelled(settings: Settings, findings: Iterable[Finding]) -> list[Finding]:
+def in_cells(findings: Iterable[Finding], notebooks: Mapping[str, Notebook]) -> Iterator[Finding]:
+    """The findings, with those in notebooks told by cell."""
+    for finding in findings:
+        notebook = notebooks.get(finding.path)
+        cell = notebook.cell_at(finding.line) if notebook is not None else None
+        yield finding if cell is None else dataclasses.replace(finding, cell=cell.number, above=cell.first - 1)
+
+
+def _levelled(settings: Settings | NearestSettings, findings: Iterable[Finding]) -> list[Finding]:
     """The findings at the levels chosen for this run, without those that are off."""
     chosen = ((finding, settings.level(finding)) for finding in findings)
     return [

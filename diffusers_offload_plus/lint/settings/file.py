@@ -11,7 +11,7 @@ from ..core.errors import SettingsError, nearest
 from ..core.finding import Level
 from .layers import Layer
 
-__all__ = ["KEYS", "TABLE", "find_settings", "parse_level", "read_settings"]
+__all__ = ["KEYS", "TABLE", "find_settings", "nearest_settings", "parse_level", "read_settings"]
 
 TABLE = ("tool", "diffusers-offload-plus", "lint")
 _SHOWN = f"[{'.'.join(TABLE)}]"
@@ -36,8 +36,17 @@ def find_settings(paths: Sequence[Path]) -> Path | None:
         common = Path(os.path.commonpath([os.path.abspath(path) for path in paths]))
     except ValueError:  # on several drives
         return None
-    for directory in (common, *common.parents):
-        candidate = directory / "pyproject.toml"
+    return nearest_settings(common)
+
+
+def nearest_settings(directory: Path) -> Path | None:
+    """The nearest ``pyproject.toml`` with settings of the linter, in ``directory`` or above it.
+
+    Raises:
+        SettingsError: a ``pyproject.toml`` on the way cannot be read.
+    """
+    for above in (directory, *directory.parents):
+        candidate = above / "pyproject.toml"
         if candidate.is_file() and _table(_load(candidate), candidate) is not None:
             return candidate
     return None

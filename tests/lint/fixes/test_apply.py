@@ -173,5 +173,6 @@ def test_without_libcst(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "libcst", None)
     with pytest.raises(LintError, match=r"pip install 'diffusers-offload-plus\[fix\]'"):
         fix_files(request(tmp_path))
-    path.write_text("x = 1\n")
-    assert fix_files(dataclasses.replace(request(tmp_path), paths=[path])).files == []
+    path.write_text("x = 1\n")  # said at once, whether or not there is something to fix
+    with pytest.raises(LintError, match="need libcst"):
+        fix_files(dataclasses.replace(request(tmp_path), paths=[path]))

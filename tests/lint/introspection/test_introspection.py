@@ -159,7 +159,7 @@ def test_printing_does_not_disturb_the_findings(tmp_path: Path, capfd: pytest.Ca
 
 def test_without_introspection_nothing_is_executed(tmp_path: Path) -> None:
     package(tmp_path, "mine_f", f"open({str(tmp_path / 'executed')!r}, 'w')\n" + DYNAMIC)
-    assert main(["lint", "--isolated", str(tmp_path)]) == 0
+    assert main(["lint", "--isolated", "--fail-on", "warning", str(tmp_path)]) == 0
     assert not (tmp_path / "executed").exists()
 
 

@@ -156,6 +156,7 @@ def test_json_says_everything(tmp_path: Path) -> None:
         "name": "bad-name",
         "kind": "",
         "path": str(tmp_path / "a.py"),
+        "cell": None,
         "line": 1,
         "column": 5,
         "end_line": 1,

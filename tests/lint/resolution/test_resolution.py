@@ -258,7 +258,7 @@ def test_without_diffusers(monkeypatch):
     assert names_in(block) == ["a"]
 
 
-def test_nothing_outside_of_the_roots_is_read(tmp_path):
+def test_what_lies_outside_of_the_roots_is_read_but_not_linted(tmp_path):
     family = tmp_path / "package"
     family.mkdir()
     (tmp_path / "outside.py").write_text("class Outside:\n    pass\n")
@@ -267,7 +267,9 @@ def test_nothing_outside_of_the_roots_is_read(tmp_path):
     (family / "block.py").write_text("from ..outside import Outside\nclass Block(Outside):\n    pass\n")
     project = analyse([family], []).project
     source = next(source for source in project.sources if source.stem == "block")
-    assert project.classes.of(source)[0].bases == [f"{tmp_path.name}.outside.Outside"]
+    (base,) = project.classes.of(source)[0].bases
+    assert (base.name, base.source.linted) == ("Outside", False)
+    assert {source.stem for source in project.sources} == {"__init__", "block"}
 
 
 def test_nothing_is_imported_or_run(tmp_path):

@@ -170,11 +170,17 @@ class C(ConditionalPipelineBlocks):
     block_names = ["a"]
     block_trigger_inputs = ["x", "y"]
 
+    def select_block(self, **kwargs):
+        return None
+
 class D(ConditionalPipelineBlocks):  #!
     block_classes = [ToyStep]
     block_names = ["a"]
     block_trigger_inputs = ["x"]
     default_block_name = "b"
+
+    def select_block(self, **kwargs):
+        return None
 
 class E(SequentialPipelineBlocks):
     block_classes = computed()

@@ -18,12 +18,11 @@ __all__ = [
     "is_guarded",
     "is_restored",
     "is_restoring",
-    "leaf_accesses",
     "relatives_agree",
 ]
 
 
-def leaf_accesses(project: Project, root: str) -> Iterator[tuple[Block, Access]]:
+def _leaf_accesses(project: Project, root: str) -> Iterator[tuple[Block, Access]]:
     """The uses of attributes of ``root`` in what blocks run, with the block; methods of pipelines are left out."""
     for block in own_calls(project):
         for access in project.flow(block.info).of(root):
@@ -39,7 +38,7 @@ def by_place(project: Project, root: str, *kinds: str) -> Iterator[tuple[Access,
 @once
 def _places(project: Project, root: str) -> list[tuple[Access, list[Block]]]:
     found: dict[ast.AST, tuple[Access, list[Block]]] = {}
-    for block, access in leaf_accesses(project, root):
+    for block, access in _leaf_accesses(project, root):
         found.setdefault(access.node, (access, []))[1].append(block)
     return list(found.values())
 

@@ -29,8 +29,10 @@ class UnreadableFile(_OwnRule):
     @classmethod
     def at(cls, problem: Problem, origin: Origin = Origin.STATIC) -> Finding:
         """The finding that reports ``problem``."""
-        line = problem.line
-        return Finding(problem.path, line, 1, cls.code, problem.message, line, 1, cls.name, cls.level, origin=origin)
+        line, column = problem.line, problem.column
+        return Finding(
+            problem.path, line, column, cls.code, problem.message, line, column, cls.name, cls.level, origin=origin
+        )
 
 
 class UnusedSuppression(_OwnRule):

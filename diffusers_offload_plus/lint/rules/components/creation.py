@@ -28,6 +28,19 @@ _LIBRARIES = (
     "diffusers.pipelines.",
     "transformers.",
 )
+# Functions that load a model, and classes of libraries whose instances are models.
+_FACTORIES = re.compile(
+    r"^(transformers\.pipeline|transformers\.pipelines\.pipeline|torch\.hub\.load\w*|torch\.jit\.load|torch\.package\.\w+"
+    r"|timm\.create_model|clip\.load|whisper\.load_model|open_clip\.create_model\w*|onnxruntime\.InferenceSession"
+    r"|openvino\.\w*compile_model|insightface\.app\.FaceAnalysis|insightface\.model_zoo\.get_model|rembg\.new_session"
+    r"|ultralytics\.YOLO|sentence_transformers\.SentenceTransformer|easyocr\.Reader|llama_cpp\.Llama"
+    r"|spandrel\.ModelLoader|torchvision\.models\.(?!\w*_Weights)\w+(\.\w+)*|tensorflow_hub\.load"
+    r"|mediapipe\.solutions\.\w+\.\w+)$"
+)
+_DETECTORS = re.compile(
+    r"(Detector|InferenceSession|Segmentor|Annotator|Upscaler|Enhancer|Estimator|Captioner|Reader)$"
+)
+_LOADERS = {"from_pretrained", "from_config", "from_single_file"}
 _TRANSFORMS = ("torchvision.transforms.", "torchaudio.transforms.")
 _VALUES = re.compile(
     r"(Output|Distribution|Config|Cache|Feature|Criteria|CriteriaList|Streamer|State|Mixin|Args|Kwargs|Exception|Error"
@@ -84,7 +97,7 @@ class InlineComponent(Rule):
         self, project: Project, source: Source, node: ast.Call, declared: dict[str, set[str]]
     ) -> tuple[str, str] | None:
         function = node.func
-        if isinstance(function, ast.Attribute) and function.attr in ("from_pretrained", "from_config"):
+        if isinstance(function, ast.Attribute) and function.attr in _LOADERS:
             base = function.value
             if isinstance(base, ast.Call) and name_of(base.func) == "super":
                 return None
@@ -99,15 +112,20 @@ class InlineComponent(Rule):
         short = name_of(function)
         dotted = project.dotted(source, function) or ""
         name = dotted.rpartition(".")[2] or short
+        if _FACTORIES.match(dotted):
+            return "", f"a model with `{name}`"
         if not name[:1].isupper() or name.isupper() or not dotted:
             return None
         if dotted.startswith(_TRANSFORMS):
             return "transform", f"the transform `{name}`"
         if dotted in declared.get(source.group, ()):
             return "", f"`{name}`, which is the type of a component,"
-        if not dotted.startswith(_LIBRARIES) and not self._from_top(project, dotted):
-            return None
-        return ("", f"`{name}`") if self._is_component(project, dotted, name) else None
+        if dotted.startswith(_LIBRARIES) or self._from_top(project, dotted):
+            return ("", f"`{name}`") if self._is_component(project, dotted, name) else None
+        made = project.classes.named(source, function, _function(project, source, node))
+        if isinstance(made, ClassInfo):
+            return ("", f"the model `{name}`") if _is_model(made) else None
+        return ("", f"`{name}`") if made is not None and "." in dotted and _DETECTORS.search(name) else None
 
     def _from_top(self, project: Project, dotted: str) -> bool:
         return dotted.startswith("diffusers.") and dotted.count(".") == 1
@@ -139,6 +157,15 @@ class InlineComponent(Rule):
 
 
 _DECLARATIONS = {"expected_components", "loop_expected_components", "expected_configs", "loop_expected_configs"}
+
+
+def _is_model(info: ClassInfo) -> bool:
+    """Whether a class of the linted code is a neural network."""
+    bases = {entry if isinstance(entry, str) else entry.name for entry in info.lineage}
+    short = {base.rpartition(".")[2] for base in bases}
+    return bool(short & {"ModelMixin", "PreTrainedModel"}) or bool(
+        bases & {"torch.nn.Module", "torch.nn.modules.Module"}
+    )
 
 
 def _function(project: Project, source: Source, node: ast.AST) -> Function | None:

@@ -21,6 +21,9 @@ from ..base.scope import functions, is_encoder, users
 __all__ = ["DecodeInDenoise", "PerPromptInEncoder", "PrecomputedEncoderInput", "VaeEncodeInPrepare"]
 
 _ENCODED = re.compile(r"embed|latent|^pooled_|_mask$|hidden_states|_features?$|_embeddings?$")
+_VAE = re.compile(
+    r"(^|_)vae$|^vae_\d+$|(^|_)(autoencoder|movq|vqvae|vq_?gan|vq_?model|taesd|taew|tae|dcae|first_stage_model)(_\d+)?$"
+)
 _RAW = {"mask_image", "image_mask", "control_mask", "reference_mask"}
 
 
@@ -64,7 +67,7 @@ def is_vae(project: Project, body: Body, node: ast.expr, owner: ClassInfo | None
 
 def is_vae_name(name: str) -> bool:
     """Whether a name is that of a VAE."""
-    return name == "vae" or name.endswith("_vae") or (name.startswith("vae_") and name[4:].isdigit())
+    return _VAE.search(name) is not None
 
 
 def is_vae_component(project: Project, source: Source, name: str) -> bool:
@@ -72,7 +75,7 @@ def is_vae_component(project: Project, source: Source, name: str) -> bool:
     if is_vae_name(name):
         return True
     types = component_types(project, source.group)
-    return any(hint.startswith("Autoencoder") or "VAE" in hint for hint in types.get(name, ()))
+    return any(hint.startswith(("Autoencoder", "VQ")) or "VAE" in hint for hint in types.get(name, ()))
 
 
 @once
@@ -107,10 +110,12 @@ class VaeEncodeInPrepare(Rule):
     def _encodes(self, project: Project, body: Body, node: ast.Call, wrappers: set[str]) -> str:
         function = node.func
         if isinstance(function, ast.Attribute):
-            if function.attr in ("encode", "_encode", "tiled_encode") and is_vae(
+            if function.attr in ("encode", "_encode", "tiled_encode", "encoder") and is_vae(
                 project, body, function.value, body.owner
             ):
                 return f"`{ast.unparse(function)}`"
+            if function.attr == "encode" and _makes_latents(body, node):
+                return f"`{ast.unparse(function)}`, which makes latents,"
             if function.attr in wrappers and ("components",) in body.places(function.value):
                 return f"`{ast.unparse(function)}`, which encodes with the VAE,"
         elif isinstance(function, ast.Name):
@@ -165,6 +170,17 @@ class VaeEncodeInPrepare(Rule):
                 if any(method_called(node) == "decode" for node in body.of(ast.Call)):
                     return True
         return False
+
+
+def _makes_latents(body: Body, node: ast.Call) -> bool:
+    """Whether a component's ``encode`` is told to make latents by what is done with its result."""
+    held = isinstance(node.func, ast.Attribute) and any(
+        place[0] == "components" and len(place) == 2 for place in body.places(node.func.value)
+    )
+    parent = body.source.parent(node)
+    if isinstance(parent, ast.Attribute):
+        return held and parent.attr in ("latent_dist", "latents", "latent", "quantized")
+    return held and isinstance(parent, ast.Call) and name_of(parent.func) == "retrieve_latents"
 
 
 class PerPromptInEncoder(Rule):

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from ...core.finding import Finding, Level
 from ...project.blocks import Block
 from ...project.body import Access, Body, Place
-from ...project.project import Project, once
+from ...project.project import Project
 from ...reading.nodes import Dotted
-from ..base.accesses import is_guarded, is_restored, is_restoring, leaf_accesses
-from ..base.declared import guiders
+from ..base.accesses import by_place, is_guarded, is_restored, is_restoring, relatives_agree
+from ..base.declared import component_names, guiders
 from ..base.report import report
 from ..base.rule import Rule
 from ..base.scope import functions, own_calls
@@ -28,16 +28,12 @@ _CHANGING = re.compile(
     r"^(to|half|float|bfloat16|cuda|cpu|train|requires_grad_|compile|enable_.*|disable_.*|fuse_.*|unfuse_.*|set_attn_.*"
     r"|set_default_attn_processor|register_to_config|add_adapter|set_adapters?|load_lora.*|unload_lora.*|load_state_dict)$"
 )
+# What a pipeline does to all or to some of its components.
+_PIPELINE_CHANGING = re.compile(
+    r"^(update_components|load_components|register_components|to|load_lora_weights|unload_lora_weights|(un)?fuse_lora"
+    r"|set_adapters|enable_lora|disable_lora|delete_adapters)$"
+)
 _OFFLOAD = {"maybe_free_model_hooks", "enable_model_cpu_offload", "enable_sequential_cpu_offload"}
-
-
-@once
-def component_names(project: Project, group: str) -> set[str]:
-    """The names of the components that the blocks of a family declare."""
-    found: set[str] = set()
-    for block in project.blocks_of(group):
-        found |= block.components.names
-    return found
 
 
 def is_component(project: Project, block: Block, name: str) -> bool:
@@ -57,6 +53,7 @@ class ComponentState(Rule):
     level = Level.WARNING
 
     def check(self, project: Project) -> Iterator[Finding]:
+        seen: set[ast.AST] = set()
         for block in own_calls(project):
             known = guiders(project, block.source.group)
             for body in project.flow(block.info).bodies:
@@ -75,6 +72,9 @@ class ComponentState(Rule):
                 if is_restoring(access) or is_restored(access) or _in_finally(access.body, access.node):
                     continue
                 node = access.source.statement(access.node)
+                if node in seen:
+                    continue
+                seen.add(node)
                 what = "replaces" if len(access.place) == 2 else "writes"
                 yield from report(
                     self, access.source, node, f"{what} `{'.'.join(access.place)}`: components are shared"
@@ -85,6 +85,10 @@ class ComponentState(Rule):
             if not isinstance(node.func, Dotted):
                 continue
             for place in sorted(body.places(node.func)):
+                if place[0] == "components" and len(place) == 2 and _PIPELINE_CHANGING.match(place[1]):
+                    if not _is_undone(body, node, place):
+                        yield from report(self, body.source, node, f"`{'.'.join(place)}`: components are shared")
+                    continue
                 if place[0] != "components" or len(place) != 3 or not _CHANGING.match(place[2]):
                     continue
                 if not is_component(project, block, place[1]) or _is_undone(body, node, place):
@@ -126,8 +130,10 @@ class UndeclaredComponent(Rule):
 
     def check(self, project: Project) -> Iterator[Finding]:
         seen: set[tuple[Block, str]] = set()
-        for block, access in leaf_accesses(project, "components"):
-            if access.kind != "read" or (block, access.name) in seen or not self._is_missing(project, block, access):
+        for access, blocks in by_place(project, "components", "read"):
+            # What a base class uses may be declared by each of its heirs.
+            block = relatives_agree(blocks, [one for one in blocks if self._is_missing(project, one, access)])
+            if block is None or (block, access.name) in seen:
                 continue
             seen.add((block, access.name))
             message = f"{block.name} reads `components.{access.name}` without declaring that component"

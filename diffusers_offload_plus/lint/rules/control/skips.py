@@ -9,7 +9,7 @@ from ...core.finding import Finding, Level
 from ...project.blocks import Block
 from ...project.body import Body
 from ...project.project import Project
-from ...reading.nodes import Dotted, literal, method_called
+from ...reading.nodes import Dotted, Listing, literal, method_called
 from ..base.declared import in_loop
 from ..base.report import report
 from ..base.rule import Rule
@@ -44,7 +44,7 @@ class NoopSkip(Rule):
 
     def check(self, project: Project) -> Iterator[Finding]:
         for block, body in call_bodies(project):
-            if block.kind != "leaf" or in_loop(project, block):
+            if block.kind != "leaf" or in_loop(project, block) or project.loops_of(block):
                 continue
             inputs = block.inputs.names
             for node in self._early_returns(body, inputs):
@@ -56,19 +56,22 @@ class NoopSkip(Rule):
                 yield from report(self, body.source, whole, f"{block.name} does nothing without an input{gate}")
 
     def _early_returns(self, body: Body, inputs: frozenset[str]) -> Iterator[ast.Return]:
-        for index, statement in enumerate(body.function.body[:-1]):
+        statements = _flat(body.function.body)
+        for index, statement in enumerate(statements[:-1]):
             if isinstance(statement, ast.If) and is_presence_test(body, statement.test, inputs):
                 last = statement.body[-1]
                 idle = all(_is_idle(item) for item in statement.body[:-1])
-                before = all(_is_preparation(item) for item in body.function.body[:index])
+                before = all(_is_preparation(body, item) for item in statements[:index])
                 if isinstance(last, ast.Return) and idle and before:
                     yield last
 
     def _whole_body(self, body: Body, inputs: frozenset[str]) -> ast.If | None:
         work = [
             statement
-            for statement in body.function.body
-            if not _is_preparation(statement) and not _is_idle(statement) and not isinstance(statement, ast.Return)
+            for statement in _flat(body.function.body)
+            if not _is_preparation(body, statement)
+            and not _is_idle(statement)
+            and not isinstance(statement, ast.Return)
         ]
         if len(work) != 1 or not isinstance(work[0], ast.If) or work[0].orelse:
             return None
@@ -114,16 +117,35 @@ def _is_idle(statement: ast.stmt) -> bool:
     return False
 
 
-def _is_preparation(statement: ast.stmt) -> bool:
+def _flat(statements: list[ast.stmt]) -> list[ast.stmt]:
+    """The statements of a function, with those under ``try`` and ``finally`` as if they stood there alone."""
+    found: list[ast.stmt] = []
+    for one in statements:
+        plain = isinstance(one, ast.Try) and not one.handlers and not one.orelse
+        found += [*_flat(one.body), *_flat(one.finalbody)] if plain and isinstance(one, ast.Try) else [one]
+    return found
+
+
+def _is_preparation(body: Body, statement: ast.stmt) -> bool:
     """Whether a statement only gives a name to something that is there already."""
     if isinstance(statement, ast.Expr):
         return isinstance(statement.value, ast.Constant)
-    if not isinstance(statement, ast.Assign) or not all(isinstance(target, ast.Name) for target in statement.targets):
+    if isinstance(statement, ast.AnnAssign):
+        targets: list[ast.expr] = [statement.target]
+    else:
+        targets = statement.targets if isinstance(statement, ast.Assign) else []
+    value = getattr(statement, "value", None)
+    names = [one for target in targets for one in (target.elts if isinstance(target, Listing) else [target])]
+    if value is None or not names or not all(isinstance(name, ast.Name) for name in names):
         return False
-    value = statement.value
-    if isinstance(value, ast.Call):
-        return method_called(value) == "get_block_state"
-    return isinstance(value, ast.Name | ast.Attribute | ast.Constant)
+    return all(_is_there(body, one) for one in (value.elts if isinstance(value, Listing) else [value]))
+
+
+def _is_there(body: Body, node: ast.expr) -> bool:
+    """Whether an expression is a name, an attribute or a constant, or a state that a call hands out or back."""
+    if isinstance(node, ast.Call):
+        return any(len(place) == 1 for place in body.places(node))
+    return isinstance(node, ast.Name | ast.Attribute | ast.Constant)
 
 
 class LatentOutputBranch(Rule):

@@ -24,6 +24,11 @@ class VariantConfigFlag(Rule):
     name = "variant-config-flag"
     level = Level.WARNING
     _flag = re.compile(r"^(is|use|requires|has|enable)_")
+    # How a model is run is no variant of it.
+    _way_to_run = re.compile(
+        r"til(ing|ed|es?)(_|$)|slic(ing|ed?)|offload|compile|cache|xformers|flash|sdpa|checkpointing|fp16|bf16|fp8|half"
+        r"|quant|progress|verbose|debug|profil|low_vram|low_mem|cpu|cuda|stream|parallel"
+    )
 
     def check(self, project: Project) -> Iterator[Finding]:
         for body in functions(project):
@@ -40,7 +45,7 @@ class VariantConfigFlag(Rule):
                     flag = self._tested(body, test, flags)
                     if flag and test not in seen:
                         seen.add(test)
-                        message = f"branches on `config.{flag}`, which tells variants apart"
+                        message = f"branches on `{flag}`, which tells variants apart"
                         yield from report(self, body.source, test, message)
 
     def _tested(self, body: Body, test: ast.expr, flags: set[str]) -> str:
@@ -61,10 +66,13 @@ class VariantConfigFlag(Rule):
             key = literal(test.args[0])
             places = {(*place, key) for place in body.places(test.func.value)} if key else set()
         for place in sorted(places):
-            if place[:2] != ("components", "config") or len(place) != 3:
+            if place[0] != "components" or self._way_to_run.search(place[-1]):
                 continue
-            if place[2] in flags or self._flag.match(place[2]):
-                return place[2]
+            if place[1:2] == ("config",) and len(place) == 3 and (place[2] in flags or self._flag.match(place[2])):
+                return f"config.{place[2]}"
+            # A pipeline's property for the flag, or the flag itself, which is an attribute of pipelines too.
+            if len(place) == 2 and (place[1] in flags or place[1].startswith("is_")):
+                return place[1]
         return ""
 
 

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from ...core.finding import Finding, Level
 from ...evaluation.values import Constant, Instance, Spec
 from ...project.blocks import Block
+from ...project.body import STATE, Body
 from ...project.flow import Flow
 from ...project.project import Project, once
-from ...reading.nodes import Dotted, Function
+from ...reading.nodes import Dotted, Function, literal
 from ...reading.source import Source
-from ...resolution.classes import ClassInfo
-from ..base.declared import tagged_names
+from ..base.declared import component_names, tagged_names, triggers
 from ..base.report import report
 from ..base.rule import Rule
 from ..base.scope import own_calls
@@ -40,16 +40,6 @@ def spec_calls(project: Project, source: Source) -> list[Spec]:
         if isinstance(value, Spec):
             found.append(value)
     return sorted(found, key=lambda spec: (spec.call.lineno, spec.call.col_offset))
-
-
-@once
-def _heirs(project: Project) -> dict[ClassInfo, list[ClassInfo]]:
-    """Each block class with the block classes that inherit from it, itself included."""
-    found: dict[ClassInfo, list[ClassInfo]] = {}
-    for block in project.blocks:
-        for info in block.info.mro:
-            found.setdefault(info, []).append(block.info)
-    return found
 
 
 def enclosing(source: Source, node: ast.AST) -> tuple[ast.ClassDef | None, Function | None]:
@@ -80,7 +70,7 @@ class TemplateSemantics(Rule):
     def check(self, project: Project) -> Iterator[Finding]:
         reported: set[ast.Call] = set()
         for block in project.blocks:
-            if block.kind not in ("leaf", "loop"):
+            if block.kind != "leaf" and not block.info.loops:
                 continue
             for what in ("inputs", "intermediate_outputs"):
                 for spec in block.own(what):
@@ -105,7 +95,7 @@ class TemplateSemantics(Rule):
         order = _order(project, block)
         if order:
             return order == "before"
-        if block.kind == "loop" or _AFTER_NAME.search(block.name) or project.loops_of(block):
+        if block.info.loops or _AFTER_NAME.search(block.name) or project.loops_of(block):
             return False
         return block.source.stem in _BEFORE_FILES or _BEFORE_NAME.search(block.name) is not None
 
@@ -113,7 +103,7 @@ class TemplateSemantics(Rule):
         order = _order(project, block)
         if order:
             return order == "after"
-        if block.kind == "loop" or project.loops_of(block):
+        if block.info.loops or project.loops_of(block):
             return False
         return block.source.stem in _AFTER_FILES or _AFTER_NAME.search(block.name) is not None
 
@@ -167,6 +157,40 @@ class RequiredWithDefault(Rule):
                 yield from report(self, source, spec.call, message, fixable=fixable)
 
 
+def names_in_state(body: Body) -> set[str] | None:
+    """The names that a function reads from the pipeline state itself; ``None`` if they cannot be known."""
+    names: set[str] = set()
+    for node in body.of(ast.Attribute):
+        if STATE not in body.places(node.value) or isinstance(node.ctx, ast.Store):
+            continue
+        parent = body.source.parent(node)
+        if node.attr in ("set", "kwargs_mapping"):
+            continue
+        if node.attr == "get" and isinstance(parent, ast.Call) and parent.func is node:
+            read = _literals(parent)
+        elif node.attr == "values" and isinstance(parent, ast.Subscript):
+            read = None if literal(parent.slice) is None else {literal(parent.slice) or ""}
+        elif node.attr == "values" and isinstance(parent, ast.Attribute) and parent.attr == "get":
+            call = body.source.parent(parent)
+            read = _literals(call) if isinstance(call, ast.Call) else None
+        elif node.attr in ("get_by_kwargs", "to_dict", "get", "values", "__dict__"):
+            read = None
+        else:
+            read = {node.attr}
+        if read is None:
+            return None
+        names |= read
+    return names
+
+
+def _literals(call: ast.Call) -> set[str] | None:
+    """The strings that the first argument of a call gives, by itself or in a list."""
+    given = call.args[0] if call.args else next((word.value for word in call.keywords), None)
+    listed = given.elts if isinstance(given, ast.List | ast.Tuple | ast.Set) else [given]
+    found = [literal(one) for one in listed if one is not None]
+    return {name for name in found if name is not None} if None not in found and found else None
+
+
 class UnusedIo(Rule):
     """A block declares an input or a component that it never uses."""
 
@@ -178,13 +202,17 @@ class UnusedIo(Rule):
     def check(self, project: Project) -> Iterator[Finding]:
         reported: set[ast.Call] = set()
         for block in own_calls(project):
-            if block.kind not in ("leaf", "loop"):
+            if block.kind != "leaf" and not block.info.loops:
                 continue
             flows = self._flows(project, block)
             for what, root in (("inputs", "block_state"), ("expected_components", "components")):
                 if any(flow.escaped(root) or self._computed(flow, root) for flow in flows):
                     continue
                 used = {access.name for flow in flows for access in flow.of(root)}
+                others = self._in_state(flows) if what == "inputs" else self._behind_properties(project, block, used)
+                if others is None:
+                    continue
+                used |= others
                 for spec in block.own(what):
                     if spec.name is None or spec.name in used or spec.call in reported or spec.open:
                         continue
@@ -201,21 +229,43 @@ class UnusedIo(Rule):
     def _serves_otherwise(self, project: Project, block: Block, spec: Spec) -> bool:
         """Whether an input triggers a selection, is only written, or comes with all others of its ``kwargs_type``."""
         group = block.source.group
-        triggers = _triggers(project, group)
+        selecting = triggers(project, group)
         tagged = tagged_names(project, group)
         by_kind = any(spec.name in tagged.get(kind, ()) for kind in block.inputs.kwargs_types)
-        return spec.name in triggers or spec.name in block.outputs.names or by_kind or "kwargs_type" in spec.given
+        return spec.name in selecting or spec.name in block.outputs.names or by_kind or "kwargs_type" in spec.given
 
     def _is_written_here(self, block: Block, spec: Spec) -> bool:
         return spec.source is block.source and block.source.is_inside(spec.call, block.info.node)
 
     def _flows(self, project: Project, block: Block) -> list[Flow]:
         """The flows of the block, of its subclasses, and for a loop of its steps."""
-        heirs = _heirs(project)
-        infos = heirs.get(block.info, [])[:]
-        if block.kind == "loop":
+        infos = [block.info, *project.heirs.get(block.info, ())]
+        if block.info.loops:
             infos += [instance.info for other in infos for _, instance in project.block(other).sub_blocks[0]]
         return [project.flow(info) for info in dict.fromkeys(infos)]
+
+    def _in_state(self, flows: list[Flow]) -> set[str] | None:
+        """The names that are read from the pipeline state itself; ``None`` if they cannot be known."""
+        names: set[str] = set()
+        for flow in flows:
+            if flow.escaped("state"):
+                return None
+            for body in flow.bodies:
+                found = names_in_state(body)
+                if found is None:
+                    return None
+                names |= found
+        return names
+
+    def _behind_properties(self, project: Project, block: Block, used: set[str]) -> set[str] | None:
+        """Components that the pipeline's own attributes may use; ``None`` if these cannot be known."""
+        for name in used - component_names(project, block.source.group):
+            if name in ("components", "get_component_spec", "update_components", "_component_specs"):
+                return None
+            reached = any(pipeline.find(name) for pipeline in project.pipelines_of(block.source))
+            if not reached and not project.is_of_framework_pipeline(name):
+                return None
+        return set()
 
     def _computed(self, flow: Flow, root: str) -> bool:
         """Whether ``flow`` reads attributes of ``root`` by computed names."""
@@ -240,15 +290,4 @@ def _order(project: Project, block: Block) -> str:
 @once
 def _denoises(project: Project, instance: Instance) -> bool:
     inner = [instance, *project.below(instance)]
-    return any(item.info.kind == "loop" for item in inner)
-
-
-@once
-def _triggers(project: Project, group: str) -> set[str]:
-    found: set[str] = set()
-    for block in project.blocks_of(group):
-        if block.info.selects:
-            value = block.attribute("block_trigger_inputs")
-            items = getattr(value, "items", [])
-            found |= {item.value for item in items if isinstance(item, Constant) and isinstance(item.value, str)}
-    return found
+    return any(item.info.loops for item in inner)

@@ -8,27 +8,18 @@ from typing import ClassVar
 
 from ...core.finding import Finding, Level
 from ...project.project import Project, once
-from ...reading.nodes import Dotted, Function, is_call_of, literal, method_called, name_of
+from ...reading.nodes import Dotted, Function, is_call_of, literal, name_of
 from ...reading.source import Source
 from ...resolution.classes import ClassInfo
+from ..base.names import is_scale_name
 from ..base.report import report
 from ..base.rule import Rule
+from .combination import combinations, of_predictions
 
-__all__ = ["SCALES", "CfgInBlock", "manual_guidance"]
-
-
-SCALES = {"guidance_scale", "true_cfg_scale", "cfg_scale", "guidance_rescale"}
+__all__ = ["CfgInBlock", "manual_guidance"]
 
 
 FLAGS = {"do_classifier_free_guidance", "do_cfg", "do_true_cfg"}
-
-
-def is_scale_name(name: str) -> bool:
-    """Whether a name is typical of the strength of guidance. Names of ControlNet are not meant."""
-    lowered = name.lower()
-    if lowered.startswith("control") or "controlnet" in lowered or lowered.endswith(("interval", "start", "end")):
-        return False
-    return "guidance" in lowered or lowered in SCALES or lowered.endswith("cfg_scale")
 
 
 class CfgInBlock(Rule):
@@ -55,11 +46,9 @@ def manual_guidance(project: Project, source: Source, root: ast.AST) -> Iterator
 @once
 def _by_function(project: Project, source: Source) -> list[tuple[Function, list[tuple[ast.AST, str, str]]]]:
     """The functions of blocks and beside blocks, each with the places where it computes guidance by hand."""
-    if "guidance" not in source.text and "cfg" not in source.text:
-        return []
     flagged = any(flag in source.text for flag in FLAGS)
     return [
-        (function, [*(_flags(source, function) if flagged else ()), *_arithmetic(source, function)])
+        (function, [*(_flags(source, function) if flagged else ()), *_arithmetic(project, source, function)])
         for function in _outer_functions(project, source)
     ]
 
@@ -93,7 +82,7 @@ def _flags(source: Source, function: Function) -> Iterator[tuple[ast.AST, str, s
             yield source.statement(node), f"`{name}` decides on guidance, which is the guider's to decide", ""
 
 
-def _arithmetic(source: Source, function: Function) -> Iterator[tuple[ast.AST, str, str]]:
+def _arithmetic(project: Project, source: Source, function: Function) -> Iterator[tuple[ast.AST, str, str]]:
     scales = _scale_names(source.within(function, ast.Assign))
     for node in source.within(function, ast.Compare, ast.IfExp):
         if isinstance(node, ast.Compare) and _compares_scale(node, scales):
@@ -104,10 +93,10 @@ def _arithmetic(source: Source, function: Function) -> Iterator[tuple[ast.AST, s
                 yield node, "compares a scale of guidance with a constant", ""
         elif isinstance(node, ast.IfExp) and _switches(source, node, scales):
             yield node, "switches guidance off, which is the guider's to decide", ""
-    for node in source.within(function, ast.BinOp, ast.Call):
-        scale = _combination(node, scales)
-        if scale is not None:
-            yield node, f"combines predictions with `{scale}`, which is the guider's work", "shape"
+    for found in combinations(project, source, function):
+        if _is_scale(found.scale, scales) or of_predictions(source, function, found):
+            scale = ast.unparse(found.scale)
+            yield found.node, f"combines predictions with `{scale}`, which is the guider's work", "shape"
 
 
 def _assigned_flag(node: ast.AST) -> str:
@@ -165,21 +154,3 @@ def _switches(source: Source, node: ast.IfExp, scales: set[str]) -> bool:
     if not any(_is_scale(side, scales) for side in sides):
         return False
     return not any(_is_scale(inner, scales) for inner in source.below(node.test) if isinstance(inner, ast.expr))
-
-
-def _combination(node: ast.AST, scales: set[str]) -> str | None:
-    """The scale ``s`` of ``u + s * (c - u)``, in any order."""
-    if isinstance(node, ast.Call):
-        mixes = method_called(node) == "lerp" and node.args and _is_scale(node.args[-1], scales)
-        return ast.unparse(node.args[-1]) if mixes else None
-    if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Add):
-        return None
-    for base, product in ((node.left, node.right), (node.right, node.left)):
-        if not isinstance(product, ast.BinOp) or not isinstance(product.op, ast.Mult):
-            continue
-        for scale, difference in ((product.left, product.right), (product.right, product.left)):
-            if not isinstance(difference, ast.BinOp) or not isinstance(difference.op, ast.Sub):
-                continue
-            if ast.dump(difference.right) == ast.dump(base) and _is_scale(scale, scales):
-                return ast.unparse(scale)
-    return None

@@ -10,13 +10,15 @@ from ...core.finding import Finding, Level
 from ...evaluation.values import Spec
 from ...project.blocks import Block
 from ...project.body import Body, Place
-from ...project.project import Project
+from ...project.project import Project, once
 from ...reading.nodes import name_of, passed
 from ..base.accesses import is_restored, is_restoring
 from ..base.declared import guiders, has_guider
+from ..base.names import is_scale_name
 from ..base.report import report
 from ..base.rule import Rule
-from .cfg import SCALES, manual_guidance
+from .cfg import manual_guidance
+from .combination import combinations, of_predictions
 
 __all__ = ["GuidanceScaleInput", "GuiderMutation"]
 
@@ -41,9 +43,14 @@ class GuidanceScaleInput(Rule):
         reported: set[ast.Call] = set()
         for block in project.blocks:
             for spec in block.own("inputs"):
-                if spec.name not in SCALES or spec.call in reported:
+                if spec.name is None or spec.call in reported:
                     continue
-                verdict = self._verdict(project, block, spec.name or "")
+                if is_scale_name(spec.name):
+                    verdict = self._verdict(project, block, spec.name)
+                elif spec.name in _mixing(project, block):
+                    verdict = "", "predictions are combined with it where a guider belongs"
+                else:
+                    verdict = None
                 if verdict is not None:
                     reported.add(spec.call)
                     kind, why = verdict
@@ -69,6 +76,19 @@ class GuidanceScaleInput(Rule):
         """Whether the value is handed to a tensor constructor or a model, or scaled and kept."""
         flow = project.flow(block.info)
         return any(_reaches_call(body, ("block_state", name)) for body in flow.bodies)
+
+
+@once
+def _mixing(project: Project, block: Block) -> set[str]:
+    """The inputs by which a block mixes the predictions of a model, whatever they are called."""
+    found: set[str] = set()
+    for body in project.flow(block.info).bodies if block.info.call is not None else ():
+        for one in combinations(project, body.source, body.function):
+            if of_predictions(body.source, body.function, one):
+                found |= {
+                    place[1] for place in body.places(one.scale) if place[0] == "block_state" and len(place) == 2
+                }
+    return found
 
 
 _CONSTRUCTORS = {"full", "full_like", "tensor", "as_tensor", "expand", "Tensor", "FloatTensor"}

@@ -11,14 +11,17 @@ from typing import ClassVar
 from ...core.finding import Finding, Level
 from ...project.blocks import Block
 from ...project.body import BLOCK_STATE, Access
+from ...project.flow import Flow
 from ...project.project import Project
 from ...reading.nodes import Function, is_call_of
+from ...reading.source import Source
 from ...resolution.classes import ClassInfo
 from ...resolution.modules import parameters
 from ..base.accesses import by_place, catches_attribute_error, is_guarded, relatives_agree
-from ..base.declared import declared_names, in_loop
+from ..base.declared import declared_names, in_loop, kept
 from ..base.report import report
 from ..base.rule import Rule
+from ..base.scope import called_by_blocks_only
 
 __all__ = ["DefensiveRead", "UndeclaredRead", "UndeclaredWrite"]
 
@@ -42,7 +45,8 @@ class DefensiveRead(Rule):
                 if all(self._declares(block, what, access.name) for block in blocks):
                     noun = "an input" if root == "block_state" else "a component"
                     message = f"`{access.name}` is {noun} that the block declares: read `{root}.{access.name}`"
-                    yield from report(self, access.source, access.node, message, fixable=_none_default(access.node))
+                    fixable = _none_default(access.node) and called_by_blocks_only(project, access.body, root)
+                    yield from report(self, access.source, access.node, message, fixable=fixable)
             yield from self._caught(project, root, what)
 
     def _defensive(self, access: Access) -> bool:
@@ -105,7 +109,7 @@ class UndeclaredWrite(Rule):
             yield from report(self, access.source, node, message, kind=kind, fixable=fixable)
 
     def _undeclared(self, project: Project, block: Block, name: str) -> bool:
-        if block.kind != "leaf":
+        if block.kind not in ("leaf", "iterative"):
             return False  # what a loop's wrapper keeps for its steps
         names, whole = declared_names(project, block)
         return whole and name not in names
@@ -158,32 +162,30 @@ class UndeclaredRead(Rule):
             if in_loop(project, block) or block.kind == "loop":
                 if self._provided_by_loop(project, block, access.name):
                     continue
-                kind = _HANDOFF
+                kind = "" if block.kind == "loop" else _HANDOFF
             message = f"{block.name} reads `block_state.{access.name}`, which it neither declares nor writes before"
             yield from report(self, access.source, access.node, message, kind=kind)
 
     def _unknown(self, project: Project, block: Block, access: Access) -> bool:
         names, whole = declared_names(project, block)
-        inputs = block.declared("inputs", anywhere=True).names
+        inputs, outputs = (declared.names for declared in kept(block))
         if not whole or (access.name in names and access.name in inputs):
             return False
-        outputs = block.declared("intermediate_outputs", anywhere=True).names
         if access.name in names and access.name not in outputs:
             return False  # tagged
-        if is_guarded(access):
-            return False
+        if is_guarded(access) or (access.by == "subscript" and access.name in outputs):
+            return False  # a subscript of something that is not there gives None
         writes = [use for use in project.flow(block.info).of("block_state", "write") if use.name == access.name]
         dynamic = any(place == ("block_state",) for place, _, _ in project.flow(block.info).escapes)
         if dynamic or self._set_by_computed_name(project, block):
             return False
-        # A write in another function may come first. Within one function the order of lines decides.
-        return not any(use.body is not access.body or use.node.lineno <= access.node.lineno for use in writes)
+        return not any(_may_come_first(use, access) for use in writes)
 
     def _set_by_computed_name(self, project: Project, block: Block) -> bool:
         return any(BLOCK_STATE in body.computed("setattr") for body in project.flow(block.info).bodies)
 
     def _provided_by_loop(self, project: Project, block: Block, name: str) -> bool:
-        loops = project.loops_of(block) if block.kind == "leaf" else [block]
+        loops = [loop for loop in project.loops_of(block) if loop.kind == "loop"] if block.kind == "leaf" else [block]
         if not loops:
             return True
         return all(self._provides(project, loop, name) for loop in loops)
@@ -192,4 +194,37 @@ class UndeclaredRead(Rule):
         names, whole = declared_names(project, loop)
         infos: list[ClassInfo] = [loop.info, *(instance.info for _, instance in loop.sub_blocks[0])]
         written = {use.name for info in infos for use in project.flow(info).of("block_state", "write")}
-        return name in names or name in written or not whole or not loop.sub_blocks[1]
+        unknown = not whole or not loop.sub_blocks[0] or not loop.sub_blocks[1]
+        return name in names or name in written or unknown or any(map(self._escapes, map(project.flow, infos)))
+
+    def _escapes(self, flow: Flow) -> bool:
+        return flow.escaped("block_state") or any(BLOCK_STATE in body.computed("setattr") for body in flow.bodies)
+
+
+def _may_come_first(write: Access, read: Access) -> bool:
+    """Whether ``write`` may happen before ``read``, so that the name is there."""
+    body, source = read.body, read.source
+    if write.body is not body:
+        return True  # a helper, which may run before
+    if source.function_of(read.node) is not body.function or source.function_of(write.node) is not body.function:
+        return True  # an inner function, which may run later
+    here, there = source.statement(read.node), source.statement(write.node)
+    if here is there:
+        return isinstance(here, ast.For | ast.With) and not source.is_inside(read.node, _evaluated_first(here))
+    if (there.lineno, there.col_offset) < (here.lineno, here.col_offset):  # type: ignore[attr-defined]
+        return True
+    return _in_later_round(source, read.node, write.node)
+
+
+def _evaluated_first(node: ast.For | ast.With) -> ast.AST:
+    return node.iter if isinstance(node, ast.For) else node.items[0].context_expr
+
+
+def _in_later_round(source: Source, read: ast.AST, write: ast.AST) -> bool:
+    """Whether a read stands under a condition in a loop that has already come to the write in an earlier round."""
+    conditional = False
+    for ancestor in source.ancestors(read):
+        if isinstance(ancestor, ast.For | ast.While) and source.is_inside(write, ancestor):
+            return conditional
+        conditional = conditional or isinstance(ancestor, ast.If | ast.IfExp | ast.BoolOp | ast.Try | ast.Match)
+    return False

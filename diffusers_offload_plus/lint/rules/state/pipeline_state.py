@@ -1,4 +1,4 @@
-"""Rule MOD014: blocks write to the pipeline state through declared outputs only."""
+"""Rules about the pipeline state: blocks write to it and read from it through what they declare only."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from ...core.finding import Finding, Level
 from ...project.body import Body
 from ...project.project import Project
-from ...reading.nodes import Dotted, function_called
+from ...reading.nodes import Dotted, function_called, literal
 from ..base.report import report
 from ..base.rule import Rule
 from ..base.scope import own_calls
 
-__all__ = ["StateSet"]
+__all__ = ["StateRead", "StateSet"]
 
 
 class StateSet(Rule):
@@ -58,3 +58,54 @@ class StateSet(Rule):
 
 
 _DICTS = (("state", "values"), ("state", "kwargs_mapping"), ("state", "__dict__"))
+
+
+class StateRead(Rule):
+    """A block reads a value from the pipeline state itself instead of from its block state."""
+
+    code = "MOD047"
+    name = "state-read"
+    level = Level.WARNING
+
+    def check(self, project: Project) -> Iterator[Finding]:
+        seen: set[ast.AST] = set()
+        for block in own_calls(project):
+            declared = block.declared("inputs", anywhere=True).names
+            for body in project.flow(block.info).bodies:
+                if body.in_pipeline or not body.knows("state"):
+                    continue
+                for node, names in _reads(body):
+                    if node in seen:
+                        continue
+                    seen.add(node)
+                    what = ", ".join(f"`{name}`" for name in sorted(names))
+                    hint = "read it from the block state" if names <= declared else "declare an input"
+                    message = f"{block.name} reads {what} from the pipeline state: {hint}"
+                    yield from report(self, body.source, node, message)
+
+
+def _reads(body: Body) -> Iterator[tuple[ast.expr, set[str]]]:
+    """The places that read values from the pipeline state by name, with the names."""
+    for node in body.of(ast.Call):
+        if ("state", "get") in body.places(node.func) and isinstance(node.func, Dotted):
+            names = literals(node.args[0] if node.args else None)
+            if names:
+                yield node, names
+    for item in body.of(ast.Subscript):
+        name = literal(item.slice)
+        if name is not None and isinstance(item.ctx, ast.Load) and ("state", "values") in body.places(item.value):
+            yield item, {name}
+    for attribute in body.of(ast.Attribute):
+        own = attribute.attr in _OF_STATES or attribute.attr.startswith("_")
+        if not own and isinstance(attribute.ctx, ast.Load) and ("state",) in body.places(attribute.value):
+            yield attribute, {attribute.attr}
+
+
+_OF_STATES = {"get", "set", "values", "kwargs_mapping", "get_by_kwargs", "to_dict"}
+
+
+def literals(node: ast.expr | None) -> set[str] | None:
+    """The strings that an expression is, by itself or in a list; ``None`` if not all are known."""
+    listed = node.elts if isinstance(node, ast.List | ast.Tuple | ast.Set) else [node]
+    found = [literal(one) for one in listed if one is not None]
+    return {name for name in found if name is not None} if None not in found and found else None

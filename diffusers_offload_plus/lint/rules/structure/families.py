@@ -50,19 +50,24 @@ class ModelName(Rule):
             if name is not None:
                 names.setdefault(block.source.group, set()).add(name)
         for block in project.blocks:
-            if self._lacks_name(block):
+            heirs = [project.block(info) for info in project.heirs.get(block.info, ())]
+            # Outside of diffusers a base class may leave the name to its heirs.
+            named = not block.source.family and heirs and all(heir.text("model_name") is not None for heir in heirs)
+            if self._lacks_name(block) and not named:
                 family = names.get(block.source.group, set())
                 wanted = f'`model_name = "{min(family)}"`' if len(family) == 1 else "a `model_name`"
                 kind = "" if block.source.family else "custom"
                 message = f"{block.name} needs {wanted}"
-                yield from report(self, block.source, block.info.node, message, kind=kind, fixable=len(family) == 1)
+                # Outside of diffusers the name decides which pipeline class runs the block.
+                fixable = len(family) == 1 and not kind
+                yield from report(self, block.source, block.info.node, message, kind=kind, fixable=fixable)
         yield from self._misled(project)
 
     def _lacks_name(self, block: Block) -> bool:
         info = block.info
         if info.is_assembled or not info.complete:
             return False
-        if info.kind == "loop" and not elements(block.attribute("block_classes"))[0]:
+        if info.loops and not elements(block.attribute("block_classes"))[0]:
             return False
         if info.call is None:
             return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
 from typing import ClassVar
 
 from ...core.finding import Finding, Level
@@ -19,6 +20,10 @@ from ..base.rule import Rule
 __all__ = ["CrossFamilyImport", "PresetImport", "StandardPipelineImport"]
 
 STANDARD = "diffusers.pipelines"
+# Where the framework of modular pipelines was in its first versions.
+_FRAMEWORK_ONCE = tuple(
+    f"{STANDARD}.{name}" for name in ("modular_pipeline", "modular_pipeline_utils", "components_manager")
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +51,8 @@ def import_statements(project: Project, source: Source) -> list[ImportStatement]
         names = tuple(Imported(alias.name, alias.name, "") for alias in node.names)
         found.append(ImportStatement(node, names))
     for statement in source.nodes(ast.ImportFrom):
-        module = absolute_module(source, statement)
+        beside = project.modules.found(source, statement.level, statement.module or "") if statement.level else None
+        module = absolute_module(source, statement) if beside is None else beside.module or beside.stem
         if module is None:
             continue
         names = tuple(_imported(project, module, alias.name) for alias in statement.names)
@@ -120,6 +126,8 @@ class StandardPipelineImport(Rule):
                 )
 
     def _is_standard(self, name: Imported) -> bool:
+        if any(is_below(name.spelled, framework) for framework in _FRAMEWORK_ONCE):
+            return False
         if is_below(name.dotted, STANDARD) or is_below(name.spelled, STANDARD):
             return True
         top = name.spelled.startswith("diffusers.") and name.spelled.count(".") == 1
@@ -178,27 +186,41 @@ def _is_component(project: Project, name: Imported) -> bool:
 
 
 class CrossFamilyImport(Rule):
-    """A model family imports from the modular blocks of another family."""
+    """A model family imports from the modular blocks of another family; custom blocks import from two families."""
 
     code = "MOD002"
     name = "cross-family-import"
     level = Level.ERROR
+    kinds: ClassVar[Mapping[str, Level]] = {"mixed": Level.INFO}
 
     def check(self, project: Project) -> Iterator[Finding]:
+        built_on: dict[str, set[str]] = {}  # by directory, outside of diffusers
         for source in project.block_sources:
             for statement in import_statements(project, source):
                 others = {family for name in statement.names if (family := self._family(project, source, name))}
-                if others:
-                    message = f"imports from the modular pipelines of {', '.join(sorted(others))}"
+                if not others:
+                    continue
+                what = ", ".join(sorted(others))
+                if source.family:
+                    message = f"imports from the modular pipelines of {what}"
                     yield from report(self, source, statement.node, message)
+                    continue
+                before = built_on.setdefault(source.group, set())
+                if len(before | others) > 1 and others - before:
+                    mixed = ", ".join(sorted(before | others))
+                    message = f"these blocks build on several families: {mixed}"
+                    yield from report(self, source, statement.node, message, kind="mixed")
+                before |= others
 
     def _family(self, project: Project, source: Source, name: Imported) -> str:
         """The name of the other family that an imported name belongs to, else ``""``."""
         for dotted in (name.dotted, name.spelled):
             if dotted.startswith(FRAMEWORK_PACKAGE + "."):
                 family = dotted.split(".")[2]
-                known = family != "*" and not family[:1].isupper() and family != source.family
-                if known and project.modules.is_family(family):
+                own = source.family or PurePosixPath(source.path).parent.name  # a family may lie elsewhere
+                known = family != "*" and not family[:1].isupper() and family != own
+                there = source.family or project.modules.module(f"{FRAMEWORK_PACKAGE}.{family}") is not None
+                if known and there and project.modules.is_family(family):
                     return family
         return ""
 
