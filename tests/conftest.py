@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests import standin_cuda
 from tests.support.meter import Meter, meter_for
 
 # Timings are no assertions: a busy machine takes what time it takes.
@@ -45,6 +46,14 @@ def device() -> torch.device:
 
     register()
     return torch.device("sim", 0)
+
+
+@pytest.fixture(autouse=True)
+def _context_of_its_own() -> Iterator[None]:
+    # A kernel that fails takes the whole process with it, as on CUDA; here the next test may go on.
+    yield
+    if standin_cuda.is_loaded():
+        standin_cuda.forgive()
 
 
 @pytest.fixture
