@@ -77,7 +77,7 @@ def _build_operators(folder: Path, packages: Path) -> None:
         Path(sysconfig.get_path("include")),
     ]
     flags = ["-std=c++20", "-I", str(_SOURCES), *(word for path in headers for word in ("-isystem", str(path)))]
-    objects = _objects(folder, ["operators", "library"], flags)
+    objects = _objects(folder, ["kernels", "operators", "library"], flags)
     libraries = ["-ltorch", "-ltorch_cpu", "-ltorch_cuda", "-lc10", "-lc10_cuda"]
     search = ["-L", str(torch / "lib"), f"-Wl,-rpath,{torch / 'lib'}", "-Wl,--allow-shlib-undefined"]
     _link(folder / OPERATORS, [*objects, folder / RUNTIME], *search, *libraries)

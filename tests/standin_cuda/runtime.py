@@ -33,6 +33,7 @@ _SIGNATURES = {
     "standin_forgive": (None, []),
     "standin_host_seconds": (ctypes.c_double, []),
     "standin_host_busy_for": (None, [ctypes.c_double]),
+    "standin_compute_for": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_double]),
     "standin_set_link": (None, [ctypes.c_int, ctypes.c_double, ctypes.c_double]),
     "standin_set_speed": (None, [ctypes.c_char_p, ctypes.c_double, ctypes.c_double, ctypes.c_double]),
     "standin_reset_speeds": (None, []),

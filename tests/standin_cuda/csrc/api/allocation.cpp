@@ -26,7 +26,7 @@ size_t registered_bytes() {
 bool overlaps_pinned(uintptr_t begin, size_t bytes) {
   const auto next = memory().pinned.lower_bound(begin);
   return (next != memory().pinned.end() && next->first < begin + bytes) ||
-      range_of(memory().pinned, reinterpret_cast<void*>(begin)) != memory().pinned.end();
+         range_of(memory().pinned, reinterpret_cast<void*>(begin)) != memory().pinned.end();
 }
 
 // Ends the use of a range of pinned memory; what is queued still needs it, so it is done first.
@@ -36,7 +36,8 @@ cudaError_t unpin(Lock& lock, void* pointer, bool registered, cudaError_t unknow
     return remember(unknown);
   }
   if (scheduler().host_range_in_use(pointer, found->second.bytes)) {
-    report_misuse(std::string(registered ? "cudaHostUnregister" : "cudaFreeHost") + " of memory that a queued copy uses");
+    report_misuse(
+        std::string(registered ? "cudaHostUnregister" : "cudaFreeHost") + " of memory that a queued copy uses");
   }
   scheduler().finish_all(lock);
   if (!registered) {
@@ -102,7 +103,7 @@ STANDIN_API cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t pool, cudaMemPoolA
   const Lock lock(scheduler().mutex);
   const int device = static_cast<int>(reinterpret_cast<uintptr_t>(pool)) - 1;
   const bool sizes = attribute == cudaMemPoolAttrReservedMemCurrent || attribute == cudaMemPoolAttrUsedMemCurrent ||
-      attribute == cudaMemPoolAttrReservedMemHigh || attribute == cudaMemPoolAttrUsedMemHigh;
+                     attribute == cudaMemPoolAttrReservedMemHigh || attribute == cudaMemPoolAttrUsedMemHigh;
   if (sizes) {
     *static_cast<uint64_t*>(value) = memory().used(device);
   } else {

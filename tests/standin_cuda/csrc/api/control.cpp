@@ -22,8 +22,8 @@ size_t give(const std::string& text, char* into, size_t capacity) {
 STANDIN_EXPORT int standin_counters(const char** names, long* values) {
   const Lock lock(scheduler().mutex);
   int count = 0;
-#define STANDIN_GIVE(name)               \
-  names[count] = #name;                  \
+#define STANDIN_GIVE(name) \
+  names[count] = #name;    \
   values[count++] = counters().name;
   STANDIN_COUNTERS(STANDIN_GIVE)
 #undef STANDIN_GIVE
@@ -94,6 +94,19 @@ STANDIN_EXPORT void standin_host_busy_for(double seconds) {
 STANDIN_EXPORT void standin_set_link(int direction, double latency, double bandwidth) {
   const Lock lock(scheduler().mutex);
   device_clock().links.at(direction) = {latency, bandwidth};
+}
+
+// Gives the current device's stream work that does nothing for so long.
+STANDIN_EXPORT int standin_compute_for(cudaStream_t handle, double seconds) {
+  Lock lock(scheduler().mutex);
+  Stream* stream = stream_of(handle);
+  if (stream == nullptr) {
+    return remember(cudaErrorInvalidResourceHandle);
+  }
+  Work work{Kind::Fill};
+  work.seconds = seconds;
+  scheduler().issue(lock, *stream, std::move(work));
+  return cudaSuccess;
 }
 
 // Of an operator, or, without a name, of all that have no speed of their own.

@@ -26,7 +26,7 @@ bool exists(const void* pointer, size_t bytes) {
   }
   const auto block = range_of(memory().blocks, pointer);
   return block != memory().blocks.end() &&
-      reinterpret_cast<uintptr_t>(pointer) + bytes <= block->first + block->second.bytes;
+         reinterpret_cast<uintptr_t>(pointer) + bytes <= block->first + block->second.bytes;
 }
 
 bool agrees(cudaMemcpyKind kind, bool from_device, bool to_device) {
@@ -120,8 +120,7 @@ STANDIN_API cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cud
   return error == cudaSuccess ? remember(context_error()) : error;
 }
 
-STANDIN_API cudaError_t
-cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t bytes, cudaStream_t handle) {
+STANDIN_API cudaError_t cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t bytes, cudaStream_t handle) {
   return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, handle);
 }
 

@@ -14,16 +14,16 @@
 #define STANDIN_API extern "C" __attribute__((visibility("default")))
 
 // Holds the lock of the runtime, and returns where the context is lost.
-#define STANDIN_ENTER(lock)                       \
-  ::standin::Lock lock(scheduler().mutex);        \
-  if (context_error() != cudaSuccess) {           \
-    return remember(context_error());             \
+#define STANDIN_ENTER(lock)                \
+  ::standin::Lock lock(scheduler().mutex); \
+  if (context_error() != cudaSuccess) {    \
+    return remember(context_error());      \
   }
 
 // Returns where a stream is captured that the call would disturb.
-#define STANDIN_NOT_WHILE_CAPTURING()                     \
-  if (capturing() && !allowed_during_capture()) {         \
-    return remember(cudaErrorStreamCaptureUnsupported);   \
+#define STANDIN_NOT_WHILE_CAPTURING()                   \
+  if (capturing() && !allowed_during_capture()) {       \
+    return remember(cudaErrorStreamCaptureUnsupported); \
   }
 
 namespace standin {

@@ -113,9 +113,9 @@ STANDIN_API cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t be
   return cudaSuccess;
 }
 
-STANDIN_API cudaError_t cudaStreamWaitEvent(cudaStream_t stream_handle, cudaEvent_t handle, unsigned) {
+STANDIN_API cudaError_t cudaStreamWaitEvent(cudaStream_t stream_handle, cudaEvent_t handle, unsigned flags) {
   STANDIN_ENTER(lock)
-  const Event& event = event_of(handle);
+  Event& event = event_of(handle);
   Stream* stream = stream_of(stream_handle);
   if (stream == nullptr) {
     return remember(cudaErrorInvalidResourceHandle);
@@ -124,7 +124,7 @@ STANDIN_API cudaError_t cudaStreamWaitEvent(cudaStream_t stream_handle, cudaEven
   if (fence == nullptr || event.shared != nullptr) {
     return cudaSuccess; // never recorded, or it happened when it was recorded
   }
-  if (fence->captured) {
+  if (fence->captured && (flags & cudaEventWaitExternal) == 0) {
     const auto capture = fence->capture.lock();
     if (capture == nullptr) {
       return remember(cudaErrorCapturedEvent);
@@ -136,10 +136,13 @@ STANDIN_API cudaError_t cudaStreamWaitEvent(cudaStream_t stream_handle, cudaEven
     return cudaSuccess;
   }
   if (stream->capture != nullptr) {
-    if (!fence->passed) {
+    if ((flags & cudaEventWaitExternal) == 0) {
       stream->capture->invalid = true;
       return remember(cudaErrorStreamCaptureIsolation);
     }
+    Work work{Kind::Wait};
+    work.event = &event;
+    stream->capture->add(*stream, std::move(work));
     return cudaSuccess;
   }
   scheduler().wait(lock, *stream, fence);

@@ -125,7 +125,8 @@ STANDIN_API cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t* no
   return cudaSuccess;
 }
 
-STANDIN_API cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long) {
+STANDIN_API cudaError_t
+cudaGraphInstantiateWithFlags(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long) {
   STANDIN_ENTER(lock)
   *executable = reinterpret_cast<cudaGraphExec_t>(new ExecutableGraph{graph_of(graph), nullptr});
   return cudaSuccess;

@@ -49,7 +49,8 @@ const char* name_of(cudaError_t error) {
     case cudaErrorHostMemoryNotRegistered: return "pointer does not correspond to a registered memory region";
     case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
     case cudaErrorStreamCaptureInvalidated: return "operation failed due to a previous error during capture";
-    case cudaErrorStreamCaptureWrongThread: return "attempt to terminate a thread-local capture sequence from another thread";
+    case cudaErrorStreamCaptureWrongThread:
+      return "attempt to terminate a thread-local capture sequence from another thread";
     case cudaErrorStreamCaptureUnmatched: return "capture was not initiated in this stream";
     case cudaErrorStreamCaptureUnjoined: return "capturing stream has unjoined work";
     case cudaErrorStreamCaptureIsolation: return "dependency created on uncaptured work in another stream";
@@ -117,7 +118,8 @@ cudaError_t refuse_kernel(const std::string& name) {
     const std::lock_guard<std::mutex> lock(shared().mutex);
     shared().refused += name + "\n";
   }
-  return remember(cudaErrorNotSupported, "the stand-in runs no kernel of the library, and this one was launched: " + name);
+  return remember(
+      cudaErrorNotSupported, "the stand-in runs no kernel of the library, and this one was launched: " + name);
 }
 
 std::string take_refused_kernels() {

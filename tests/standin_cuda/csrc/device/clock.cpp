@@ -13,12 +13,8 @@ double Clock::seconds_of(const std::string& name, double bytes, double flops) co
 void Clock::issue(Stream& stream, const Work& work) {
   double begin = std::max(stream.seconds, host_seconds);
   switch (work.kind) {
-    case Kind::Record:
-      work.fence->seconds = stream.seconds = begin;
-      return;
-    case Kind::Wait:
-      stream.seconds = std::max(begin, work.fence->seconds);
-      return;
+    case Kind::Record: work.fence->seconds = stream.seconds = begin; return;
+    case Kind::Wait: stream.seconds = std::max(begin, work.fence->seconds); return;
     case Kind::Copy:
       if (work.link >= 0) {
         double& free = engine_free_[{stream.device, work.link}];
@@ -28,8 +24,7 @@ void Clock::issue(Stream& stream, const Work& work) {
         return;
       }
       [[fallthrough]];
-    default:
-      stream.seconds = begin + work.seconds;
+    default: stream.seconds = begin + work.seconds;
   }
 }
 

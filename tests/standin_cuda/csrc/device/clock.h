@@ -1,8 +1,8 @@
 // Virtual time: how long a device would take, from the program alone.
 //
-// It is worked out while work is issued. A stream is a lane: what is issued on it begins when the host has issued it and
-// everything before it is over. A copy between host and device also waits for its engine; each device has one for each
-// direction. Issuing takes the host no time. When the host waits, its time becomes that of what it waited for.
+// It is worked out while work is issued. A stream is a lane: what is issued on it begins when the host has issued it
+// and everything before it is over. A copy between host and device also waits for its engine; each device has one for
+// each direction. Issuing takes the host no time. When the host waits, its time becomes that of what it waited for.
 #pragma once
 
 #include <array>

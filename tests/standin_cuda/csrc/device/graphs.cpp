@@ -96,7 +96,8 @@ bool allowed_during_capture() {
   bool allowed = true;
   for (const auto& capture : captures()) {
     const bool ours = capture->thread == std::this_thread::get_id();
-    const bool disturbed = mode_of_thread != cudaStreamCaptureModeRelaxed &&
+    const bool disturbed =
+        mode_of_thread != cudaStreamCaptureModeRelaxed &&
         (ours ? capture->mode != cudaStreamCaptureModeRelaxed
               : capture->mode == cudaStreamCaptureModeGlobal && mode_of_thread == cudaStreamCaptureModeGlobal);
     if (disturbed) {
@@ -112,8 +113,8 @@ cudaStreamCaptureMode exchange_capture_mode(cudaStreamCaptureMode mode) {
   return mode;
 }
 
-// Each captured stream becomes a stream of its own, between a point of the launching stream and a wait of it: within the
-// graph, only what was ordered while it was captured is.
+// Each captured stream becomes a stream of its own, between a point of the launching stream and a wait of it: within
+// the graph, only what was ordered while it was captured is.
 void launch(Lock& lock, ExecutableGraph& executable, Stream& stream) {
   ++counters().graph_launches;
   if (executable.last_launch != nullptr) {
@@ -134,6 +135,10 @@ void launch(Lock& lock, ExecutableGraph& executable, Stream& stream) {
       fences[work.fence.get()] = fence;
       if (work.event != nullptr) {
         static_cast<Event*>(work.event)->fence = fence;
+      }
+    } else if (work.kind == Kind::Wait && work.event != nullptr) {
+      if (const FencePtr& outside = static_cast<Event*>(work.event)->fence) {
+        scheduler().wait(lock, *lane, outside);
       }
     } else if (work.kind == Kind::Wait) {
       const auto inside = fences.find(work.fence.get());

@@ -57,8 +57,8 @@ struct Capture : std::enable_shared_from_this<Capture> {
 std::shared_ptr<Capture> begin_capture(Stream& stream, cudaStreamCaptureMode mode);
 bool capturing();
 
-// Whether the calling thread may do something now that a capture cannot contain (wait for the device, allocate). If not,
-// the captures it would disturb are invalid.
+// Whether the calling thread may do something now that a capture cannot contain (wait for the device, allocate). If
+// not, the captures it would disturb are invalid.
 bool allowed_during_capture();
 cudaStreamCaptureMode exchange_capture_mode(cudaStreamCaptureMode mode);
 

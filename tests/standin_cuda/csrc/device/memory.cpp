@@ -30,7 +30,8 @@ void on_fault(int number, siginfo_t* info, void*) {
   if (Memory::on_device(reinterpret_cast<uintptr_t>(info->si_addr))) {
     char line[160];
     const int length = std::snprintf(
-        line, sizeof line, "stand-in CUDA: the host touched memory of a device, at %p, outside a copy\n", info->si_addr);
+        line, sizeof line, "stand-in CUDA: the host touched memory of a device, at %p, outside a copy\n",
+        info->si_addr);
     (void)!write(STDERR_FILENO, line, length);
   }
   sigaction(number, &earlier, nullptr); // which the same access meets when this returns
@@ -49,7 +50,7 @@ void reserve(uintptr_t first, const char* what) {
 Memory::Memory() : used_(settings().devices, 0) {
   reserve(kFirst, "addresses of devices");
   reserve(kFirst + kDistance, "addresses of their bytes");
-  struct sigaction action {};
+  struct sigaction action{};
   action.sa_sigaction = on_fault;
   action.sa_flags = SA_SIGINFO;
   sigaction(SIGSEGV, &action, &earlier);
@@ -117,7 +118,8 @@ int Memory::share(void* pointer) {
 
 void* Memory::open_shared(int device, int descriptor, size_t bytes) {
   void* pointer = take_addresses(bytes);
-  if (mmap(backing(pointer), rounded(bytes), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, descriptor, 0) == MAP_FAILED) {
+  if (mmap(backing(pointer), rounded(bytes), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, descriptor, 0) ==
+      MAP_FAILED) {
     return nullptr;
   }
   blocks[reinterpret_cast<uintptr_t>(pointer)] = {bytes, device, descriptor, true};

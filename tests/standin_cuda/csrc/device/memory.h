@@ -1,8 +1,8 @@
 // Memory: of the devices, and of the host where copies may be asynchronous.
 //
-// An address on a device is an address at which nothing can ever be read or written; its bytes lie at a fixed distance.
-// So the host cannot touch memory of a device by accident, and kernels and copies, which know the distance, need no
-// change of protection. Addresses are not used twice: what is freed stays out of reach.
+// An address on a device is an address at which nothing can ever be read or written; its bytes lie at a fixed
+// distance. So the host cannot touch memory of a device by accident, and kernels and copies, which know the distance,
+// need no change of protection. Addresses are not used twice: what is freed stays out of reach.
 #pragma once
 
 #include <cstddef>

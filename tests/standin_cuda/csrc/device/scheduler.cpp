@@ -18,9 +18,7 @@ void Scheduler::seed(long long seed) {
   order_kind_ = seed == -2 ? Order::AtOnce : seed < 0 ? Order::Late : Order::Random;
   random_.seed(seed);
   calls_ = 0;
-  for (Stream* stream : order_) {
-    stream->weight = 1;
-  }
+  change_mood();
 }
 
 Stream& Scheduler::default_stream(int device) {
@@ -67,6 +65,9 @@ void Scheduler::issue(Lock& lock, Stream& stream, Work work) {
 
 void Scheduler::enqueue(Lock&, Stream& stream, Work work) {
   device_clock().issue(stream, work);
+  if (stream.queue.empty()) {
+    busy_.push_back(&stream);
+  }
   stream.queue.push_back(std::move(work));
   stream.asked = 0;
 }
@@ -146,33 +147,27 @@ Stream* Scheduler::needed_for(const Fence& fence) const {
 }
 
 Stream* Scheduler::random_stream() {
-  double sum = 0;
-  for (const Stream* stream : order_) {
-    sum += ready(*stream) ? stream->weight : 0;
-  }
-  if (sum == 0) {
-    return nullptr;
-  }
-  double left = std::uniform_real_distribution<>(0, sum)(random_);
-  Stream* last = nullptr;
-  for (Stream* stream : order_) {
+  std::vector<Stream*> found;
+  std::vector<double> weights;
+  for (Stream* stream : busy_) {
+    if (stream->mood != mood_) {
+      stream->mood = mood_;
+      stream->weight = std::pow(10.0, std::uniform_int_distribution<>(-2, 2)(random_));
+    }
     if (ready(*stream)) {
-      last = stream;
-      left -= stream->weight;
-      if (left <= 0) {
-        break;
-      }
+      found.push_back(stream);
+      weights.push_back(stream->weight);
     }
   }
-  return last;
+  return found.empty() ? nullptr : found[std::discrete_distribution<>(weights.begin(), weights.end())(random_)];
 }
 
 void Scheduler::change_mood() {
   constexpr double kEagerness[] = {0, 0, 0.3, 0.6, 0.95};
+  constexpr double kDistraction[] = {0, 0.3, 0.8};
   eagerness_ = kEagerness[std::uniform_int_distribution<>(0, 4)(random_)];
-  for (Stream* stream : order_) {
-    stream->weight = std::pow(10.0, std::uniform_int_distribution<>(-2, 2)(random_));
-  }
+  distraction_ = kDistraction[std::uniform_int_distribution<>(0, 2)(random_)];
+  ++mood_;
 }
 
 void Scheduler::let_time_pass(Lock& lock) {
@@ -198,6 +193,9 @@ void Scheduler::let_time_pass(Lock& lock) {
 void Scheduler::step(Lock& lock, Stream& stream) {
   Work work = std::move(stream.queue.front());
   stream.queue.pop_front();
+  if (stream.queue.empty()) {
+    busy_.erase(std::find(busy_.begin(), busy_.end(), &stream));
+  }
   run(lock, stream, work);
   if (stream.retired && stream.queue.empty()) {
     forget(stream);
@@ -215,9 +213,7 @@ void Scheduler::run(Lock& lock, Stream& stream, Work& work) {
           work.staged != nullptr ? work.staged->data() : memory().bytes_of(static_cast<const char*>(work.from)),
           work.bytes);
       break;
-    case Kind::Fill:
-      std::memset(memory().bytes_of(static_cast<char*>(work.to)), work.value, work.bytes);
-      break;
+    case Kind::Fill: std::memset(memory().bytes_of(static_cast<char*>(work.to)), work.value, work.bytes); break;
     case Kind::Kernel: {
       char message[1000] = "";
       const int error = work.kernel->run(work.kernel->data, message, sizeof message);
@@ -226,11 +222,8 @@ void Scheduler::run(Lock& lock, Stream& stream, Work& work) {
       }
       break;
     }
-    case Kind::Record:
-      work.fence->passed = true;
-      break;
-    case Kind::Wait:
-      break;
+    case Kind::Record: work.fence->passed = true; break;
+    case Kind::Wait: break;
     case Kind::HostFunction:
       // It may need locks that another thread holds while it waits for this one.
       stream.busy = true;
@@ -240,9 +233,7 @@ void Scheduler::run(Lock& lock, Stream& stream, Work& work) {
       stream.busy = false;
       idle_.notify_all();
       break;
-    case Kind::Free:
-      memory().release(work.to);
-      break;
+    case Kind::Free: memory().release(work.to); break;
   }
 }
 
@@ -253,7 +244,7 @@ void Scheduler::finish(Lock& lock, const FencePtr& fence) {
       idle_.wait(lock);
       continue;
     }
-    if (order_kind_ == Order::Random && std::uniform_real_distribution<>(0, 1)(random_) < eagerness_ / 2) {
+    if (order_kind_ == Order::Random && std::uniform_real_distribution<>(0, 1)(random_) < distraction_) {
       if (Stream* other = random_stream()) {
         step(lock, *other);
         continue;
@@ -270,18 +261,33 @@ void Scheduler::finish(Lock& lock, Stream& stream) {
   stream.asked = 0;
 }
 
-void Scheduler::finish_all(Lock& lock) {
-  for (Stream* stream : std::vector<Stream*>(order_)) {
+void Scheduler::finish(Lock& lock, std::vector<Stream*> streams) {
+  streams.erase(
+      std::remove_if(
+          streams.begin(), streams.end(), [](Stream* stream) { return stream->queue.empty() && !stream->busy; }),
+      streams.end());
+  if (order_kind_ == Order::Random) {
+    std::shuffle(streams.begin(), streams.end(), random_);
+  }
+  for (Stream* stream : streams) {
     if (knows(stream)) { // a retired one goes when it is empty
       finish(lock, *stream);
     }
   }
 }
 
+void Scheduler::finish_all(Lock& lock) {
+  std::vector<Stream*> streams = busy_;
+  std::copy_if(order_.begin(), order_.end(), std::back_inserter(streams), [](Stream* stream) {
+    return stream->busy && stream->queue.empty(); // the last of its work is a host function that runs now
+  });
+  finish(lock, std::move(streams));
+}
+
 bool Scheduler::host_range_in_use(const void* begin, size_t bytes) const {
   const auto* first = static_cast<const char*>(begin);
   const auto inside = [&](const void* pointer) { return pointer >= first && pointer < first + bytes; };
-  for (const Stream* stream : order_) {
+  for (const Stream* stream : busy_) {
     for (const Work& work : stream->queue) {
       if (work.kind == Kind::Copy && (inside(work.to) || (work.staged == nullptr && inside(work.from)))) {
         return true;

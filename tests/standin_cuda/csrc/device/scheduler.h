@@ -1,9 +1,9 @@
 // Runs the work of streams, in an order that CUDA allows.
 //
 // Work of one stream runs in its order; a wait lets the stream go on when its fence has been passed. Nothing else is
-// promised, so nothing else is kept. With no seed, work runs as late as possible: when something needs it. With a seed,
-// a random number of steps of random streams runs whenever the host calls, and between the steps that are needed; how
-// eager the device is, and which streams it prefers, changes from time to time.
+// promised, so nothing else is kept. With no seed, work runs as late as possible: when something needs it. With a
+// seed, a random number of steps of random streams runs whenever the host calls, and between the steps that are
+// needed; how eager the device is, and which streams it prefers, changes from time to time.
 #pragma once
 
 #include <condition_variable>
@@ -42,6 +42,7 @@ class Scheduler {
   // Runs what must have run for this to be so.
   void finish(Lock&, const FencePtr&);
   void finish(Lock&, Stream&);
+  void finish(Lock&, std::vector<Stream*>);
   void finish_all(Lock&);
 
   // The host has called: the device may have gone on meanwhile.
@@ -63,12 +64,15 @@ class Scheduler {
 
   std::map<int, Stream*> default_;
   std::set<Stream*> streams_;
-  std::vector<Stream*> order_; // of creation, so that a seed means the same each time
+  std::vector<Stream*> order_; // of creation
+  std::vector<Stream*> busy_; // those with work, in the order in which they got it: so a seed means the same each time
   std::condition_variable idle_; // a host function has ended
   enum class Order { Late, AtOnce, Random } order_kind_ = Order::Late;
   std::mt19937_64 random_;
   double eagerness_ = 0; // how likely one more step is, each time the host calls
+  double distraction_ = 0; // how likely another step goes before one that the host waits for
   int calls_ = 0;
+  int mood_ = 0;
 };
 
 Scheduler& scheduler();

@@ -57,7 +57,7 @@ struct Work {
   int link = -1; // 0 and 1: a copy to the device and from it
   std::shared_ptr<std::vector<char>> staged; // what a copy from pageable memory has read already
   FencePtr fence;
-  void* event = nullptr; // recorded anew by each launch of a graph
+  void* event = nullptr; // outside of a graph, recorded or waited for anew by each launch of it
   std::shared_ptr<Kernel> kernel;
   cudaHostFn_t function = nullptr;
   void* data = nullptr;
@@ -74,6 +74,7 @@ struct Stream {
   bool busy = false; // a host function of it runs, in some thread
   int asked = 0; // queries answered "not ready" since it was last given work
   double weight = 1; // how likely it is to go next
+  int mood = -1; // of the device, when the weight was drawn
   double seconds = 0; // virtual time at which all work issued so far is over
   std::shared_ptr<Capture> capture;
 };

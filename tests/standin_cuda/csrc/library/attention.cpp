@@ -1,11 +1,11 @@
-// Attention: what PyTorch gives to the kernels of flash attention, memory-efficient attention and cuDNN. All three are the
-// CPU's flash attention here, so images are equal to the CPU's bit for bit where its own are.
+// Attention: what PyTorch gives to the kernels of flash attention, memory-efficient attention and cuDNN. All three are
+// the CPU's flash attention here, so images are equal to the CPU's bit for bit where its own are.
 #include <ATen/ATen.h>
 
 #include <cmath>
 
 #include "library/library.h"
-#include "operators/kernels.h"
+#include "kernels/kernels.h"
 
 namespace standin::library {
 namespace {
@@ -56,8 +56,8 @@ bool is_for_flash(const Tensor& query, const Tensor& value) {
   return query.size(-1) == value.size(-1);
 }
 
-std::tuple<Tensor, Tensor>
-forward(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& bias, const Attention& attention) {
+std::tuple<Tensor, Tensor> forward(
+    const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& bias, const Attention& attention) {
   const Tensor keys = for_each_query_head(key, query);
   const Tensor values = for_each_query_head(value, query);
   if (is_for_flash(query, value)) {
@@ -74,7 +74,8 @@ forward(const Tensor& query, const Tensor& key, const Tensor& value, const Tenso
 // Gradients of query, key, value and bias, the last only where `with_bias`.
 Tensors backward(const Tensors& reads, const Attention& attention, bool with_bias) {
   const Tensor gradient = reads[0].contiguous();
-  const Tensor &query = reads[1], &key = reads[2], &value = reads[3], &out = reads[4], &sums = reads[5], &bias = reads[6];
+  const Tensor &query = reads[1], &key = reads[2], &value = reads[3], &out = reads[4], &sums = reads[5],
+               &bias = reads[6];
   const Tensor keys = for_each_query_head(key, query);
   const Tensor values = for_each_query_head(value, query);
   Tensors gradients(4);
@@ -105,7 +106,12 @@ double flops(const Tensor& query, const Tensor& key, const Tensor& value) {
 
 // Issues the forward pass. The output lies as the kernels of CUDA leave it: positions before heads.
 std::pair<Tensor, Tensor> launch_forward(
-    const char* name, const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& bias, Attention attention) {
+    const char* name,
+    const Tensor& query,
+    const Tensor& key,
+    const Tensor& value,
+    const Tensor& bias,
+    Attention attention) {
   auto out = at::empty({query.size(0), query.size(2), query.size(1), value.size(3)}, query.options()).transpose(1, 2);
   auto sums = at::empty({query.size(0), query.size(1), query.size(2)}, query.options().dtype(at::kFloat));
   operators::launch(
@@ -153,7 +159,13 @@ Tensor no_numbers() {
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, c10::SymInt, c10::SymInt, Tensor, Tensor, Tensor> flash(
-    const Tensor& query, const Tensor& key, const Tensor& value, double p, bool causal, bool, std::optional<double> scale) {
+    const Tensor& query,
+    const Tensor& key,
+    const Tensor& value,
+    double p,
+    bool causal,
+    bool,
+    std::optional<double> scale) {
   refuse_dropout(p);
   auto [out, sums] =
       launch_forward("aten::_scaled_dot_product_flash_attention", query, key, value, {}, {causal, scale});
@@ -161,9 +173,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, c10::SymInt, c10::SymInt, Tensor, Ten
 }
 
 std::tuple<Tensor, Tensor, Tensor> flash_backward(
-    const Tensor& gradient, const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& out,
-    const Tensor& sums, const Tensor&, const Tensor&, c10::SymInt, c10::SymInt, double p, bool causal, const Tensor&,
-    const Tensor&, std::optional<double> scale) {
+    const Tensor& gradient,
+    const Tensor& query,
+    const Tensor& key,
+    const Tensor& value,
+    const Tensor& out,
+    const Tensor& sums,
+    const Tensor&,
+    const Tensor&,
+    c10::SymInt,
+    c10::SymInt,
+    double p,
+    bool causal,
+    const Tensor&,
+    const Tensor&,
+    std::optional<double> scale) {
   refuse_dropout(p);
   const Tensors found = launch_backward(
       "aten::_scaled_dot_product_flash_attention_backward", gradient, query, key, value, out, sums, {},
@@ -172,8 +196,14 @@ std::tuple<Tensor, Tensor, Tensor> flash_backward(
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> efficient(
-    const Tensor& query, const Tensor& key, const Tensor& value, const std::optional<Tensor>& bias, bool, double p,
-    bool causal, std::optional<double> scale) {
+    const Tensor& query,
+    const Tensor& key,
+    const Tensor& value,
+    const std::optional<Tensor>& bias,
+    bool,
+    double p,
+    bool causal,
+    std::optional<double> scale) {
   refuse_dropout(p);
   auto [out, sums] = launch_forward(
       "aten::_scaled_dot_product_efficient_attention", query, key, value, bias.value_or(Tensor()), {causal, scale});
@@ -181,9 +211,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> efficient(
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> efficient_backward(
-    const Tensor& gradient, const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& bias,
-    const Tensor& out, const Tensor& sums, const Tensor&, const Tensor&, double p, std::array<bool, 4> wanted,
-    bool causal, std::optional<double> scale) {
+    const Tensor& gradient,
+    const Tensor& query,
+    const Tensor& key,
+    const Tensor& value,
+    const Tensor& bias,
+    const Tensor& out,
+    const Tensor& sums,
+    const Tensor&,
+    const Tensor&,
+    double p,
+    std::array<bool, 4> wanted,
+    bool causal,
+    std::optional<double> scale) {
   refuse_dropout(p);
   const bool with_bias = bias.defined() && wanted[3];
   if (!gradient.defined()) {
@@ -196,8 +236,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> efficient_backward(
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, c10::SymInt, c10::SymInt, Tensor, Tensor, Tensor> cudnn(
-    const Tensor& query, const Tensor& key, const Tensor& value, const std::optional<Tensor>& bias, bool, double p,
-    bool causal, bool, std::optional<double> scale) {
+    const Tensor& query,
+    const Tensor& key,
+    const Tensor& value,
+    const std::optional<Tensor>& bias,
+    bool,
+    double p,
+    bool causal,
+    bool,
+    std::optional<double> scale) {
   refuse_dropout(p);
   auto [out, sums] = launch_forward(
       "aten::_scaled_dot_product_cudnn_attention", query, key, value, bias.value_or(Tensor()), {causal, scale});
@@ -205,9 +252,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, c10::SymInt, c10::SymInt, Tensor, Ten
 }
 
 std::tuple<Tensor, Tensor, Tensor> cudnn_backward(
-    const Tensor& gradient, const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& out,
-    const Tensor& sums, const Tensor&, const Tensor&, const Tensor& bias, const Tensor&, const Tensor&, c10::SymInt,
-    c10::SymInt, double p, bool causal, std::optional<double> scale) {
+    const Tensor& gradient,
+    const Tensor& query,
+    const Tensor& key,
+    const Tensor& value,
+    const Tensor& out,
+    const Tensor& sums,
+    const Tensor&,
+    const Tensor&,
+    const Tensor& bias,
+    const Tensor&,
+    const Tensor&,
+    c10::SymInt,
+    c10::SymInt,
+    double p,
+    bool causal,
+    std::optional<double> scale) {
   refuse_dropout(p);
   const Tensors found = launch_backward(
       "aten::_scaled_dot_product_cudnn_attention_backward", gradient, query, key, value, out, sums, bias,

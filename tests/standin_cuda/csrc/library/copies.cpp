@@ -28,7 +28,9 @@ at::Tensor& copy_(at::Tensor& self, const at::Tensor& source, bool non_blocking)
 }
 
 void foreach_copy_(at::TensorList self, at::TensorList source, bool non_blocking) {
-  TORCH_CHECK(self.size() == source.size(), "Tensor lists must have the same number of tensors, got ", self.size(), " and ", source.size());
+  TORCH_CHECK(
+      self.size() == source.size(), "Tensor lists must have the same number of tensors, got ", self.size(), " and ",
+      source.size());
   for (size_t i = 0; i < self.size(); ++i) {
     self[i].copy_(source[i], non_blocking);
   }

@@ -4,7 +4,7 @@
 #include <numeric>
 
 #include "library/library.h"
-#include "operators/kernels.h"
+#include "kernels/kernels.h"
 
 namespace standin::library {
 namespace {
@@ -13,8 +13,12 @@ using at::Tensor;
 using operators::Tensors;
 
 std::tuple<Tensor, Tensor> rms_norm_backward(
-    const Tensor& gradient, const Tensor& input, at::IntArrayRef normalized, const Tensor& scales,
-    const std::optional<Tensor>& weight, std::array<bool, 2> wanted) {
+    const Tensor& gradient,
+    const Tensor& input,
+    at::IntArrayRef normalized,
+    const Tensor& scales,
+    const std::optional<Tensor>& weight,
+    std::array<bool, 2> wanted) {
   const Tensor weights = weight.value_or(Tensor());
   auto of_input = wanted[0] ? at::empty_like(input) : Tensor();
   auto of_weight = wanted[1] && weights.defined() ? at::empty_like(weights) : Tensor();
@@ -42,8 +46,14 @@ std::tuple<Tensor, Tensor> rms_norm_backward(
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm(
-    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const std::optional<Tensor>& mean,
-    const std::optional<Tensor>& variance, bool training, double momentum, double epsilon) {
+    const Tensor& input,
+    const Tensor& weight,
+    const std::optional<Tensor>& bias,
+    const std::optional<Tensor>& mean,
+    const std::optional<Tensor>& variance,
+    bool training,
+    double momentum,
+    double epsilon) {
   auto out = at::empty_like(input);
   const auto statistics = [&] { return at::empty({training ? input.size(1) : 0}, weight.options()); };
   auto saved_mean = statistics(), saved_scale = statistics();
@@ -51,8 +61,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm(
       "aten::cudnn_batch_norm", {input, weight, bias.value_or(Tensor())},
       {out, saved_mean, saved_scale, mean.value_or(Tensor()), variance.value_or(Tensor())},
       [training, momentum, epsilon](const Tensors& reads, const Tensors& writes) {
-        const auto [result, mean, scale] = at::native_batch_norm(
-            reads[0], reads[1], reads[2], writes[3], writes[4], training, momentum, epsilon);
+        const auto [result, mean, scale] =
+            at::native_batch_norm(reads[0], reads[1], reads[2], writes[3], writes[4], training, momentum, epsilon);
         writes[0].copy_(result);
         writes[1].copy_(mean);
         writes[2].copy_(scale);
@@ -61,9 +71,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm(
 }
 
 std::tuple<Tensor, Tensor, Tensor> batch_norm_backward(
-    const Tensor& input, const Tensor& gradient, const Tensor& weight, const std::optional<Tensor>& mean,
-    const std::optional<Tensor>& variance, const std::optional<Tensor>& saved_mean,
-    const std::optional<Tensor>& saved_scale, double epsilon, const Tensor&) {
+    const Tensor& input,
+    const Tensor& gradient,
+    const Tensor& weight,
+    const std::optional<Tensor>& mean,
+    const std::optional<Tensor>& variance,
+    const std::optional<Tensor>& saved_mean,
+    const std::optional<Tensor>& saved_scale,
+    double epsilon,
+    const Tensor&) {
   auto of_input = at::empty_like(input), of_weight = at::empty_like(weight), of_bias = at::empty_like(weight);
   operators::launch(
       "aten::cudnn_batch_norm_backward",

@@ -1,173 +1,17 @@
 #include "operators/boxed.h"
 
 #include <ATen/ATen.h>
+#include <ATen/MemoryOverlap.h>
 #include <c10/cuda/CUDAFunctions.h>
 
+#include "operators/call.h"
 #include "operators/cost.h"
-#include "operators/device_tensors.h"
-#include "operators/kernels.h"
+#include "kernels/device_tensors.h"
+#include "kernels/kernels.h"
 #include "operators/random.h"
 
 namespace standin::operators {
 namespace {
-
-struct Operand {
-  at::Tensor tensor;
-  bool written;
-  bool may_be_on_cpu;
-};
-
-// Calls `replace` for each tensor among values, in order, and puts what it returns in its place. Some are undefined.
-template <class Replace>
-void replace_tensors(at::ArrayRef<c10::IValue> from, c10::IValue* into, Replace replace) {
-  for (size_t i = 0; i < from.size(); ++i) {
-    const c10::IValue& value = from[i];
-    if (value.isTensor()) {
-      into[i] = replace(value.toTensor());
-    } else if (value.isTensorList()) {
-      c10::List<at::Tensor> replaced;
-      for (const at::Tensor& tensor : value.toTensorList()) {
-        replaced.push_back(replace(tensor));
-      }
-      into[i] = std::move(replaced);
-    } else if (value.isOptionalTensorList()) {
-      c10::List<std::optional<at::Tensor>> replaced;
-      for (const auto& element : value.toOptionalTensorList()) {
-        const std::optional<at::Tensor> tensor = element;
-        replaced.push_back(tensor.has_value() ? std::optional(replace(*tensor)) : std::nullopt);
-      }
-      into[i] = std::move(replaced);
-    } else {
-      into[i] = value;
-    }
-  }
-}
-
-// A kernel that may run later, and again and again in a graph: the operator, and its arguments without owners.
-class Call {
- public:
-  Call(const c10::OperatorHandle& op, at::ArrayRef<c10::IValue> arguments, std::vector<Operand> operands)
-      : op_(op), arguments_(arguments.vec()) {
-    for (Operand& operand : operands) {
-      const bool device = is_on_device(operand.tensor);
-      places_.push_back({
-          device ? std::optional(DeviceView(operand.tensor)) : std::nullopt,
-          device ? at::Tensor() : copied(operand.tensor),
-          operand.written,
-      });
-    }
-    replace_tensors(arguments_, arguments_.data(), [&](const at::Tensor& tensor) {
-      return tensor.defined() ? placeholder() : tensor;
-    });
-  }
-
-  void draw_from(std::function<at::Generator()> generator) {
-    generator_ = std::move(generator);
-  }
-
-  // Of each returned tensor, in order; none where it is one of the arguments.
-  void write_results_to(std::vector<std::optional<DeviceView>> results) {
-    results_ = std::move(results);
-  }
-
-  void operator()() const {
-    Tensors operands;
-    for (const Place& place : places_) {
-      operands.push_back(place.on_cpu());
-    }
-    torch::jit::Stack stack(arguments_.size());
-    size_t next = 0;
-    replace_tensors(arguments_, stack.data(), [&](const at::Tensor& tensor) {
-      return tensor.defined() ? operands[next++] : tensor;
-    });
-    run(stack);
-    for (size_t i = 0; i < places_.size(); ++i) {
-      places_[i].write_back(operands[i]);
-    }
-    write_results(stack);
-  }
-
- private:
-  struct Place {
-    std::optional<DeviceView> view;
-    at::Tensor host; // of an argument that is on the CPU, as it was when the operator was called
-    bool written;
-
-    bool direct(const at::Tensor& tensor) const {
-      return view->aligned() || (written && !tensor.is_non_overlapping_and_dense());
-    }
-
-    at::Tensor on_cpu() const {
-      if (!view.has_value()) {
-        return host;
-      }
-      auto tensor = view->over_bytes();
-      return direct(tensor) ? tensor : copied(tensor);
-    }
-
-    void write_back(const at::Tensor& operand) const {
-      if (!view.has_value() || !written) {
-        return;
-      }
-      auto tensor = view->over_bytes();
-      if (!direct(tensor)) {
-        tensor.copy_(operand);
-      }
-    }
-  };
-
-  static at::Tensor placeholder() {
-    static const auto* made = new at::Tensor(at::empty({0}));
-    return *made;
-  }
-
-  void run(torch::jit::Stack& stack) const {
-    const at::Generator generator = generator_ ? generator_() : at::Generator();
-    bool passed = false;
-    const auto& arguments = op_.schema().arguments();
-    for (size_t i = 0; i < arguments.size(); ++i) {
-      if (stack[i].isDevice()) {
-        stack[i] = c10::Device(c10::kCPU);
-      } else if (generator.defined() && takes_generator(arguments[i])) {
-        stack[i] = generator;
-        passed = true;
-      }
-    }
-    std::optional<AsDefaultGenerator> as_default;
-    if (generator.defined() && !passed) {
-      as_default.emplace(generator);
-    }
-    op_.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), &stack);
-  }
-
-  void write_results(const torch::jit::Stack& stack) const {
-    size_t next = 0;
-    auto write = [&](const at::Tensor& result) {
-      const auto& into = results_.at(next++);
-      if (into.has_value() && result.defined()) {
-        auto tensor = into->over_bytes();
-        TORCH_CHECK(
-            tensor.sizes() == result.sizes(), "the meta kernel says ", tensor.sizes(), " and the CPU ", result.sizes());
-        tensor.copy_(result);
-      }
-    };
-    for (const c10::IValue& value : stack) {
-      if (value.isTensor()) {
-        write(value.toTensor());
-      } else if (value.isTensorList()) {
-        for (const at::Tensor& result : value.toTensorList()) {
-          write(result);
-        }
-      }
-    }
-  }
-
-  const c10::OperatorHandle op_;
-  std::vector<c10::IValue> arguments_;
-  std::vector<Place> places_;
-  std::function<at::Generator()> generator_;
-  std::vector<std::optional<DeviceView>> results_;
-};
 
 // One use of an operator by the program.
 class Use {
@@ -201,6 +45,7 @@ class Use {
 
   void run() {
     check_devices();
+    overlaps_ = overlap();
     const BelowModes below;
     std::vector<c10::IValue> results;
     if (must_run_now() || !shapes_from_meta(&results)) {
@@ -224,13 +69,46 @@ class Use {
   }
 
   bool must_run_now() const {
-    if (op_.hasTag(at::Tag::data_dependent_output) || op_.hasTag(at::Tag::dynamic_output_shape)) {
+    if (op_.hasTag(at::Tag::data_dependent_output) || overlaps_) {
       return true;
+    }
+    if (op_.hasTag(at::Tag::dynamic_output_shape)) {
+      const bool indexes = std::any_of(
+          arguments_.begin(), arguments_.end(), [](const c10::IValue& value) { return value.isOptionalTensorList(); });
+      return !indexes || selects_by_mask();
     }
     const auto& returns = op_.schema().returns();
     return std::any_of(returns.begin(), returns.end(), [](const c10::Argument& value) {
-      return value.type()->kind() != c10::TypeKind::TensorType && !value.type()->isSubtypeOf(*c10::ListType::ofTensors());
+      return value.type()->kind() != c10::TypeKind::TensorType &&
+             !value.type()->isSubtypeOf(*c10::ListType::ofTensors());
     });
+  }
+
+  // Whether an index is a mask: then the shape of the result is in its values.
+  bool selects_by_mask() const {
+    return std::any_of(operands_.begin(), operands_.end(), [](const Operand& operand) {
+      const auto type = operand.tensor.scalar_type();
+      return operand.may_be_on_cpu && (type == at::kBool || type == at::kByte);
+    });
+  }
+
+  // Whether elements that are written share memory with one another, or in part with what is read. Most operators
+  // refuse that, and it is for the caller to hear it.
+  bool overlap() const {
+    for (const Operand& operand : operands_) {
+      if (!operand.written) {
+        continue;
+      }
+      if (at::has_internal_overlap(operand.tensor) == at::MemOverlap::Yes) {
+        return true;
+      }
+      for (const Operand& other : operands_) {
+        if (at::get_overlap_status(operand.tensor, other.tensor) == at::MemOverlapStatus::Partial) {
+          return true;
+        }
+      }
+    }
+    return false;
   }
 
   // Calls the operator on tensors without memory. Returns false where it has no answer: then its arguments decide what
@@ -267,12 +145,12 @@ class Use {
   }
 
   static at::Tensor meta_of(const at::Tensor& tensor) {
+    if (tensor.is_cpu() && tensor.dim() == 0) {
+      return tensor; // a number, which decides nothing but types
+    }
     auto meta = at::empty_strided(tensor.sizes(), tensor.strides(), tensor.options().device(c10::kMeta));
     meta._set_conj(tensor.is_conj());
     meta._set_neg(tensor.is_neg());
-    if (tensor.unsafeGetTensorImpl()->is_wrapped_number()) {
-      meta.unsafeGetTensorImpl()->set_wrapped_number(true);
-    }
     return meta;
   }
 
@@ -352,7 +230,8 @@ class Use {
       }
       const bool written = operands_[on_cpu.size()].written; // it may be given another shape
       const auto bytes = is_on_device(tensor) ? over_bytes(tensor) : tensor;
-      on_cpu.push_back(written || !is_on_device(tensor) || !DeviceView(tensor).aligned() ? copied(bytes) : bytes);
+      const bool direct = is_on_device(tensor) && !written && DeviceView(tensor).aligned();
+      on_cpu.push_back(direct || overlaps_ ? bytes : copied(bytes));
       return on_cpu.back();
     });
     const auto& arguments = op_.schema().arguments();
@@ -365,7 +244,7 @@ class Use {
     }
     op_.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), &stack);
     for (size_t i = 0; i < operands_.size(); ++i) {
-      if (operands_[i].written && is_on_device(operands_[i].tensor)) {
+      if (operands_[i].written && is_on_device(operands_[i].tensor) && !overlaps_) {
         take_shape(operands_[i].tensor, on_cpu[i]);
         over_bytes(operands_[i].tensor).copy_(on_cpu[i]);
       }
@@ -400,6 +279,7 @@ class Use {
   std::vector<c10::IValue> arguments_;
   std::vector<Operand> operands_; // in the order of the arguments
   c10::DeviceIndex device_ = c10::cuda::current_device();
+  bool overlaps_ = false;
   Tensors metas_; // of the operands
   Tensors made_; // results with memory of their own
   std::vector<std::optional<DeviceView>> views_; // of the results

@@ -29,7 +29,8 @@ bool takes_generator(const c10::Argument& argument) {
 
 bool is_random(const c10::OperatorHandle& op) {
   const auto& arguments = op.schema().arguments();
-  return op.hasTag(at::Tag::nondeterministic_seeded) || std::any_of(arguments.begin(), arguments.end(), takes_generator);
+  return op.hasTag(at::Tag::nondeterministic_seeded) ||
+         std::any_of(arguments.begin(), arguments.end(), takes_generator);
 }
 
 std::function<at::Generator()> draw(const std::optional<at::Generator>& generator, c10::DeviceIndex device) {
@@ -46,7 +47,8 @@ std::function<at::Generator()> draw(const std::optional<at::Generator>& generato
   };
 }
 
-AsDefaultGenerator::AsDefaultGenerator(const at::Generator& generator) : default_(at::detail::getDefaultCPUGenerator()) {
+AsDefaultGenerator::AsDefaultGenerator(const at::Generator& generator)
+    : default_(at::detail::getDefaultCPUGenerator()) {
   default_generator_mutex.lock();
   const std::lock_guard<std::mutex> lock(default_.mutex());
   state_ = default_.get_state();

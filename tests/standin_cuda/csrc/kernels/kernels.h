@@ -16,8 +16,9 @@ using Tensors = std::vector<at::Tensor>;
 struct BelowModes {
   c10::impl::ExcludeDispatchKeyGuard guard{
       c10::autograd_dispatch_keyset_with_ADInplaceOrView |
-      c10::DispatchKeySet({c10::DispatchKey::AutocastCUDA, c10::DispatchKey::AutocastCPU, c10::DispatchKey::Python,
-                           c10::DispatchKey::PythonTLSSnapshot})};
+      c10::DispatchKeySet(
+          {c10::DispatchKey::AutocastCUDA, c10::DispatchKey::AutocastCPU, c10::DispatchKey::Python,
+           c10::DispatchKey::PythonTLSSnapshot})};
 };
 
 // Notes the modes of a thread that is in none; kernels run in them.
@@ -39,8 +40,8 @@ struct Cost {
   double flops = 0;
 };
 
-// Gives the current stream of `device` a kernel. An error that an earlier call of the runtime left behind is raised here,
-// as PyTorch raises it behind each launch.
+// Gives the current stream of `device` a kernel. An error that an earlier call of the runtime left behind is raised
+// here, as PyTorch raises it behind each launch.
 void launch(const std::string& name, c10::DeviceIndex device, Cost cost, std::function<void()> body);
 
 // The same, with CPU tensors over the bytes of what it reads and writes; tensors that are undefined stay so.

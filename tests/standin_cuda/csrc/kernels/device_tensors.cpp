@@ -1,4 +1,4 @@
-#include "operators/device_tensors.h"
+#include "kernels/device_tensors.h"
 
 #include "api/launch.h"
 
@@ -23,8 +23,8 @@ DeviceView::DeviceView(const at::Tensor& tensor)
 at::Tensor DeviceView::over_bytes() const {
   c10::DataPtr data(standin_bytes(storage_), c10::Device(c10::kCPU));
   c10::Storage storage(c10::Storage::use_byte_size_t(), storage_bytes_, std::move(data), nullptr, false);
-  auto tensor = at::detail::make_tensor<c10::TensorImpl>(
-      std::move(storage), c10::DispatchKeySet(c10::DispatchKey::CPU), dtype_);
+  auto tensor =
+      at::detail::make_tensor<c10::TensorImpl>(std::move(storage), c10::DispatchKeySet(c10::DispatchKey::CPU), dtype_);
   tensor.unsafeGetTensorImpl()->set_storage_offset(offset_);
   tensor.unsafeGetTensorImpl()->set_sizes_and_strides(sizes_, strides_);
   tensor._set_conj(conjugate_);
@@ -43,8 +43,8 @@ at::Tensor over_bytes(const at::Tensor& tensor) {
 
 at::Tensor copied(const at::Tensor& tensor) {
   auto copy = tensor.is_non_overlapping_and_dense()
-      ? at::empty_strided(tensor.sizes(), tensor.strides(), tensor.options())
-      : at::empty(tensor.sizes(), tensor.options());
+                  ? at::empty_strided(tensor.sizes(), tensor.strides(), tensor.options())
+                  : at::empty(tensor.sizes(), tensor.options());
   copy.copy_(tensor);
   if (tensor.unsafeGetTensorImpl()->is_wrapped_number()) {
     copy.unsafeGetTensorImpl()->set_wrapped_number(true);

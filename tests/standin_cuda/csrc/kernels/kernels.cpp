@@ -1,4 +1,4 @@
-#include "operators/kernels.h"
+#include "kernels/kernels.h"
 
 #include <ATen/ThreadLocalState.h>
 #include <c10/core/GradMode.h>
@@ -9,7 +9,7 @@
 #include <cstdio>
 
 #include "api/launch.h"
-#include "operators/device_tensors.h"
+#include "kernels/device_tensors.h"
 
 namespace standin::operators {
 namespace {
