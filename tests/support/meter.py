@@ -99,7 +99,7 @@ class CudaMeter:
     exact = False
 
     def __init__(self) -> None:
-        self._base = 0
+        self._base = self._base_of_blocks = 0
 
     @property
     def races(self) -> int:
@@ -125,7 +125,14 @@ class CudaMeter:
         gc.collect()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        self._base = torch.cuda.memory_allocated()
+        self._base, self._base_of_blocks = self._requested(), torch.cuda.memory_allocated()
+
+    @staticmethod
+    def _requested() -> int:
+        """Bytes that tensors have, now that the device is idle; the blocks they are in are of multiples of 512."""
+        torch.cuda.synchronize()
+        torch.empty(1, device="cuda")  # what other streams have used goes back when the allocator is asked for more
+        return int(torch.cuda.memory_stats()["requested_bytes.all.current"])
 
     @property
     def race_log(self) -> list[str]:
@@ -133,17 +140,14 @@ class CudaMeter:
 
     @property
     def live(self) -> int:
-        return torch.cuda.memory_allocated() - self._base
+        return self._requested() - self._base
 
     @property
     def peak(self) -> int:
-        return torch.cuda.max_memory_allocated() - self._base
+        return torch.cuda.max_memory_allocated() - self._base_of_blocks
 
     @property
     def leaked(self) -> int:
-        # What another stream has used goes back when the allocator looks at its events.
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
         return max(0, self.live)
 
 
