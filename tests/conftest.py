@@ -49,11 +49,14 @@ def device() -> torch.device:
 
 
 @pytest.fixture(autouse=True)
-def _context_of_its_own() -> Iterator[None]:
-    # A kernel that fails takes the whole process with it, as on CUDA; here the next test may go on.
+def _stand_in() -> Iterator[None]:
+    """On the stand-in for CUDA: what a device would not have noticed fails the test that did it, and a kernel that
+    failed takes no other test with it."""
     yield
     if standin_cuda.is_loaded():
+        noticed = [*standin_cuda.misuse(), *standin_cuda.refused_kernels()]
         standin_cuda.forgive()
+        assert not noticed
 
 
 @pytest.fixture

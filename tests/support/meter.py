@@ -152,27 +152,16 @@ class CudaMeter:
 
 
 class StandInMeter(CudaMeter):
-    """What the stand-in for CUDA counts as well: copies, pinned memory, and kernels that it could not run."""
+    """What the stand-in for CUDA counts as well: copies and pinned memory. A race shows in what a program computes."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.accelerator.empty_host_cache()
         self._pinned_base = standin_cuda.pinned_bytes()
-        self._log: list[str] = []
 
     def reset(self) -> None:
         super().reset()
         standin_cuda.reset_stats()
-
-    @property
-    def race_log(self) -> list[str]:
-        self._log += standin_cuda.misuse()
-        self._log += [f"a kernel of PyTorch was launched: {name}" for name in standin_cuda.refused_kernels()]
-        return self._log
-
-    @property
-    def races(self) -> int:
-        return len(self.race_log)
 
     @property
     def h2d(self) -> int:
