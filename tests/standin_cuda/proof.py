@@ -127,8 +127,8 @@ def page(results: list[Result]) -> str:
     lines = [
         "# PyTorch's CUDA backend without a GPU",
         "",
-        f"Written by `make test-cuda`: torch {version('torch')} with its own allocator, streams, events and graphs on the",
-        f"stand-in of `tests/standin_cuda`, diffusers {version('diffusers')}.",
+        f"Written by `make test-cuda`. On the stand-in of `tests/standin_cuda`: torch {version('torch')} with its own",
+        f"allocator, streams, events and graphs, and diffusers {version('diffusers')}.",
         "",
         "| | passed | failed | skipped | minutes | commit | day |",
         "|---|---|---|---|---|---|---|",
