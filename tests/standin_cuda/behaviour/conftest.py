@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +17,7 @@ def fresh_device() -> Iterator[None]:
     """Every test starts with an idle device and counters at zero."""
     import torch
 
+    gc.collect()  # what earlier tests left would call the runtime in the midst of this one when it goes
     torch.cuda.synchronize()
     standin_cuda.misuse()
     standin_cuda.refused_kernels()
