@@ -13,6 +13,11 @@ GPU_PACKAGES := diffusers torchao importlib_metadata lazy-importer
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 STAMP := $(VENV)/.stamp
+# The CUDA build of torch, about 10 GB with its libraries, in an environment of its own.
+CUDA_VENV ?= .venv-cuda
+CUDA_PY := $(CUDA_VENV)/bin/python
+CUDA_STAMP := $(CUDA_VENV)/.stamp
+CUDA_TORCH := torch==2.14.1 nvidia-cuda-crt
 PIP := $(PY) -m pip --no-input --disable-pip-version-check
 
 CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
@@ -23,7 +28,7 @@ export CXX
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test soak gpu gpu-wheels gpu-rehearsal bench lint format mutants clean distclean compiler
+.PHONY: help install demo test test-cuda soak gpu gpu-wheels gpu-rehearsal bench lint format mutants clean distclean compiler
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +42,10 @@ demo: $(STAMP) ## run the demonstration
 
 test: $(STAMP) compiler ## run the tests, soak tests left out
 	$(PY) -m pytest $(XDIST) --durations=10 $(ARGS)
+
+# PyTorch's CUDA backend on a stand-in for a GPU: tests/standin_cuda/README.md. It takes an hour or two.
+test-cuda: $(CUDA_STAMP) ## run the tests on PyTorch's CUDA backend, no GPU needed (downloads 10 GB)
+	$(CUDA_PY) -m tests.standin_cuda.proof --output docs/proofs/cuda_standin.md $(ARGS)
 
 soak: $(STAMP) compiler ## run what takes an hour: 2,000 random sequences beside a twin, 1,000 killed set-ups
 	OFFLOAD_PLUS_SEQUENCES=2000 $(PY) -m pytest tests/twin -s $(ARGS)
@@ -70,10 +79,10 @@ mutants: $(STAMP) compiler ## break the code on purpose and see that a test noti
 
 clean: ## remove caches and everything built, .venv stays
 	rm -rf .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info demo-output bench-output gpu-output
-	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+	find . -path ./$(VENV) -prune -o -path ./$(CUDA_VENV) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
-distclean: clean ## remove .venv as well
-	rm -rf $(VENV)
+distclean: clean ## remove .venv and .venv-cuda as well
+	rm -rf $(VENV) $(CUDA_VENV)
 
 compiler: $(STAMP)
 	@command -v $(firstword $(CXX)) >/dev/null || { \
@@ -94,4 +103,13 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing the project and its pinned dependencies into $(VENV) (torch is large; minutes the first time)"
 	$(PIP) install $(PIP_ARGS) -c constraints.txt setuptools
 	$(PIP) install $(PIP_ARGS) -c constraints.txt --no-build-isolation -e '.[torchao,cli,test,dev]'
+	@touch $@
+
+# The versions of everything but torch are those of constraints.txt.
+$(CUDA_STAMP): pyproject.toml constraints.txt
+	@command -v $(firstword $(CXX)) >/dev/null || { echo "error: $(firstword $(CXX)) not found; the stand-in is C++" >&2; exit 1; }
+	@$(CUDA_PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(CUDA_VENV)
+	grep -v '^torch==' constraints.txt > $(CUDA_VENV)/constraints.txt
+	$(CUDA_PY) -m pip --no-input install $(PIP_ARGS) -c $(CUDA_VENV)/constraints.txt setuptools $(CUDA_TORCH)
+	$(CUDA_PY) -m pip --no-input install $(PIP_ARGS) -c $(CUDA_VENV)/constraints.txt --no-build-isolation -e '.[torchao,cli,test]'
 	@touch $@

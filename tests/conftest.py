@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests import standin_cuda
 from tests.support.meter import Meter, meter_for
 
 # Timings are no assertions: a busy machine takes what time it takes.
@@ -45,6 +46,17 @@ def device() -> torch.device:
 
     register()
     return torch.device("sim", 0)
+
+
+@pytest.fixture(autouse=True)
+def _stand_in() -> Iterator[None]:
+    """On the stand-in for CUDA: what a device would not have noticed fails the test that did it, and a kernel that
+    failed takes no other test with it."""
+    yield
+    if standin_cuda.is_loaded():
+        noticed = [*standin_cuda.misuse(), *standin_cuda.refused_kernels()]
+        standin_cuda.forgive()
+        assert not noticed
 
 
 @pytest.fixture

@@ -52,7 +52,8 @@ def seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
 
 def noise(device: torch.device | str, *shape: int, seed: int = 7) -> torch.Tensor:
     """Standard normal numbers, the same on every device; (4, WIDTH) of them unless told."""
-    return torch.randn(shape or (4, WIDTH), generator=torch.Generator().manual_seed(seed)).to(device)
+    numbers = torch.randn(shape or (4, WIDTH), generator=torch.Generator().manual_seed(seed), device="cpu")
+    return numbers.to(device)
 
 
 def nbytes(model: nn.Module) -> int:
