@@ -12,6 +12,7 @@ Memory that was used before by another group waits for that use alone; see [Note
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -76,6 +77,8 @@ class CopyEngine:
         self.streaming = 0
         self.externally_held = 0
         self._unsent: DeviceSlab | None = None  # of the transfer that is being started
+        # A model that is dropped while copies are under way takes the host memory with it that they read.
+        weakref.finalize(self, _finish_all, self.device).atexit = False
 
     def account(self, nbytes: int, *, streams: bool = False) -> None:
         """Account for ``nbytes`` of device memory taken (negative: given back).
@@ -242,8 +245,7 @@ class CopyEngine:
         """
         tensors = (*owner.parameters(), *owner.buffers()) if isinstance(owner, nn.Module) else owner
         for device in {self.device, *(tensor.device for tensor in tensors)}:
-            if supports_streams(device):
-                torch.accelerator.synchronize(device)
+            _finish_all(device)
 
     def close(self) -> None:
         """End the reader thread."""
@@ -341,6 +343,11 @@ class CopyEngine:
             target.copy_(part, non_blocking=self._stream is not None)
             if self._stream is not None:
                 staging.release(self._stream.record_event())
+
+
+def _finish_all(device: torch.device) -> None:
+    if supports_streams(device):
+        torch.accelerator.synchronize(device)
 
 
 def lockable() -> str:

@@ -204,3 +204,17 @@ def test_a_store_is_written_whatever_the_default_device(
     dop.enable_group_offload(model, "cpu", offload_to_disk_path=tmp_path, keep=True)
     dop.disable_group_offload(model)
     assert list((tmp_path / "objects").iterdir())
+
+
+@pytest.mark.parametrize("policy", ["block", "leaf-stream", "block-record", "tight", "half", "disk-leaf-stream"])
+def test_a_model_is_dropped_while_copies_are_under_way(policy: str, device: torch.device, meter: Meter) -> None:
+    """The memory that they read goes with the model, so they are waited for."""
+    model = seeded(lambda: Stack(depth=8))
+    dop.enable_group_offload(model, device, **settings(policy, model, device))
+    with torch.no_grad():
+        for _ in range(3):
+            model(noise(device))
+    del model
+    gc.collect()
+    assert meter.races == 0, meter.race_log
+    assert meter.pinned <= 0
