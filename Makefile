@@ -47,8 +47,8 @@ test: $(STAMP) compiler ## run the tests, soak tests left out
 test-cuda: $(CUDA_STAMP) ## run the tests on PyTorch's CUDA backend, no GPU needed (downloads 10 GB)
 	$(CUDA_PY) -m tests.standin_cuda.proof --output docs/proofs/cuda_standin.md $(ARGS)
 
-soak: $(STAMP) compiler ## run what takes an hour: 2,000 random sequences beside a twin, 1,000 killed set-ups
-	OFFLOAD_PLUS_SEQUENCES=2000 $(PY) -m pytest tests/twin -s $(ARGS)
+soak: $(STAMP) compiler ## run what takes hours: 5,000 random sequences beside a twin, 1,000 killed set-ups
+	OFFLOAD_PLUS_SEQUENCES=5000 $(PY) -m pytest tests/twin -s $(ARGS)
 	$(PY) -m pytest -m soak -s $(ARGS)
 
 # On a machine with a GPU, torch and the test tools, and no network: what else is needed comes from a folder of wheels.
