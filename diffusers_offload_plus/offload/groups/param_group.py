@@ -22,7 +22,7 @@ from ..stores.storage import Allocator, WeightStorage
 from ..transfer.copy_engine import CopyEngine
 from ..transfer.transfer import Transfer
 from .comparisons import Compare
-from .writes import Writes
+from .writes import DeviceCopy, Writes
 
 __all__ = ["GroupState", "ParamGroup"]
 
@@ -238,8 +238,9 @@ class ParamGroup:
                 if plain and device.are_unwritten(self._seen):
                     self._stored.point()
                 else:
-                    entries, slab = self.spec.entries, self._slab_on_device.bytes
-                    self.writes.store(entries, device, self._seen, self._stored, self.storage, slab, compare)
+                    slab, entries = self._slab_on_device.bytes, self.spec.entries
+                    copy = DeviceCopy(entries, device, self._seen, self._stored, self.storage, slab)
+                    self.writes.store(copy, compare)
             self.state = GroupState.OFFLOADED
             self.stop_using()
         self.discard()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -24,7 +25,25 @@ from ..stores.layout import view_of
 from ..stores.storage import WeightStorage
 from .comparisons import MOST_DEFERRED, Compare, Comparison, are_stored, finish_comparisons
 
-__all__ = ["Writes"]
+__all__ = ["DeviceCopy", "Writes"]
+
+
+class DeviceCopy(NamedTuple):
+    """A group as it is on the device, and as it is stored.
+
+    Attributes:
+        entries: the tensors of the group.
+        device: their values on the device; ``seen``: their versions when they were pointed there.
+        stored: their stored values, in ``storage``.
+        slab: the device copy as bytes, uint8 of shape ``(nbytes,)``.
+    """
+
+    entries: Sequence[Entry]
+    device: Pointers
+    seen: list[int]
+    stored: Pointers
+    storage: WeightStorage
+    slab: torch.Tensor
 
 
 class Writes:
@@ -40,31 +59,18 @@ class Writes:
         self.comparisons: list[Comparison] = []
         self._budget = budget
 
-    def store(
-        self,
-        entries: Sequence[Entry],
-        device: Pointers,
-        seen: list[int],
-        stored: Pointers,
-        storage: WeightStorage,
-        slab: torch.Tensor,
-        compare: Compare,
-    ) -> None:
+    def store(self, copy: DeviceCopy, compare: Compare) -> None:
         """Store what was written, and point every tensor of the group at the host.
 
         Args:
-            entries: the tensors of the group.
-            device: their values on the device; ``seen``: their versions when they were pointed there.
-            stored: their stored values, in ``storage``.
-            slab: the device copy as bytes, uint8 of shape ``(nbytes,)``.
             compare: which bytes are compared; for the others version counters are trusted.
         """
         with engine_mode():
             try:
-                adopted = self._store(entries, device, seen, stored, storage, slab, compare)
+                adopted = self._store(copy, compare)
             except FileChangedError:
-                adopted = _rescue(entries, device, slab)
-            for index, (entry, value) in enumerate(zip(entries, stored.values, strict=True)):
+                adopted = _rescue(copy)
+            for index, (entry, value) in enumerate(zip(copy.entries, copy.stored.values, strict=True)):
                 if index not in adopted:
                     repoint(entry.tensor, value)
 
@@ -74,60 +80,51 @@ class Writes:
             finish_comparisons(self.comparisons)
         self.comparisons.clear()
 
-    def _store(
-        self,
-        entries: Sequence[Entry],
-        device: Pointers,
-        seen: list[int],
-        stored: Pointers,
-        storage: WeightStorage,
-        slab: torch.Tensor,
-        compare: Compare,
-    ) -> set[int]:
+    def _store(self, copy: DeviceCopy, compare: Compare) -> set[int]:
         """Store what was written; returns the places of tensors that point at other values on the host now."""
         if compare is Compare.ALL:
-            self._compare(storage, slab, 0, slab.numel())
+            self._compare(copy, 0, copy.slab.numel())
         adopted, trained = set(), []
-        written = device.changed_since(seen)
-        for index, entry in enumerate(entries):
-            if not device.points(index):
-                if self._adopt(entry.tensor, stored.values[index]):
+        written = copy.device.changed_since(copy.seen)
+        for index, entry in enumerate(copy.entries):
+            if not copy.device.points(index):
+                if self._adopt(entry.tensor, copy.stored.values[index]):
                     adopted.add(index)
                 continue
             for _, plain in plain_tensors(entry.tensor):
                 if not plain.numel():
                     continue
-                extent = storage.extent_at(int(plain.storage_offset()) * plain.element_size())
+                extent = copy.storage.extent_at(int(plain.storage_offset()) * plain.element_size())
                 start, stop = extent.offset, extent.offset + extent.nbytes
                 if entry.is_buffer or index in written:
-                    self._copy_back(storage, slab, start, stop)
+                    self._copy_back(copy, start, stop)
                 elif compare is Compare.TRAINED and entry.tensor.requires_grad:
                     trained.append((start, stop))
-        self._compare_trained(storage, slab, list(dict.fromkeys(trained)))
+        self._compare_trained(copy, list(dict.fromkeys(trained)))
         return adopted
 
-    def _compare_trained(self, storage: WeightStorage, slab: torch.Tensor, ranges: list[tuple[int, int]]) -> None:
+    def _compare_trained(self, copy: DeviceCopy, ranges: list[tuple[int, int]]) -> None:
         nbytes = sum(stop - start for start, stop in ranges)
         if 0 < nbytes <= MOST_DEFERRED and self._budget.limit is None:
             with contextlib.suppress(torch.OutOfMemoryError):
-                self.comparisons.append(Comparison.begin(slab, storage, ranges, self._note))
+                self.comparisons.append(Comparison.begin(copy.slab, copy.storage, ranges, self._note))
                 return
         for start, stop in ranges:
-            self._compare(storage, slab, start, stop)
+            self._compare(copy, start, stop)
 
     def _note(self, nbytes: int) -> None:
         self.nbytes += nbytes
 
-    def _compare(self, storage: WeightStorage, slab: torch.Tensor, start: int, stop: int) -> None:
+    def _compare(self, copy: DeviceCopy, start: int, stop: int) -> None:
         piece = self._budget.scratch
         for first in range(start, stop, piece):
             last = min(first + piece, stop)
-            if not are_stored(slab[first:last], storage, first):
-                self._copy_back(storage, slab, first, last)
+            if not are_stored(copy.slab[first:last], copy.storage, first):
+                self._copy_back(copy, first, last)
 
-    def _copy_back(self, storage: WeightStorage, slab: torch.Tensor, start: int, stop: int) -> None:
-        for first, last in storage.layout.pieces(start, stop):
-            storage.write(first, slab[first:last])
+    def _copy_back(self, copy: DeviceCopy, start: int, stop: int) -> None:
+        for first, last in copy.storage.layout.pieces(start, stop):
+            copy.storage.write(first, copy.slab[first:last])
             self.nbytes += last - first
 
     def _adopt(self, tensor: torch.Tensor, stored: torch.Tensor) -> bool:
@@ -140,14 +137,14 @@ class Writes:
         return True
 
 
-def _rescue(entries: Sequence[Entry], device: Pointers, slab: torch.Tensor) -> set[int]:
+def _rescue(copy: DeviceCopy) -> set[int]:
     """Keep what the device still has of a file that was changed by others."""
-    storage, host = slab.cpu().untyped_storage(), torch.device("cpu")
+    storage, host = copy.slab.cpu().untyped_storage(), torch.device("cpu")
 
     def on_host(plain: torch.Tensor) -> torch.Tensor:
         return view_of(storage, int(plain.storage_offset()) * plain.element_size(), plain, host)
 
-    for index, entry in enumerate(entries):
-        if device.points(index):
+    for index, entry in enumerate(copy.entries):
+        if copy.device.points(index):
             repoint(entry.tensor, map_plain(alias(entry.tensor), on_host))
-    return set(range(len(entries)))
+    return set(range(len(copy.entries)))
