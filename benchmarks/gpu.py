@@ -26,6 +26,7 @@ from torch import nn
 
 import diffusers_offload_plus as dop
 from diffusers_offload_plus.offload.formatting import format_bytes, parse_bytes
+from diffusers_offload_plus.offload.hooks.diffusers_api import HOOK_NAME, STOCK_HELPER_HOOKS
 from tests.zoo.quantized import int8_weight_only
 
 WARM, STEPS = 2, 5
@@ -76,7 +77,7 @@ def build(nbytes: int, *, narrow: bool) -> nn.Module:
 
 
 def inputs(model: Any, device: torch.device, *, narrow: bool) -> dict[str, torch.Tensor]:
-    text, image = (16, 64) if narrow else (TEXT, IMAGE)
+    text, image = (4, 16) if narrow else (TEXT, IMAGE)
 
     def normal(*shape: int) -> torch.Tensor:
         numbers = torch.randn(*shape, generator=torch.Generator().manual_seed(1))
@@ -125,7 +126,9 @@ def stock(model: nn.Module, device: torch.device, **settings: Any) -> Iterator[N
     finally:
         for module in model.modules():
             if hasattr(module, "_diffusers_hook"):
-                HookRegistry.check_if_exists_or_initialize(module).remove_hook("group_offloading", recurse=False)
+                registry = HookRegistry.check_if_exists_or_initialize(module)
+                for name in (HOOK_NAME, *STOCK_HELPER_HOOKS):
+                    registry.remove_hook(name, recurse=False)
         model.to("cpu")
 
 
