@@ -49,6 +49,7 @@ test-cuda: $(CUDA_STAMP) ## run the tests on PyTorch's CUDA backend, no GPU need
 
 soak: $(STAMP) compiler ## run what takes hours: 5,000 random sequences beside a twin, 1,000 killed set-ups
 	OFFLOAD_PLUS_SEQUENCES=5000 $(PY) -m pytest tests/twin -s $(ARGS)
+	OFFLOAD_PLUS_EVERY_FAULT=1 $(PY) -m pytest tests/offload/failures $(ARGS)
 	$(PY) -m pytest -m soak -s $(ARGS)
 
 # On a machine with a GPU, torch and the test tools, and no network: what else is needed comes from a folder of wheels.
