@@ -146,7 +146,8 @@ def test_on_an_accelerator_it_reports_peaks_and_bytes(tmp_path: Path) -> None:
     assert none["device_peak"] > none["weights"]
     assert max(stock["device_peak"], ours["device_peak"]) < none["device_peak"] / 4
     assert none["to_device"] == 0
-    assert ours["to_device"] == stock["to_device"] > MIB
+    # Ours begin at multiples of 512 bytes, and travel with the gaps.
+    assert MIB < stock["to_device"] <= ours["to_device"] <= 1.05 * stock["to_device"]
     assert ours["to_host"] == 0
     # Beyond what the report counts: inputs, buffers, and weights that are lent.
     assert 0.9 * ours["copied_to_device"] < ours["reported_to_device"] <= ours["copied_to_device"]
