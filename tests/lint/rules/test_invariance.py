@@ -176,9 +176,12 @@ class Hidden(Rewritten):
     def call(self, body):
         given = parsed("parts = cast(Any, components)")
         renamed = parsed("\n".join(map(ast.unparse, body)))
-        for node in (inner for one in renamed for inner in ast.walk(one)):
-            if isinstance(node, ast.Name) and node.id == "components" and isinstance(node.ctx, ast.Load):
-                node.id = "parts"
+        names = [node for one in renamed for node in ast.walk(one) if isinstance(node, ast.Name)]
+        read = [name for name in names if name.id == "components" and isinstance(name.ctx, ast.Load)]
+        if not read:
+            return body  # a body that does nothing (``...``) would be one that does something
+        for name in read:
+            name.id = "parts"
         stores = any(
             isinstance(node, ast.Name) and node.id == "components" and isinstance(node.ctx, ast.Store)
             for one in body
