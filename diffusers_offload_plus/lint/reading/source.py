@@ -240,6 +240,11 @@ class Source:
         start = index.positions[outer]
         return start <= index.positions.get(node, -1) < start + index.sizes[start]
 
+    def comes_before(self, node: ast.AST, other: ast.AST) -> bool:
+        """Whether ``node`` begins before ``other`` in the text."""
+        positions = self._index.positions
+        return positions[node] < positions[other]
+
     def statement(self, node: ast.AST) -> ast.AST:
         """The innermost statement that holds ``node``."""
         current: ast.AST | None = node

@@ -200,11 +200,13 @@ def _row(c: ComponentReport) -> tuple[str, ...]:
 
 
 def _disk_lines(components: tuple[ComponentReport, ...], memory: ProcessMemory) -> list[str]:
-    rows = [("component", "in memory", "on disk", "of which written", "found", "private", "read", "waited")]
+    rows: list[tuple[str, ...]] = [
+        ("component", "in memory", "on disk", "of which written", "found", "private", "read", "waited")
+    ]
     for c in components:
         ours = (c.disk_written_bytes, c.disk_found_bytes, c.private_bytes, c.disk_read_bytes)
         sizes = map(format_bytes, (c.host_bytes, c.disk_bytes, *ours))
-        rows.append((c.name, *sizes, f"{c.read_wait_seconds:.2f} s"))  # type: ignore[arg-type]
+        rows.append((c.name, *sizes, f"{c.read_wait_seconds:.2f} s"))
     parts = {"anonymous": memory.anonymous, "file-backed": memory.file_backed, "peak of cgroup": memory.cgroup_peak}
     known = ", ".join(f"{name} {format_bytes(value)}" for name, value in parts.items() if value is not None)
     return [*table(rows, text_columns=1), f"memory of the process: {known or 'not known'}"]

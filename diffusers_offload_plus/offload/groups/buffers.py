@@ -10,6 +10,7 @@ from torch import nn
 
 from ..model.references import storage_uses
 from ..model.tensors import alias, is_packable, map_plain, plain_bytes, plain_tensors, relocate, repoint, span
+from ..modes import engine_mode
 from ..transfer.copy_engine import CopyEngine
 
 __all__ = ["PersistentBuffers", "all_to_host"]
@@ -57,12 +58,14 @@ class PersistentBuffers:
         more = self.total_bytes - self._bytes  # a cast changes sizes, and buffers come and go
         if more > 0:
             reserve(more)
-        self._move(self._copy_engine.device)
+        if self._move(self._copy_engine.device) or more:
+            self._recount()
         self.on_host = False
 
     def to_host(self) -> None:
         """Bring all back to host memory, with what was written to them."""
         self._move(torch.device("cpu"))
+        self._recount()
         self.on_host = True
 
     def return_held(self) -> None:
@@ -71,6 +74,11 @@ class PersistentBuffers:
         if not self._held:
             return
         held, self._held = self._held, []
+        with engine_mode():
+            self._return(held)
+        self._recount()
+
+    def _return(self, held: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         for tensor, original in held:
             pairs = [(t, o) for (_, t), (_, o) in zip(plain_tensors(tensor), plain_tensors(original), strict=True)]
             if any(_layout(there) != _layout(here) for there, here in pairs):
@@ -79,21 +87,22 @@ class PersistentBuffers:
                 for there, here in pairs:
                     span(here).copy_(span(there))
                 repoint(tensor, original)
-        self._recount()
 
-    def _move(self, device: torch.device) -> None:
-        pointing: Counter[int] | None = None
+    def _move(self, device: torch.device) -> bool:
+        """Bring all that are elsewhere to ``device``; whether there were some."""
+        elsewhere = [t for t in self._tensors if any(plain.device != device for _, plain in plain_tensors(t))]
+        if not elsewhere:
+            return False
+        pointing = Counter(_key(t) for known in self._tensors for _, t in plain_tensors(known))
         try:
-            for tensor in self._tensors:
-                if all(plain.device == device for _, plain in plain_tensors(tensor)):
-                    continue
-                if device.type != "cpu":
-                    pointing = pointing or Counter(_key(t) for known in self._tensors for _, t in plain_tensors(known))
-                    if any(_uses(plain) > pointing[_key(plain)] for _, plain in plain_tensors(tensor)):
-                        self._held.append((tensor, alias(tensor)))
+            for tensor in elsewhere:
+                if device.type != "cpu" and any(_uses(t) > pointing[_key(t)] for _, t in plain_tensors(tensor)):
+                    self._held.append((tensor, alias(tensor)))
                 repoint(tensor, map_plain(tensor.detach(), lambda t: relocate(t, device)))
-        finally:
+        except BaseException:
             self._recount()
+            raise
+        return True
 
     def _recount(self) -> None:
         on_device = [t for t in self._tensors if any(p.device.type != "cpu" for _, p in plain_tensors(t))]

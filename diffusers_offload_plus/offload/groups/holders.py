@@ -25,13 +25,13 @@ class Holders:
         self._known: Counter[int] = Counter()
         self._generation = -1
 
-    def have(self, group: ParamGroup) -> bool:
-        """Whether other code has a reference to the tensors of ``group`` or to their stored memory."""
+    def have_tensors_of(self, group: ParamGroup) -> bool:
+        """Whether other code has a reference to a tensor of ``group``."""
         if self._tree.generation != self._generation:
             self._count()
         if not group.references.known:
             group.expect_references(self._known)
-        return group.memory_is_held or group.references.are_held
+        return group.references.are_held
 
     def _count(self) -> None:
         self._generation = self._tree.generation

@@ -128,8 +128,8 @@ class Attachment:
         call, before that code runs; unless there are weights that have to be onloaded now.
         """
         hook, device = self.hook_on(self.root), self.engine.device
-        elsewhere = any(tensor.device != device for tensor in self.engine.tree.unknown_tensors())
-        if hook is None or hook.reclaim() or self.stale or elsewhere:
+        is_wrapped = hook is not None and not hook.reclaim() and not self.stale
+        if not is_wrapped or any(tensor.device != device for tensor in self.engine.tree.unknown_tensors()):
             self._refresh()
             return
         self._unhook_displaced(self.root)

@@ -54,8 +54,7 @@ class Devices:
         moved = _Moved()
         for tensor, devices in self._devices.values():
             if [plain.device for _, plain in plain_tensors(tensor)] != devices:
-                there = map(moved.to, (plain for _, plain in plain_tensors(tensor.detach())), devices)
-                repoint(tensor, map_plain(tensor.detach(), lambda _, there=there: next(there)))  # type: ignore[misc]
+                repoint(tensor, moved.all_to(tensor.detach(), devices))
 
 
 class _Moved:
@@ -63,6 +62,11 @@ class _Moved:
 
     def __init__(self) -> None:
         self._copies: dict[tuple[int, torch.device], tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+
+    def all_to(self, tensor: torch.Tensor, devices: list[torch.device]) -> torch.Tensor:
+        """``tensor`` with its plain tensors on ``devices``, one for each."""
+        left = iter(devices)
+        return map_plain(tensor, lambda plain: self.to(plain, next(left)))
 
     def to(self, plain: torch.Tensor, device: torch.device) -> torch.Tensor:
         """``plain`` on ``device``, over the copy of its storage."""

@@ -7,8 +7,9 @@ copy engine busy. All other memory caches groups. Cached groups are spread evenl
 while others are copied: in order of use, a group is cached if the bytes cached so far are behind their share. Bytes
 left over are filled with the largest groups that fit, far from other cached groups.
 
-Even spreads differ in where they begin, in how they round, and in how many of the largest groups are cached first
-(which makes the double buffer smaller). Some dozens are tried, and the fastest by the step model is taken. No speeds
+Even spreads differ in where they begin, in how they round, in how many of the largest groups are cached first (which
+makes the double buffer smaller), and in which sizes they are of. Some dozens are tried, and the fastest by the step
+model is taken. No speeds
 are known here, so the model is asked with several ratios of computing to copying. A byte takes one second to copy.
 """
 
@@ -39,6 +40,8 @@ LEAST_SHARE = 0.02  # of all weights, for stream bytes
 LARGEST = 8  # sizes of the largest streamed group that are tried
 STARTS = 4  # places around the step where a spread may begin
 ROUNDINGS = (0.0, 0.5)  # see ``evenly_spread``
+FEW = 100  # groups: each is so large a part of a spread that more are tried
+FINE_ROUNDINGS = (0.0, 0.25, 0.5, 0.75, 1.0)
 RATIOS = (0.25, 0.5, 1.0)  # compute time of a group to its copy time
 ONE_BYTE_A_SECOND = Bandwidth(1.0)
 
@@ -130,16 +133,27 @@ def choose_cached(sizes: tuple[int, ...], nests: tuple[frozenset[int], ...], bud
 
 def _spreads(sizes: tuple[int, ...], nests: tuple[frozenset[int], ...], budget: int) -> Iterator[frozenset[int]]:
     least = min(int(LEAST_SHARE * sum(sizes)), budget)
-    for largest in sorted(set(sizes), reverse=True)[:LARGEST]:
-        first = frozenset(place for place, nbytes in enumerate(sizes) if nbytes > largest)
+    roundings = FINE_ROUNDINGS if len(sizes) <= FEW else ROUNDINGS
+    for first, places in _candidates(sizes):
         taken = sum(sizes[place] for place in first)
         cache_bytes = budget - max(least, floor_bytes(sizes, nests, first))
         if taken <= cache_bytes:
-            places = [place for place in range(len(sizes)) if place not in first]
-            for step, rounding in itertools.product(range(STARTS), ROUNDINGS):
+            for step, rounding in itertools.product(range(STARTS), roundings):
                 start = len(places) * step // STARTS
                 chosen = evenly_spread(sizes, places[start:] + places[:start], cache_bytes - taken, rounding)
                 yield _filled(sizes, first | chosen, cache_bytes)
+
+
+def _candidates(sizes: Sequence[int]) -> Iterator[tuple[frozenset[int], list[int]]]:
+    """Groups that are cached first, and groups that the rest of the budget is spread over: the largest first and all
+    others, or, where groups are few, only those up to some size."""
+    largest = sorted(set(sizes), reverse=True)[:LARGEST]
+    for size in largest:
+        first = frozenset(place for place, nbytes in enumerate(sizes) if nbytes > size)
+        yield first, [place for place in range(len(sizes)) if place not in first]
+    if len(sizes) <= FEW:
+        for size in largest[1:]:
+            yield frozenset(), [place for place, nbytes in enumerate(sizes) if nbytes <= size]
 
 
 def evenly_spread(sizes: Sequence[int], order: Sequence[int], nbytes: int, rounding: float = 0.0) -> set[int]:

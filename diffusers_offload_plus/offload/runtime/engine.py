@@ -343,6 +343,8 @@ class OffloadEngine:
             finally:
                 try:
                     self._sweep(finished)
+                    self.forward_pass.show_held()
+                    self.persistent.return_held()
                 finally:
                     self._owner = None
 
@@ -364,12 +366,6 @@ class OffloadEngine:
         except BaseException:
             self.forward_pass.sweep()  # what is left
             raise
-        with engine_mode():
-            for group in self._residents:
-                if group.state is GroupState.ONLOADED and group.memory_is_held:
-                    group.offload(compare=Compare.ALL)
-                    follow_parameters([group])
-            self.persistent.return_held()
 
     def evict(self, nbytes: int) -> None:
         """Take groups that are not in use off the device until ``nbytes`` are free, or none is left."""

@@ -24,6 +24,7 @@ from ..model.module_tree import ModuleTree
 from ..model.partition import Unit
 from ..modes import engine_mode, profiled
 from ..transfer.copy_engine import CopyEngine
+from .autograd import follow_parameters
 from .prefetch import Prefetcher
 
 __all__ = ["CalledModule", "ForwardPass", "Frame"]
@@ -78,6 +79,7 @@ class ForwardPass:
         self._holders: Holders
         self.compare = Compare.NONE
         self._groups: Sequence[ParamGroup] = ()
+        self._residents: list[ParamGroup] = []
         self._on_device: dict[ParamGroup, None] = {}  # onloaded in this pass and not offloaded yet, in order
         self._cached: dict[ParamGroup, None] = {}  # on the device since an earlier pass, in order of last use
         self._deferred: list[ParamGroup] = []
@@ -93,6 +95,7 @@ class ForwardPass:
         self._stall_timer.reset()
         self._cached.clear()
         self._groups = groups
+        self._residents = [group for group in groups if not group.streams]
         found: dict[int, tuple[nn.Module, list[ParamGroup], bool]] = {}
         for index, unit in enumerate(units):
             needed = [group for group in groups if index in group.spec.units and group.streams]
@@ -158,6 +161,15 @@ class ForwardPass:
         self._stall_timer.end(finished)
         self.prefetcher.end(finished)
 
+    def show_held(self) -> None:
+        """Take groups that stay on the device for good to the host where other code has a reference to their stored
+        memory; the next pass brings them back."""
+        for group in self._residents:
+            if group.state is GroupState.ONLOADED and group.memory_is_held:
+                with engine_mode():
+                    group.offload(compare=Compare.ALL)
+                    follow_parameters([group])
+
     def _keep(self, group: ParamGroup) -> None:
         """Leave a group on the device between two passes, if nobody can write it there unseen; see
         [Note: who may write a weight between two passes]."""
@@ -165,7 +177,7 @@ class ForwardPass:
             group.offload(compare=self.compare)
         elif group.cached and group.state is not GroupState.PREFETCHED:
             group.keep_on_device()
-        elif not self._holders.have(group):
+        elif not self._holders.have_tensors_of(group):
             group.keep_for_next_pass()
         elif group.cached and not group.under_way:
             group.keep_on_device()

@@ -205,12 +205,15 @@ class Prefetcher:
             if number is None:
                 break
             group = self._groups[number]
-            if self._order.is_over(len(ahead)) and not group.cached and self._holders.have(group):
+            if self._order.is_over(len(ahead)) and not group.cached and self._may_be_written(group):
                 break  # what is written to it between the passes would be missing in the copy
             if group.state is GroupState.OFFLOADED and not self._start(group, stream):
                 break
             ahead.append(group)
         return [group for group in dropped if group not in ahead] if dropped else dropped
+
+    def _may_be_written(self, group: ParamGroup) -> bool:
+        return group.memory_is_held or self._holders.have_tensors_of(group)
 
     def note_evicted(self, group: ParamGroup) -> None:
         """``group`` was taken off the device; if it was ahead, it has to be started again."""

@@ -6,7 +6,6 @@ import contextlib
 import gc
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import diffusers_offload_plus as dop
-from diffusers_offload_plus.offload.hooks.attachment import attachment_of
 from diffusers_offload_plus.offload.hooks.changeover import Changeover
-from tests.offload.failures.world import World, try_every_fault
+from tests.offload.failures.world import World, place, try_every_fault
 from tests.support.meter import Meter
 from tests.support.policies import soaked
+from tests.support.virtual import engine_of
 
 flavours = pytest.mark.parametrize(
     "flavour", ["out-of-memory", "interrupt", "EMFILE", *soaked("memory-error", "ENOSPC", "EIO")]
@@ -28,10 +27,6 @@ flavours = pytest.mark.parametrize(
 def fails(policy: str, flavour: str) -> bool:
     """Whether there is anything that can fail like that: without disk or sharing no file is touched."""
     return flavour not in ("ENOSPC", "EIO", "EMFILE") or policy.startswith(("disk", "shared"))
-
-
-def place(folder: Path, policy: str, **more: Any) -> dict[str, Any]:
-    return {"offload_to_disk_path": str(folder / "store"), **more} if policy.startswith("disk") else {}
 
 
 @flavours
@@ -87,7 +82,9 @@ def test_weights_that_are_in_a_checkpoint_or_kept(
         # A file that cannot be read is of no use; one for which something has run out is, later.
         assert not keep or flavour == "EIO" or report.disk_written_bytes == 0
 
-    operation = lambda world: world.enable("disk-leaf-stream", **where, protect=None if keep else "copy")  # noqa: E731
+    def operation(world: World) -> None:
+        world.enable("disk-leaf-stream", **where, protect=None if keep else "copy")
+
     assert try_every_fault(make, operation, flavour, done=done) > 3 or flavour == "memory-error"
 
 
@@ -142,7 +139,7 @@ def test_one_stays_and_another_comes(device: torch.device, meter: Meter) -> None
         return world
 
     def done(world: World) -> None:
-        budgets = {id(attachment_of(part).engine.budget) for part in world.parts.values()}  # type: ignore[union-attr]
+        budgets = {id(engine_of(part).budget) for part in world.parts.values()}
         assert len(budgets) == 1
 
     def operation(world: World) -> None:

@@ -13,7 +13,7 @@ import diffusers_offload_plus as dop
 from diffusers_offload_plus.offload.hooks.attachment import attachment_of
 from diffusers_offload_plus.offload.stores import mapped_file
 from diffusers_offload_plus.offload.stores.mapped_file import MappedFile
-from tests.offload.failures.test_enabling import flavours, place
+from tests.offload.failures.test_enabling import flavours
 from tests.offload.failures.world import World, try_every_fault
 from tests.offload.stores.disk.setup import on_disk
 from tests.support.meter import Meter
@@ -29,10 +29,7 @@ def test_a_fault_that_passes_changes_nothing(
     """What failed is tried again at the end. An interruption is raised when all is done."""
 
     def make() -> World:
-        world = World(device)
-        world.enable(policy, **place(tmp_path, policy))
-        world.assert_computes(1)
-        return world
+        return World.that_ran(device, policy, tmp_path)
 
     def done(world: World) -> None:
         assert world.is_offloaded()
@@ -52,9 +49,7 @@ def test_what_was_written_on_the_device_gets_to_the_host(
     """Disabled with gradients of a pass that wrote a weight without a trace."""
 
     def make() -> World:
-        world = World(device)
-        world.enable(policy, **place(tmp_path, policy))
-        world.assert_computes(1)
+        world = World.that_ran(device, policy, tmp_path)
         for model in (world.parts["denoiser"], world.plain["denoiser"]):
             model.scale.data.fill_(0.75)
             model.inlet.weight.data[3] = 0.5
@@ -67,9 +62,7 @@ def test_weights_that_cannot_be_read_stay_on_disk_and_are_named(
     device: torch.device, meter: Meter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk fails for some of one component: all else is in memory, of that component and of the others."""
-    world = World(device)
-    world.enable("disk-stream", **place(tmp_path, "disk"))
-    world.assert_computes(1)
+    world = World.that_ran(device, "disk-stream", tmp_path)
     part: Any = world.parts["denoiser"]
     slab = next(slab for slab in on_disk(part) if slab.offset_of(part.blocks[1].up.weight) is not None)
     bad = {(place.file, place.offset) for place in slab.ranges}

@@ -12,8 +12,8 @@ from torch import nn
 
 import diffusers_offload_plus as dop
 from diffusers_offload_plus.offload.hooks.diffusers_api import HOOK_NAME, registry_of
-from tests.offload.failures.test_enabling import fails, flavours, place
-from tests.offload.failures.world import World, try_every_fault
+from tests.offload.failures.test_enabling import fails, flavours
+from tests.offload.failures.world import World, place, try_every_fault
 from tests.support.faults import failing
 from tests.support.meter import Meter
 from tests.support.models import Block, held, noise, seeded
@@ -65,14 +65,11 @@ def test_a_copy_in_pieces(number: int, device: torch.device, meter: Meter, tmp_p
 
 @flavours
 @pytest.mark.parametrize("policy", ["half", *soaked("block-stream")])
-def test_a_pass_with_gradients(policy: str, flavour: str, device: torch.device, meter: Meter) -> None:
+def test_a_pass_with_gradients(policy: str, flavour: str, device: torch.device, meter: Meter, tmp_path: Path) -> None:
     """At its end weights are compared, so that may fail as well."""
 
     def make() -> World:
-        world = World(device)
-        world.enable(policy)
-        world.assert_computes(1)
-        return world
+        return World.that_ran(device, policy, tmp_path)
 
     def operation(world: World) -> None:
         with torch.enable_grad():
@@ -85,10 +82,7 @@ def test_a_pass_with_gradients(policy: str, flavour: str, device: torch.device, 
 @policies
 def test_onloaded(policy: str, flavour: str, device: torch.device, meter: Meter, tmp_path: Path) -> None:
     def make() -> World:
-        world = World(device)
-        world.enable(policy, **place(tmp_path, policy))
-        world.assert_computes(1)
-        return world
+        return World.that_ran(device, policy, tmp_path)
 
     def operation(world: World) -> None:
         with dop.onloaded(world.parts["denoiser"]) as model:
@@ -105,10 +99,7 @@ def test_a_write_in_onloaded_is_kept(
     """It is on the device alone when the block ends, so it has to get to the host, whatever fails."""
 
     def make() -> World:
-        world = World(device)
-        world.enable(policy, **place(tmp_path, policy))
-        world.assert_computes(1)
-        return world
+        return World.that_ran(device, policy, tmp_path)
 
     def write(model: nn.Module) -> None:
         for name, tensor in held(model).items():
@@ -123,15 +114,12 @@ def test_a_write_in_onloaded_is_kept(
     try_every_fault(make, operation, flavour, done=World.assert_values, undone=False)
 
 
-def test_hooks_that_others_removed(device: torch.device, meter: Meter) -> None:
+def test_hooks_that_others_removed(device: torch.device, meter: Meter, tmp_path: Path) -> None:
     """diffusers takes them off, changes the model and reads a setting, which puts them back. If that fails, the next
     pass has them."""
 
     def make() -> World:
-        world = World(device)
-        world.enable("block-stream")
-        world.assert_computes(1)
-        return world
+        return World.that_ran(device, "block-stream", tmp_path)
 
     def operation(world: World) -> None:
         part, plain = world.parts["denoiser"], world.plain["denoiser"]
@@ -156,9 +144,7 @@ def test_a_model_that_has_grown(policy: str, flavour: str, device: torch.device,
     """A block is put in and another taken out: the next pass offloads anew, or the one after it."""
 
     def make() -> World:
-        world = World(device)
-        world.enable(policy, **place(tmp_path, policy))
-        world.assert_computes(1)
+        world = World.that_ran(device, policy, tmp_path)
         for part in (world.parts["denoiser"], world.plain["denoiser"]):
             part.blocks.insert(1, seeded(Block, 5))
             del part.blocks[0]

@@ -9,6 +9,7 @@ import itertools
 import os
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,6 +47,11 @@ class Part(Stack):
         return super().forward(x) * self.scale
 
 
+def place(folder: Path, policy: str, **more: Any) -> dict[str, Any]:
+    """The arguments of a policy with a disk that say where weights go."""
+    return {"offload_to_disk_path": str(folder / "store"), **more} if policy.startswith("disk") else {}
+
+
 class World:
     """Three components, of which one may be left out, and plain copies of them."""
 
@@ -60,6 +66,14 @@ class World:
         """Offload them."""
         chosen = BLOCKS.get(policy) or settings(policy, self.pipe, self.device)
         dop.enable_group_offload(self.pipe, self.device, **{**chosen, **more})
+
+    @classmethod
+    def that_ran(cls, device: torch.device, policy: str, folder: Path) -> World:
+        """One that is offloaded, after a pass of each model."""
+        world = cls(device)
+        world.enable(policy, **place(folder, policy))
+        world.assert_computes(1)
+        return world
 
     def is_offloaded(self, *names: str) -> bool:
         """Whether these are offloaded and no others."""
@@ -234,7 +248,7 @@ def try_every_fault(
             if raised is not None:
                 error.add_note(f"after {type(raised).__name__}")
             raise
-        world = before = None  # type: ignore[assignment]
+        del world, before
     raise AssertionError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from torch import nn
 
 import diffusers_offload_plus as dop
 from diffusers_offload_plus.offload.groups.param_group import GroupState
+from diffusers_offload_plus.offload.model.tensors import plain_tensors
 from tests.support.meter import Meter
 from tests.support.models import Stack, assert_same, noise, seeded
 from tests.support.policies import settings
@@ -24,12 +25,16 @@ Writer = Callable[[float], object]
 Taken = dict[str, Writer]
 
 
-def named(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    for path, module in model.named_modules():
-        for name in (*module._parameters, *module._buffers):
-            if getattr(module, name) is None:
-                continue
-            yield f"{path}.{name}".lstrip("."), module, name
+Slot = dict[str, Any]
+
+
+def slots(model: nn.Module, look: Callable[[Slot, str], torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Every parameter, taken out of the dictionary that its module has."""
+    return {
+        f"{path}.{name}".lstrip("."): look(module._parameters, name)
+        for path, module in model.named_modules()
+        for name, parameter in module.named_parameters(recurse=False)
+    }
 
 
 def through(tensors: Callable[[nn.Module], dict[str, torch.Tensor]]) -> Callable[[nn.Module], Taken]:
@@ -44,8 +49,8 @@ def through(tensors: Callable[[nn.Module], dict[str, torch.Tensor]]) -> Callable
 
 def weakly(model: nn.Module) -> Taken:
     """What was not kept alive is looked up again through weak references."""
-    found = {name: weakref.ref(p) for name, p in model.named_parameters()}
-    return {name: lambda factor, r=r: r().data.mul_(factor) for name, r in found.items()}  # type: ignore[union-attr]
+    found: dict[str, Any] = {name: weakref.ref(p) for name, p in model.named_parameters()}
+    return {name: lambda factor, r=r: r().data.mul_(factor) for name, r in found.items()}
 
 
 def storages(model: nn.Module) -> Taken:
@@ -72,9 +77,10 @@ TAKEN: dict[str, Callable[[nn.Module], Taken]] = {
     "state dict": through(lambda m: m.state_dict()),
     "data": through(lambda m: {name: p.data for name, p in m.named_parameters()}),
     "views": through(lambda m: {name: p.detach().view(-1) for name, p in m.named_parameters()}),
-    "get": through(lambda m: {path: (module._parameters | module._buffers).get(n) for path, module, n in named(m)}),  # type: ignore[misc]
-    "dictionaries": through(lambda m: {p: dict(x._parameters)[n] for p, x, n in named(m) if n in x._parameters}),
-    "copies": through(lambda m: {p: x._parameters.copy()[n] for p, x, n in named(m) if n in x._parameters}),  # type: ignore[misc]
+    "get": through(lambda m: slots(m, lambda slot, name: slot.get(name))),
+    "dictionaries": through(lambda m: slots(m, lambda slot, name: dict(slot)[name])),
+    "copies": through(lambda m: slots(m, lambda slot, name: slot.copy()[name])),
+    "unions": through(lambda m: slots(m, lambda slot, name: (slot | {})[name])),
     "weak references": weakly,
     "storages": storages,
     "arrays": arrays,
@@ -178,14 +184,14 @@ def test_what_nobody_holds_is_copied_into_the_next_pass(
 
     free = ahead()
     assert free, "nothing was copied ahead"
-    assert not any(engine.forward_pass.prefetcher._holders.have(group) for group in engine.groups)
+    assert not any(engine.forward_pass.prefetcher._may_be_written(group) for group in engine.groups)
     first = min(free)
     holders: dict[str, Callable[[torch.Tensor], object]] = {
         "strong": lambda weight: [weight], "weak": weakref.ref, "data": lambda weight: weight.data,
     }  # fmt: skip
-    if hasattr(engine.groups[first].spec.entries[0].tensor, "qdata"):
-        holders["inner"] = lambda weight: weight.qdata  # type: ignore[attr-defined]
-        holders["inner data"] = lambda weight: weight.qdata.data  # type: ignore[attr-defined]
+    if kind != "plain":
+        holders["inner"] = lambda weight: next(plain_tensors(weight))[1]
+        holders["inner data"] = lambda weight: next(plain_tensors(weight))[1].data
     for name, hold in holders.items():
         held = hold(engine.groups[first].spec.entries[0].tensor)
         assert first not in ahead(), name

@@ -174,7 +174,7 @@ def gap(sizes: Sizes, budget: int) -> float:
 def test_equal_blocks_of_two_kinds_by_brute_force(doubles: int, singles: int, size: int, part: float) -> None:
     sizes = (24,) * doubles + (size,) * (min(9 - doubles, singles))
     floor, total = floor_bytes(sizes, ()), sum(sizes)
-    assert gap(sizes, floor + int(part * (total - floor - 1))) <= 1.15  # 1.11 is the worst of 12,000
+    assert gap(sizes, floor + int(part * (total - floor - 1))) <= 1.06
 
 
 def test_groups_of_any_sizes_by_brute_force() -> None:

@@ -111,6 +111,13 @@ def _argument(node: ast.Call, name: str) -> ast.expr | None:
     return next((keyword.value for keyword in node.keywords if keyword.arg == name), None)
 
 
+def _seeded(node: ast.expr) -> ast.expr | None:
+    """The generator that ``node`` seeds and returns; None if it does not."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "manual_seed":
+        return node.func.value
+    return None
+
+
 def _is_device_of(body: Body, device: ast.expr, generator: ast.expr, hops: int) -> bool:
     """Whether ``device`` is the device of ``generator``, directly or under another name."""
     drawn_from = _names_of(body, generator)
@@ -123,8 +130,10 @@ def _is_device_of(body: Body, device: ast.expr, generator: ast.expr, hops: int) 
                 return True
     if isinstance(generator, ast.Name):
         for made in _values(body, generator.id):
-            while method_called(made) == "manual_seed" and isinstance(made, ast.Call):
-                made = made.func.value  # type: ignore[attr-defined]
+            while (
+                isinstance(made, ast.Call) and isinstance(made.func, ast.Attribute) and made.func.attr == "manual_seed"
+            ):
+                made = made.func.value
             if isinstance(made, ast.Call) and name_of(made.func) == "Generator":
                 given = _argument(made, "device") or (made.args[0] if made.args else None)
                 if given is not None and ast.dump(given) == ast.dump(device):

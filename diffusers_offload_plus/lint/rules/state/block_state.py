@@ -211,7 +211,7 @@ def _may_come_first(write: Access, read: Access) -> bool:
     here, there = source.statement(read.node), source.statement(write.node)
     if here is there:
         return isinstance(here, ast.For | ast.With) and not source.is_inside(read.node, _evaluated_first(here))
-    if (there.lineno, there.col_offset) < (here.lineno, here.col_offset):  # type: ignore[attr-defined]
+    if source.comes_before(there, here):
         return True
     return _in_later_round(source, read.node, write.node)
 
